@@ -1,0 +1,31 @@
+# Two commands: `make run` starts everything, `make test` tests everything. Both make .venv when it is needed
+# (dev.py compares a stamp with pyproject.toml's content). Nothing else has to be installed first.
+#   make run            stays up; Ctrl-C stops it         make run ONCE=1   samples through and back, then exit 0 or 1
+#   make test           the whole suite                   make test ARGS="-k codec -x"
+PYTHON ?= python3
+ONCE ?=
+ARGS ?=
+
+.PHONY: help setup run test lint wheel clean
+
+help:
+	@sed -n '1,4s/^# \{0,1\}//p' Makefile
+
+setup:
+	@$(PYTHON) dev.py setup
+
+run:
+	@$(PYTHON) dev.py run $(if $(filter-out 0 no false,$(ONCE)),--once) $(ARGS)
+
+test:
+	@$(PYTHON) dev.py test $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+wheel: setup
+	.venv/bin/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf .venv dist build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
