@@ -1,0 +1,202 @@
+"""Words, sample values, level indices and bit planes.
+
+A *word* is what is stored (8 or 16 bits allocated), a *value* the sample in it (sign-extended), a *level index* the
+rank of the value in the frame's table of levels. All coders work on level indices.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# "as" re-exports: stego imports this module of the codec only.
+from codec.errors import CodecError as CodecError
+from codec.errors import UnsupportedFrame
+from codec.pixelformat import PixelFormat as PixelFormat
+
+Words = NDArray[np.uint8] | NDArray[np.uint16]
+DENSE_SHARE = 0.92  # design: rank the levels when fewer than 92 % of those in range occur
+
+
+def split_words(words: Words, fmt: PixelFormat) -> tuple[NDArray[np.int32], NDArray[np.uint16] | None]:
+    """Split stored words into sample values (int32, same shape) and the unused bits in place (uint16; None if all 0).
+
+    Raises UnsupportedFrame when shape or dtype differ from `fmt`.
+    """
+    if words.shape != fmt.shape or words.dtype != np.dtype(fmt.dtype):
+        raise UnsupportedFrame(f"words are {words.dtype} {words.shape}, the format says {fmt.dtype} {fmt.shape}")
+    wide = words.astype(np.int32)
+    unused = (wide & ~fmt.mask).astype(np.uint16)
+    values = (wide & fmt.mask) >> fmt.shift
+    if fmt.signed:
+        sign = 1 << (fmt.bits_stored - 1)
+        values = (values ^ sign) - sign
+    return values, (unused if unused.any() else None)
+
+
+def join_words(values: NDArray[np.int32], unused: NDArray[np.uint16] | None, fmt: PixelFormat) -> Words:
+    """Exact inverse of split_words: words of fmt.dtype and fmt.shape."""
+    wide = (values.astype(np.int32).reshape(fmt.shape) << fmt.shift) & fmt.mask
+    if unused is not None:
+        wide |= unused.reshape(fmt.shape).astype(np.int32)
+    return wide.astype(fmt.dtype)
+
+
+def sign_extension(values: NDArray[np.int32], fmt: PixelFormat) -> NDArray[np.uint16]:
+    """The unused bits as they are when the sample's sign is repeated in every bit above it (and 0 below)."""
+    above = ((1 << fmt.bits_allocated) - 1) & ~((1 << (fmt.high_bit + 1)) - 1)
+    return np.where(values < 0, np.uint16(above), np.uint16(0)).astype(np.uint16)
+
+
+@dataclass(frozen=True, eq=False)
+class LevelTable:
+    """The sorted distinct values that a frame may use.
+
+    Dense: the `count` values from `minimum` on (`table` is None). Explicit: `table`, int32, strictly increasing.
+    """
+
+    minimum: int
+    count: int
+    table: NDArray[np.int32] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 65536:
+            raise UnsupportedFrame(f"{self.count} levels; 1..65536 can be coded")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LevelTable) or (self.minimum, self.count) != (other.minimum, other.count):
+            return False
+        return bool(np.array_equal(self.values(), other.values()))
+
+    def __hash__(self) -> int:
+        return hash((self.minimum, self.count))
+
+    def values(self) -> NDArray[np.int32]:
+        """All levels, int32, increasing."""
+        if self.table is not None:
+            return self.table
+        return np.arange(self.minimum, self.minimum + self.count, dtype=np.int32)
+
+    def rank(self, values: NDArray[np.int32]) -> NDArray[np.uint16]:
+        """Level indices of `values` (same shape). Raises CodecError when a value is not among the levels."""
+        if self.table is None:
+            wide = values.astype(np.int64) - self.minimum
+            if wide.size and (int(wide.min()) < 0 or int(wide.max()) >= self.count):
+                raise CodecError("a value lies outside the frame's levels")
+            return wide.astype(np.uint16)
+        index = np.minimum(np.searchsorted(self.table, values), self.count - 1)
+        if not np.array_equal(self.table[index], values):
+            raise CodecError("a value is not among the frame's levels")
+        return index.astype(np.uint16)
+
+    def value(self, index: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """Values of level indices (same shape). Raises CodecError when an index is not below `count`."""
+        if index.size and int(index.max()) >= self.count:
+            raise CodecError("a level index lies outside the frame's levels")
+        if self.table is None:
+            return index.astype(np.int32) + np.int32(self.minimum)
+        return self.table[index]
+
+
+def pack_levels(levels: LevelTable) -> bytes:
+    """The gaps of an explicit table (first level left out), the shorter of deflated gaps and deflated bitmap.
+
+    Empty for a dense table. First byte 0: gaps - 1 as little-endian uint16; 1: bitmap of minimum+1 .. maximum.
+    """
+    if levels.table is None:
+        return b""
+    gaps = np.diff(levels.table)
+    narrow = zlib.compress((gaps - 1).astype("<u2").tobytes(), 9)
+    present = np.zeros(int(gaps.sum()), np.uint8)
+    present[np.cumsum(gaps) - 1] = 1
+    bitmap = zlib.compress(np.packbits(present).tobytes(), 9)
+    return b"\x00" + narrow if len(narrow) < len(bitmap) else b"\x01" + bitmap
+
+
+def choose_levels(values: NDArray[np.int32]) -> LevelTable:
+    """The level table for a frame: dense, or explicit when that is shorter by estimate.
+
+    Explicit when fewer than 92 % of the levels in range occur, and the table's own bytes are paid for by the estimated
+    code length. Deterministic in `values`.
+    """
+    lowest, highest = int(values.min()), int(values.max())
+    seen = np.bincount((values - lowest).ravel(), minlength=highest - lowest + 1) > 0
+    dense = LevelTable(lowest, highest - lowest + 1)
+    used = int(seen.sum())
+    if used >= DENSE_SHARE * dense.count:
+        return dense
+    explicit = LevelTable(lowest, used, (np.flatnonzero(seen) + lowest).astype(np.int32))
+    table_bits = 8 * len(pack_levels(explicit))
+    gain = _rough_bits(dense.rank(values)) - _rough_bits(explicit.rank(values))
+    return explicit if gain > table_bits else dense
+
+
+def _rough_bits(index: NDArray[np.uint16]) -> float:
+    """Estimated code length of level indices in bits, from the errors of the MED predictor."""
+    plane = index.reshape(index.shape[0], index.shape[1], -1).astype(np.int32)
+    errors = np.abs(plane - med_predictions(plane))
+    rows, columns = errors.shape[:2]
+    near = np.ones(errors.shape, np.float64)
+    near[1:] += errors[:-1]
+    near[:, 1:] += errors[:, :-1]
+    near[1:, 1:] += errors[:-1, :-1]
+    scale = near / 3.0 + 0.3
+    return float((np.log2(scale) + 0.7 * errors / scale).sum()) + rows * columns
+
+
+def med_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:
+    """MED (LOCO-I) predictions of every sample from W, N, NW; int32, same shape; 0 before the first sample."""
+    west = np.zeros_like(plane)
+    west[:, 1:] = plane[:, :-1]
+    north = np.zeros_like(plane)
+    north[1:] = plane[:-1]
+    corner = np.zeros_like(plane)
+    corner[1:, 1:] = plane[:-1, :-1]
+    north[0], corner[0] = west[0], west[0]
+    west[1:, 0], corner[1:, 0] = north[1:, 0], north[1:, 0]
+    low, high = np.minimum(west, north), np.maximum(west, north)
+    return np.where(corner >= high, low, np.where(corner <= low, high, west + north - corner)).astype(np.int32)
+
+
+def plane_entropies(index: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Estimated conditional entropy of each bit plane of a level-index image, in bits per sample; [0] is the lowest.
+
+    Each plane is conditioned on all planes above it and on the causal neighbourhood, through a causal prediction and
+    the local activity. As many entries as the highest index has bits (at least one).
+    """
+    plane = index.reshape(index.shape[0], -1).astype(np.int32)
+    bits = max(1, int(plane.max()).bit_length())
+    guess = _smooth_predictions(plane)
+    errors = np.abs(plane - guess)
+    near = np.zeros_like(errors)
+    near[1:] += errors[:-1]
+    near[:, 1:] += errors[:, :-1]
+    near[1:, 1:] += errors[:-1, :-1]
+    activity = np.minimum(np.log2(1 + near).astype(np.int32), 15)
+    out = np.zeros(bits, np.float64)
+    for bit in range(bits):
+        base = (plane >> (bit + 1)) << (bit + 1)
+        place = np.clip(((guess - base) * 16) >> (bit + 1), -16, 31) + 16
+        context = place * 16 + activity
+        ones = (plane >> bit) & 1
+        counts = np.bincount((context * 2 + ones).ravel(), minlength=48 * 16 * 2).reshape(-1, 2).astype(np.float64)
+        out[bit] = _count_entropy(counts) / plane.size
+    return out
+
+
+def _smooth_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:
+    """(W+N)/2 + (NE-NW)/4, the plain predictor for noisy images; int32, same shape."""
+    padded = np.pad(plane, ((1, 0), (1, 1)), mode="edge")
+    west, north = padded[1:, :-2], padded[:-1, 1:-1]
+    return (2 * (west + north) + padded[:-1, 2:] - padded[:-1, :-2] + 2) >> 2
+
+
+def _count_entropy(counts: NDArray[np.float64]) -> float:
+    """Adaptive (Krichevsky-Trofimov) code length in bits of the binary counts of each context (rows of two)."""
+    total = counts.sum(axis=1)
+    share = np.clip((counts + 0.5) / (total[:, None] + 1.0), 1e-12, 1.0)
+    used = total > 0
+    return float(-(counts * np.log2(share))[used].sum() + 0.5 * np.log2(total[used] + 1.0).sum())

@@ -1,0 +1,159 @@
+"""The standard codecs beside the dual path, behind one table: JPEG XL, JPEG-LS, HTJ2K (imagecodecs) and packed bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.errors import CorruptBitstream
+
+Plane = NDArray[Any]  # uint8 or uint16, (rows, columns) or (rows, columns, 3)
+JXL_BOX = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
+JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+STRIP = 1 << 20
+
+
+def _library() -> Any:
+    """imagecodecs, imported on first use: loading every codec takes a while."""
+    import imagecodecs
+
+    return imagecodecs
+
+
+def jxl_encode(plane: Plane, effort: int) -> bytes:
+    """Bare JPEG XL codestream, lossless. Raises RuntimeError or ValueError when libjxl refuses the shape."""
+    bits = max(1, int(plane.max()).bit_length())
+    depth = 8 if plane.dtype == np.uint8 else max(9, bits)
+    blob = _library().jpegxl_encode(plane, lossless=True, effort=effort, numthreads=1, bitspersample=depth)
+    return _bare_codestream(bytes(blob))
+
+
+def _bare_codestream(blob: bytes) -> bytes:
+    """The codestream inside an ISO BMFF container (jxlc box, or the parts of jxlp boxes); bare streams unchanged."""
+    if not blob.startswith(JXL_BOX):
+        return blob
+    out, at = bytearray(), 0
+    while at + 8 <= len(blob):
+        size, kind = int.from_bytes(blob[at : at + 4], "big"), blob[at + 4 : at + 8]
+        start = at + 8
+        if size == 1:
+            size, start = int.from_bytes(blob[at + 8 : at + 16], "big"), at + 16
+        end = len(blob) if size == 0 else at + size
+        if kind == b"jxlc":
+            return blob[start:end]
+        if kind == b"jxlp":
+            out += blob[start + 4 : end]
+        at = end
+    return bytes(out)
+
+
+def jxl_size(data: bytes) -> tuple[int, int]:
+    """(rows, columns) declared by a bare JPEG XL codestream (ISO/IEC 18181-1 SizeHeader)."""
+    if len(data) < 12 or data[:2] != b"\xff\x0a":
+        raise CorruptBitstream("no JPEG XL codestream")
+    bits, used = int.from_bytes(data[2:12], "little"), 0
+
+    def read(count: int) -> int:
+        nonlocal used
+        used += count
+        return (bits >> (used - count)) & ((1 << count) - 1)
+
+    def side(small: int) -> int:
+        return 8 * (read(5) + 1) if small else read((9, 13, 18, 30)[read(2)]) + 1
+
+    small = read(1)
+    rows = side(small)
+    ratio = read(3)
+    if ratio == 0:
+        return rows, side(small)
+    top, bottom = JXL_RATIOS[ratio - 1]
+    return rows, rows * top // bottom
+
+
+def jpegls_size(data: bytes) -> tuple[int, int]:
+    """(rows, columns) of the SOF55 segment of a JPEG-LS stream (ISO/IEC 14495-1)."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == 0xF7:
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise CorruptBitstream("no JPEG-LS frame header")
+
+
+def htj2k_size(data: bytes) -> tuple[int, int]:
+    """(rows, columns) of the SIZ segment of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1)."""
+    if len(data) < 24 or data[:4] != b"\xff\x4f\xff\x51":
+        raise CorruptBitstream("no JPEG 2000 codestream")
+    x1, y1, x0, y0 = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
+    return y1 - y0, x1 - x0
+
+
+def pack_bits(plane: Plane, bits: int) -> bytes:
+    """Every sample in `bits` bits, highest bit first, no padding but at the end (zero bits)."""
+    flat = plane.ravel().astype(np.uint16)
+    parts = []
+    for at in range(0, flat.size, STRIP):
+        wide = np.unpackbits(flat[at : at + STRIP].astype(">u2").view(np.uint8)).reshape(-1, 16)[:, 16 - bits :]
+        parts.append(np.packbits(wide).tobytes())
+    return b"".join(parts) if bits else b""
+
+
+def unpack_bits(data: bytes, bits: int, count: int) -> NDArray[np.uint16]:
+    """Inverse of pack_bits: `count` samples (uint16). Raises CorruptBitstream on another length or set padding."""
+    if len(data) != (bits * count + 7) // 8:
+        raise CorruptBitstream("packed samples have the wrong length")
+    out = np.zeros(count, np.uint16)
+    if bits == 0:
+        return out
+    raw = np.frombuffer(data, np.uint8)
+    for at in range(0, count, STRIP):
+        number = min(STRIP, count - at)
+        chunk = np.unpackbits(raw[at * bits // 8 : (at * bits + number * bits + 7) // 8])
+        if chunk[number * bits :].any():
+            raise CorruptBitstream("padding bits are set")
+        wide = np.zeros((number, 16), np.uint8)
+        wide[:, 16 - bits :] = chunk[: number * bits].reshape(number, bits)
+        out[at : at + number] = np.packbits(wide, axis=1).view(">u2").ravel()
+    return out
+
+
+@dataclass(frozen=True)
+class StandardCoder:
+    """One library codec: encode(plane, effort), decode(bytes) and the size its stream declares."""
+
+    encode: Callable[[Plane, int], bytes]
+    decode: Callable[[bytes], Plane]
+    size: Callable[[bytes], tuple[int, int]]
+
+
+STANDARD = {
+    "jxl": StandardCoder(jxl_encode, lambda data: _library().jpegxl_decode(data, numthreads=1), jxl_size),
+    "jpegls": StandardCoder(
+        lambda plane, _effort: bytes(_library().jpegls_encode(plane)),
+        lambda data: _library().jpegls_decode(data),
+        jpegls_size,
+    ),
+    "htj2k": StandardCoder(
+        lambda plane, _effort: bytes(_library().htj2k_encode(plane, reversible=True)),
+        lambda data: _library().htj2k_decode(data),
+        htj2k_size,
+    ),
+}
+
+
+def decode_standard(coder: str, data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Decode one library codec's stream into uint16 of `shape`; CorruptBitstream when anything disagrees."""
+    engine = STANDARD[coder]
+    if engine.size(data) != shape[:2]:
+        raise CorruptBitstream(f"{coder} stream declares another size than the frame")
+    try:
+        plane = np.asarray(engine.decode(data))
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise CorruptBitstream(f"{coder} stream is damaged") from error
+    if plane.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)) or plane.size != int(np.prod(shape)):
+        raise CorruptBitstream(f"{coder} stream holds another kind of image")
+    return plane.reshape(shape).astype(np.uint16)
