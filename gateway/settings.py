@@ -1,0 +1,247 @@
+"""Frozen settings, and the only reader of the environment in the project.
+
+Every field is ``PALIMPSEST_<NAME>``; ``REDIS_URL`` and ``DATABASE_URL`` count also without the prefix.
+Field descriptions give the unit and the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MAX_SOCKET_PATH = 100  # bytes; sun_path holds 108 with its NUL (unix(7)), and servers append suffixes
+GIB = 1 << 30
+WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
+
+
+class Destination(BaseModel):
+    """Where archive objects are forwarded to: a DICOM node (C-STORE) or a folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    kind: Literal["dicom", "filesystem"] = "dicom"
+    host: str = "127.0.0.1"
+    port: int = Field(default=104, ge=1, le=65535)
+    ae_title: str = Field(default="ANY-SCP", max_length=16)
+    path: str = Field(default="", description="folder, for kind 'filesystem' only")
+    representation: Literal["envelope"] = "envelope"
+
+
+class Settings(BaseSettings):
+    """All that can be chosen from outside; built once by `load_settings` and handed down."""
+
+    model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", frozen=True, extra="ignore", populate_by_name=True)
+
+    home: Path = Field(default=Path("var"), description="one folder for all state")
+    profile: Literal["demo", "production"] = "demo"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    ae_title: str = Field(default="PALIMPSEST", max_length=16)
+    dicom_host: str = "127.0.0.1"
+    dicom_port: int = Field(default=11112, ge=0, le=65535, description="0: any free port (tests)")
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=8080, ge=0, le=65535)
+    calling_ae_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated AE titles; empty: any in the demo profile, none in production"
+    )
+    max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
+    max_pdu: int = Field(default=0, ge=0, description="bytes; 0: unlimited (PS3.8 D.1), best with chunked receive")
+    max_object_bytes: int = Field(default=8 * GIB, ge=1, description="bytes; more is refused while it arrives")
+    network_timeout_seconds: float = Field(default=60.0, gt=0, description="idle, never whole-exchange")
+
+    redis_url: str | None = Field(default=None, validation_alias=AliasChoices("PALIMPSEST_REDIS_URL", "REDIS_URL"))
+    database_url: str | None = Field(
+        default=None, validation_alias=AliasChoices("PALIMPSEST_DATABASE_URL", "DATABASE_URL")
+    )
+    watermark_bytes: int = Field(
+        default_factory=lambda data: WATERMARK[data.get("profile", "production")],
+        ge=0,
+        description="free bytes under which nothing more is taken in",
+    )
+
+    encode_processes: int = Field(default=2, ge=1)
+    retrieve_processes: int = Field(default=1, ge=1, description="reserved: they never encode")
+    forward_processes: int = Field(default=1, ge=1)
+    lease_seconds: float = Field(default=60.0, gt=0, description="a worker silent for so long has lost its row")
+    max_attempts: int = Field(default=3, ge=1, description="claims before an object goes on as PASSTHROUGH")
+    forward_max_attempts: int = Field(default=12, ge=1, description="then dead letter")
+    object_time_limit_seconds: float = Field(default=900.0, gt=0, description="one object in one worker")
+    worker_memory_bytes: int = Field(default=4 * GIB, ge=256 << 20, description="address-space limit of a worker")
+    visibility_timeout_seconds: int = Field(
+        default=3600, ge=60, description="above the longest task, or Redis delivers it twice at once"
+    )
+    sweep_seconds: float = Field(default=5.0, gt=0)
+    poll_seconds: float = Field(default=0.5, gt=0)
+    retrieve_timeout_seconds: float = Field(default=60.0, gt=0)
+    cache_max_bytes: int = Field(default=4 * GIB, ge=0)
+    token_ttl_seconds: int = Field(default=12 * 3600, ge=60)
+
+    destinations_file: Path | None = Field(default=None, description="JSON list; default <home>/destinations.json")
+    destinations: tuple[Destination, ...] = ()
+    demo_destination_port: int = Field(default=11113, ge=0, le=65535)
+
+    @field_validator("calling_ae_allow", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("redis_url", "database_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    def allows_calling_ae(self, ae_title: str) -> bool:
+        """True if this calling AE title may open an association (gateway.md: allow-list outside the demo profile)."""
+        if not self.calling_ae_allow:
+            return self.profile == "demo"
+        return ae_title.strip() in self.calling_ae_allow
+
+    def destination(self, name: str) -> Destination | None:
+        """The destination of that name, or None if it is not configured any more."""
+        return next((d for d in self.destinations if d.name == name), None)
+
+    @property
+    def require_key_backup(self) -> bool:
+        """Outside the demo profile no source is released before a key backup was made and opened."""
+        return self.profile != "demo"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Received files, by digest."""
+        return self.home / "spool"
+
+    @property
+    def incoming_dir(self) -> Path:
+        """Files being received; inside the spool, because rename must not cross file systems."""
+        return self.spool_dir / "incoming"
+
+    @property
+    def candidates_dir(self) -> Path:
+        """Archive objects not yet in the archive, by digest."""
+        return self.home / "candidates"
+
+    @property
+    def archive_dir(self) -> Path:
+        """The filesystem archive."""
+        return self.home / "archive"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Restored files, content-addressed; may be deleted at any time."""
+        return self.home / "cache"
+
+    @property
+    def keys_dir(self) -> Path:
+        """The key ring; never inside the archive."""
+        return self.home / "keys"
+
+    @property
+    def quarantine_dir(self) -> Path:
+        """Candidates that failed their proof, with the reason."""
+        return self.home / "quarantine"
+
+    @property
+    def database_path(self) -> Path:
+        """The SQLite file, used when no database URL is set."""
+        return self.home / "palimpsest.db"
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy URL of the system of record; plain postgres URLs are given the psycopg 3 driver."""
+        if self.database_url is None:
+            return f"sqlite:///{self.database_path}"
+        for prefix in ("postgres://", "postgresql://"):
+            if self.database_url.startswith(prefix):
+                return "postgresql+psycopg://" + self.database_url[len(prefix) :]
+        return self.database_url
+
+    @property
+    def numba_cache_dir(self) -> Path:
+        """Compiled kernels; writable where the install is not."""
+        return self.home / "numba"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets, pid files, audit heads, broker files."""
+        return self.home / "run"
+
+    @property
+    def audit_head_path(self) -> Path:
+        """Where the sweep writes the audit chain's head, outside the database."""
+        return self.run_dir / "audit-head.json"
+
+    @property
+    def redis_socket(self) -> Path:
+        """The embedded broker's unix socket; a short one in the temporary folder if the path were too long."""
+        path = self.run_dir / "redis.sock"
+        if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+            return path
+        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"palimpsest-{os.getuid()}-{name}" / "redis.sock"
+
+    @property
+    def broker_url(self) -> str:
+        """The broker in Celery's spelling: REDIS_URL, or the embedded server's socket."""
+        return self.redis_url or f"redis+socket://{self.redis_socket}"
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that must exist before anything runs (the key ring makes its own, with its own mode)."""
+        return (
+            self.home,
+            self.spool_dir,
+            self.incoming_dir,
+            self.candidates_dir,
+            self.archive_dir,
+            self.cache_dir,
+            self.quarantine_dir,
+            self.numba_cache_dir,
+            self.run_dir,
+        )
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and, for destinations, from the destinations file. Arguments win over both."""
+    settings = Settings(**overrides)
+    if settings.destinations:
+        return settings
+    path = settings.destinations_file or settings.home / "destinations.json"
+    if not path.is_file():
+        return settings
+    return Settings(**{**overrides, "destinations": json.loads(path.read_text("utf-8"))})
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Environment for a child process: the parent's, with the settings that must be equal in all processes."""
+    env = dict(os.environ)
+    env["PALIMPSEST_HOME"] = str(settings.home)
+    env["PALIMPSEST_PROFILE"] = settings.profile
+    env["PALIMPSEST_DICOM_PORT"] = str(settings.dicom_port)
+    env["PALIMPSEST_HTTP_PORT"] = str(settings.http_port)
+    env["PALIMPSEST_DESTINATIONS"] = json.dumps([d.model_dump() for d in settings.destinations])
+    env["NUMBA_CACHE_DIR"] = str(settings.numba_cache_dir)
+    for name, value in (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url)):
+        if value:
+            env[name] = value
+    return env
+
+
+def use_numba_cache(settings: Settings) -> None:
+    """Point numba's cache at the home folder; call before the first kernel is imported (installs may be read-only)."""
+    settings.numba_cache_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.numba_cache_dir))
