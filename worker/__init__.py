@@ -1,0 +1,1 @@
+"""Everything that leaves the queue: pipeline, proof, forwarding, retrieval, indexing and the sweep."""

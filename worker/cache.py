@@ -1,0 +1,129 @@
+"""The shared cache by which a retrieve worker hands files to the API: content-addressed, bounded, safe to delete.
+
+Layout under the cache folder::
+
+    objects/<aa>/<sha256>     the bytes; the name is their digest, so a reader can check what it got
+    entries/<key>.json        {"sha256", "size"}: which object answers one request (key = SHA-256 of the request)
+    locks/<aa>.lock           flock stripes: equal requests wait for the first one and then find its result
+
+Objects and entries appear by rename, so a reader sees all of a file or nothing of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+__all__ = ["Cache", "CacheEntry", "request_key"]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """path: relative to the cache folder; sha256: hex digest of the bytes; size: bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+def request_key(*parts: str) -> str:
+    """The cache key of a request: hex SHA-256 over its parts, unambiguous (each is length-prefixed)."""
+    return sha256(b"".join(f"{len(part)}:{part}".encode() for part in parts)).hexdigest()
+
+
+class Cache:
+    """One cache folder, used by many processes at once."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    @contextmanager
+    def locked(self, key: str) -> Iterator[None]:
+        """Hold the key's stripe; the kernel lets go of it if this process dies."""
+        path = self._folder / "locks" / f"{key[:2]}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def find(self, key: str) -> CacheEntry | None:
+        """The entry of a request if its object is there and still has its digest; its age restarts."""
+        try:
+            stored = json.loads(self._entry_path(key).read_bytes())
+            entry = _entry(str(stored["sha256"]), int(stored["size"]))
+            path = self._folder / entry.path
+            if _file_digest(path) != entry.sha256:
+                path.unlink(missing_ok=True)
+                return None
+            os.utime(path)
+        except (OSError, ValueError, KeyError, TypeError):  # pruned meanwhile, or damaged: both mean "not cached"
+            return None
+        return entry
+
+    def store(self, key: str, data: bytes) -> CacheEntry:
+        """Put bytes under their digest and let the request's key point to them."""
+        entry = _entry(sha256(data).hexdigest(), len(data))
+        _replace(self._folder / entry.path, data)
+        _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
+        return entry
+
+    def prune(self) -> int:
+        """Delete the longest unused objects until the cache fits its bound, then entries without object; bytes freed."""
+        objects = sorted(self._objects(), key=lambda item: item[1].st_mtime)
+        surplus = sum(status.st_size for _, status in objects) - self._max_bytes
+        freed = 0
+        for path, status in objects:
+            if freed >= surplus:
+                break
+            path.unlink(missing_ok=True)
+            freed += status.st_size
+        if freed:
+            self._drop_dangling_entries()
+        return freed
+
+    def _drop_dangling_entries(self) -> None:
+        for path in (self._folder / "entries").glob("*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                stored = json.loads(path.read_bytes())
+                if not (self._folder / _entry(str(stored["sha256"]), 0).path).exists():
+                    path.unlink(missing_ok=True)
+
+    def _objects(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in (self._folder / "objects").glob("*/*"):
+            with suppress(FileNotFoundError):
+                yield path, path.stat()
+
+    def _entry_path(self, key: str) -> Path:
+        return self._folder / "entries" / f"{key}.json"
+
+
+def _entry(digest: str, size: int) -> CacheEntry:
+    return CacheEntry(f"objects/{digest[:2]}/{digest}", digest, size)
+
+
+def _file_digest(path: Path) -> str:
+    hasher = sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    finally:
+        with suppress(FileNotFoundError):  # renamed: the usual case
+            os.unlink(name)

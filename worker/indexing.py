@@ -1,0 +1,196 @@
+"""What the index learns of an instance: attributes for QIDO-RS and the DICOM JSON metadata for WADO-RS (PS3.18 F).
+
+Reading is tolerant: an odd element is left out, an odd file gets the identifiers that `peek` found at the door.  Indexing
+never fails an instance, and never writes one: parsing here is for looking only, what is given back is always spliced bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import BaseTag
+
+__all__ = ["Description", "describe", "metadata_of"]
+
+DEFER_BYTES = 64 << 10  # longer values are not read at all
+INLINE_BYTES = 1024  # longer binary values are bulk data and left out of the metadata (PS3.18 10.4.1.1.2 lets us)
+PIXEL_GROUP_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+UTF8 = "ISO_IR 192"  # JSON is UTF-8, whatever the file was (PS3.18 F.2)
+
+#: What reading an odd file or element raises in pydicom, numpy and the standard library below it.
+ODD = (
+    ArithmeticError,
+    AttributeError,
+    BytesLengthException,
+    EOFError,
+    InvalidDicomError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """attributes: DICOM keyword -> text or whole number, only what is there; metadata_json: one DICOM JSON object as text.
+
+    complete: False when the file could not be read as a whole and this holds only what could be.
+    """
+
+    attributes: dict[str, str | int]
+    metadata_json: str
+    complete: bool
+
+
+#: Keywords the index searches by or lists (PS3.18 10.6.3), and whether the value is a whole number.
+ATTRIBUTES: dict[str, bool] = {
+    "SOPClassUID": False,
+    "SOPInstanceUID": False,
+    "StudyInstanceUID": False,
+    "SeriesInstanceUID": False,
+    "StudyDate": False,
+    "StudyTime": False,
+    "StudyID": False,
+    "StudyDescription": False,
+    "AccessionNumber": False,
+    "ReferringPhysicianName": False,
+    "PatientName": False,
+    "PatientID": False,
+    "PatientBirthDate": False,
+    "PatientSex": False,
+    "Modality": False,
+    "SeriesDescription": False,
+    "SeriesNumber": True,
+    "InstanceNumber": True,
+    "NumberOfFrames": True,
+    "Rows": True,
+    "Columns": True,
+    "BitsAllocated": True,
+}
+
+
+def describe(source: Path | bytes, known: Mapping[str, str]) -> Description:
+    """Attributes and metadata of a Part 10 file.
+
+    known: identifiers from the door (keyword -> UID); they win over what pydicom reads, so that both always agree.
+    Raises nothing for odd files.
+    """
+    known = {keyword: value for keyword, value in known.items() if value}
+    dataset = _read(source)
+    if dataset is None:
+        return Description(dict(known), json.dumps(_minimal(known)), complete=False)
+    attributes = {**_attributes(dataset), **known}
+    try:
+        metadata = {**_json(dataset), **_minimal(known)}
+        text = json.dumps(dict(sorted(metadata.items())), allow_nan=False)
+    except ODD:
+        return Description(attributes, json.dumps(_minimal(known)), complete=False)
+    return Description(attributes, text, complete=True)
+
+
+def metadata_of(source: Path | bytes) -> str:
+    """The DICOM JSON metadata of a file, as text; what cannot be read is left out."""
+    return describe(source, {}).metadata_json
+
+
+def _read(source: Path | bytes) -> Dataset | None:
+    """The data set without pixel data; values above DEFER_BYTES stay on disk. None if pydicom can make nothing of it."""
+    file = BytesIO(source) if isinstance(source, bytes) else source
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=DEFER_BYTES)
+        except ODD:
+            return None
+
+
+def _attributes(dataset: Dataset) -> dict[str, str | int]:
+    found: dict[str, str | int] = {}
+    for keyword, numeric in ATTRIBUTES.items():
+        value = _first_value(dataset, keyword, numeric=numeric)
+        if value is not None and value != "":
+            found[keyword] = value
+    return found
+
+
+def _first_value(dataset: Dataset, keyword: str, *, numeric: bool) -> str | int | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            value = dataset.get(keyword)
+            if value is None:
+                return None
+            if isinstance(value, (pydicom.multival.MultiValue, list)):
+                value = value[0] if numeric else "\\".join(str(item) for item in value)
+            return int(value) if numeric else str(value).replace("\0", "").strip()
+        except ODD:
+            return None
+
+
+def _json(dataset: Dataset) -> dict[str, Any]:
+    """DICOM JSON of every element that can be read; elements that cannot are left out one by one."""
+    result: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for tag in list(dataset.keys()):
+            # group lengths are not part of the JSON model (PS3.18 F.2.2)
+            if tag.element != 0 and tag not in PIXEL_GROUP_TAGS and not _is_deferred(dataset.get_item(tag)):
+                result.update(_element_json(dataset, tag))
+    if "00080005" in result:
+        result["00080005"] = {"vr": "CS", "Value": [UTF8]}
+    return result
+
+
+def _element_json(dataset: Dataset, tag: BaseTag) -> dict[str, Any]:
+    try:
+        element = dataset[tag]
+        slim = _without_bulk(element.to_json_dict(lambda _: "", 1 << 30))
+    except ODD:
+        return {}
+    return {f"{int(tag):08X}": slim} if slim is not None else {}
+
+
+def _without_bulk(node: Any) -> Any:
+    """The JSON value without long binary values and with numbers JSON has; None: the element itself is bulk data."""
+    if isinstance(node, dict):
+        if len(node.get("InlineBinary", "")) > INLINE_BYTES * 4 // 3:
+            return None
+        return {key: slim for key, value in node.items() if (slim := _without_bulk(value)) is not None}
+    if isinstance(node, list):
+        return [_without_bulk(item) for item in node]
+    if isinstance(node, float) and not math.isfinite(node):
+        return "NaN" if math.isnan(node) else ("inf" if node > 0 else "-inf")  # strings, as PS3.18 F.2.3 allows for numbers
+    return node
+
+
+def _is_deferred(element: Any) -> bool:
+    return isinstance(element, RawDataElement) and element.value is None and element.length > 0
+
+
+def _minimal(known: Mapping[str, str]) -> dict[str, Any]:
+    tags: Iterable[tuple[str, str]] = (
+        ("00080016", "SOPClassUID"),
+        ("00080018", "SOPInstanceUID"),
+        ("0020000D", "StudyInstanceUID"),
+        ("0020000E", "SeriesInstanceUID"),
+    )
+    return {tag: {"vr": "UI", "Value": [known[keyword]]} for tag, keyword in tags if keyword in known}

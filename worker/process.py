@@ -1,0 +1,100 @@
+"""What one worker process is: its environment, its limits and its life; `python -m worker.process` starts one.
+
+A worker process is a Celery prefork parent that never touches an image, and pool children that do.  The parent's job is to
+set the environment before numba can be imported (numba reads NUMBA_CACHE_DIR once, at import) and to fork; everything that
+holds a connection, a key or a kernel is built in the child, after the fork (see `worker.tasks.Runtime`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import resource
+import signal
+from collections.abc import Sequence
+
+from gateway.settings import Settings, load_settings, use_numba_cache
+
+__all__ = ["die_with_parent", "limit_memory", "main", "worker_arguments"]
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+QUEUES = ("index", "encode", "forward", "retrieve")
+HARD_LIMIT_FACTOR = 1.2  # the soft limit raises inside the task, the hard one kills the child; both count as an attempt
+
+
+def die_with_parent(expected_parent: int) -> None:
+    """Ask the kernel to SIGKILL this process when its parent dies, however it dies (Linux prctl(2)).
+
+    `expected_parent` is the parent's pid as the parent itself wrote it down: if the parent died before the request was made,
+    the request would never fire, so the process ends at once.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != expected_parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def limit_memory(limit_bytes: int) -> None:
+    """Cap this process's address space: an absurd size in a header then ends as MemoryError, not as a dead machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    cap = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
+
+
+def worker_arguments(settings: Settings, queues: Sequence[str], concurrency: int, name: str) -> list[str]:
+    """The Celery command line of one worker process.
+
+    No gossip, mingle or worker heartbeats: nobody listens, and each is traffic on the broker.
+    """
+    soft = settings.object_time_limit_seconds
+    return [
+        "--quiet",
+        "worker",
+        "--pool=prefork",
+        f"--queues={','.join(queues)}",
+        f"--concurrency={concurrency}",
+        f"--hostname={name}@%h",
+        f"--soft-time-limit={soft}",
+        f"--time-limit={soft * HARD_LIMIT_FACTOR}",
+        "--loglevel=WARNING",
+        "--without-gossip",
+        "--without-mingle",
+        "--without-heartbeat",
+    ]
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line of `python -m worker.process`."""
+    parser = argparse.ArgumentParser(prog="python -m worker.process", description="One Palimpsest worker process.")
+    parser.add_argument("--queues", required=True, help="comma-separated, from: " + ", ".join(QUEUES))
+    parser.add_argument("--concurrency", type=int, default=1, help="pool children (default 1)")
+    parser.add_argument("--name", default="worker", help="name shown in logs and leases")
+    parser.add_argument("--parent", type=int, default=0, help="pid of the supervisor: die when it dies")
+    arguments = parser.parse_args(argv)
+    arguments.queues = [queue for queue in arguments.queues.split(",") if queue]
+    unknown = sorted(set(arguments.queues) - set(QUEUES))
+    if unknown or not arguments.queues:
+        parser.error(f"unknown queues: {', '.join(unknown) or '(none given)'}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start one worker process and serve its queues until SIGTERM (warm: running tasks finish first)."""
+    arguments = parse_arguments(argv)
+    if arguments.parent:
+        die_with_parent(arguments.parent)
+    settings = load_settings()
+    use_numba_cache(settings)
+    logging.getLogger("celery").setLevel(logging.WARNING)
+    from worker.app import build_app  # after the environment is set: imports reach numba only in the children
+
+    app = build_app(settings, arguments.name)
+    app.worker_main(worker_arguments(settings, arguments.queues, arguments.concurrency, arguments.name))
+
+
+if __name__ == "__main__":
+    main()
