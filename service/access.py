@@ -1,0 +1,124 @@
+"""Who may do what: one table from route to roles, and the guard that enforces it on every request.
+
+`RULES` is complete by construction: `service.api.create_app` refuses to build an application with a route that is not in it, and a test
+walks the finished application.  Routes not for everyone answer 401 without a valid token and 403 with one of another role.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import Request
+
+from gateway.errors import PolicyRefused
+from gateway.tokens import Principal, Role, TokenRefused, verify_token
+from service.trail import record
+
+__all__ = ["COOKIE", "PUBLIC", "RULES", "Guard", "Handler", "RouteSpec", "guard_for", "principal_of"]
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Awaitable[object]]
+RouteSpec = tuple[str, str, Handler]  # method, path, endpoint
+
+PUBLIC: Final[frozenset[Role]] = frozenset()
+"""No token needed. Health only, and the page where a token is entered."""
+
+_READ = frozenset({Role.CLINICIAN, Role.SERVICE})
+_STORE = frozenset({Role.SERVICE})
+_RUN = frozenset({Role.ADMIN})
+_WATCH = frozenset({Role.ADMIN, Role.SERVICE, Role.AUDITOR})
+_AUDIT = frozenset({Role.AUDITOR})
+
+_STUDY = "/dicomweb/studies/{study}"
+_SERIES = _STUDY + "/series/{series}"
+_INSTANCE = _SERIES + "/instances/{instance}"
+
+#: (method, path) -> roles. Nothing else may be served.
+RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
+    ("GET", "/healthz"): PUBLIC,
+    ("GET", "/readyz"): PUBLIC,
+    ("POST", "/dicomweb/studies"): _STORE,
+    ("POST", _STUDY): _STORE,
+    ("GET", "/dicomweb/studies"): _READ,
+    ("GET", "/dicomweb/series"): _READ,
+    ("GET", "/dicomweb/instances"): _READ,
+    ("GET", _STUDY + "/series"): _READ,
+    ("GET", _STUDY + "/instances"): _READ,
+    ("GET", _SERIES + "/instances"): _READ,
+    ("GET", _STUDY): _READ,
+    ("GET", _SERIES): _READ,
+    ("GET", _INSTANCE): _READ,
+    ("GET", _STUDY + "/metadata"): _READ,
+    ("GET", _SERIES + "/metadata"): _READ,
+    ("GET", _INSTANCE + "/metadata"): _READ,
+    ("GET", _INSTANCE + "/rendered"): _READ,
+    ("GET", _INSTANCE + "/frames/{frames}/rendered"): _READ,
+    ("GET", "/api/status"): _WATCH,
+    ("GET", "/api/instances"): _WATCH,
+    ("GET", "/api/failures"): _WATCH,
+    ("POST", "/api/failures/replay"): _RUN,
+    ("GET", "/api/forwards"): _WATCH,
+    ("POST", "/api/forwards/replay"): _RUN,
+    ("GET", "/api/audit"): _AUDIT,
+    ("GET", "/api/audit/verify"): _AUDIT,
+    ("GET", "/metrics"): _WATCH,
+    ("GET", "/"): PUBLIC,
+    ("GET", "/admin/login"): PUBLIC,
+    ("POST", "/admin/login"): PUBLIC,
+    ("GET", "/admin/style.css"): PUBLIC,
+    ("GET", "/admin"): _RUN,
+    ("POST", "/admin/logout"): _RUN,
+    ("POST", "/admin/replay"): _RUN,
+    ("POST", "/admin/acknowledge"): _RUN,
+}
+
+COOKIE: Final = "palimpsest_admin"
+#: Only pages under this path take the token from the cookie; everything else wants the Authorization header.
+COOKIE_PATH: Final = "/admin"
+
+
+class Guard:
+    """FastAPI dependency of one route: verifies the token, checks the role, leaves the principal in `request.state`."""
+
+    def __init__(self, roles: frozenset[Role]) -> None:
+        self.roles = roles
+
+    def __call__(self, request: Request) -> None:
+        """Raises TokenRefused (401) or PolicyRefused (403)."""
+        if not self.roles:
+            return
+        token = _token_of(request)
+        if token is None:
+            raise TokenRefused("token-missing", "Send a bearer token (RFC 6750).")
+        try:
+            principal = verify_token(request.app.state.gateway, token)
+        except TokenRefused as error:
+            record(request.app.state.gateway, "login-failed", actor="unknown", outcome="refused", reason=error.reason)
+            raise
+        if principal.role not in self.roles:
+            record(request.app.state.gateway, "login-failed", actor=principal.subject, outcome="refused", reason="role-not-allowed")
+            raise PolicyRefused("role-not-allowed", "The role of this token may not do that.")
+        request.state.principal = principal
+
+
+def _token_of(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return token.strip()
+    if request.url.path == COOKIE_PATH or request.url.path.startswith(COOKIE_PATH + "/"):
+        return request.cookies.get(COOKIE)
+    return None
+
+
+def guard_for(method: str, path: str) -> Guard:
+    """The guard of a route; KeyError when the table does not know it, so that no route can be added without a rule."""
+    return Guard(RULES[(method, path)])
+
+
+def principal_of(request: Request) -> Principal:
+    """Who asks; only on routes whose rule is not PUBLIC."""
+    principal: Principal = request.state.principal
+    return principal

@@ -1,0 +1,140 @@
+"""The DICOM listener: a process of its own (`python -m service.listener`) that takes C-ECHO and C-STORE.
+
+It accepts every storage SOP class, private and unknown ones too, in every transfer syntax of PS3.6, on several associations at
+once.  One process holds one port; more throughput is more processes behind a TCP balancer.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import tempfile
+import threading
+import time
+from types import FrameType
+
+from pynetdicom import AE, _config, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+from gateway.bootstrap import Gateway, build
+from gateway.log import configure_logging
+from gateway.settings import Settings, load_settings
+from service.listener_receive import MIB, ReceiveLimits, SpoolingServer
+from service.listener_store import on_echo, on_rejected, on_requested, on_store
+
+__all__ = ["Listener", "main", "run_listener"]
+
+#: Announced maximum PDU when the settings leave it open. Unlimited would let a sender put a whole object into one PDU, and so in memory.
+DEFAULT_PDU = MIB
+STOP_GRACE_SECONDS = 5.0
+ACSE_TIMEOUT_SECONDS = 30.0
+
+log = logging.getLogger(__name__)
+
+
+def configure_pynetdicom() -> None:
+    """Process-wide switches of pynetdicom; they exist only as module variables (pynetdicom `_config`)."""
+    _config.STORE_RECV_CHUNKED_DATASET = True
+    _config.UNRESTRICTED_STORAGE_SERVICE = True
+    _config.LOG_HANDLER_LEVEL = "none"  # its handlers print command and data sets
+    # A wrong UID shall reach the handler, which answers 0x0117; pynetdicom would abort the association.
+    _config.VALIDATORS["UI"] = lambda value: (True, "")
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+
+
+class Listener:
+    """The association server over one gateway. `start`, then `stop`; `port` is the real one, also when 0 was asked for."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        configure_pynetdicom()
+        settings = gateway.settings
+        settings.incoming_dir.mkdir(parents=True, exist_ok=True)
+        # pynetdicom writes where the tempfile module says: into the spool's file system, because rename must not cross.
+        tempfile.tempdir = str(settings.incoming_dir)
+        self._gateway = gateway
+        self._server = self._make_server(settings)
+        self._thread: threading.Thread | None = None
+
+    def _make_server(self, settings: Settings) -> SpoolingServer:
+        entity = AE(ae_title=settings.ae_title)
+        entity.add_supported_context(Verification)
+        entity.maximum_pdu_size = settings.max_pdu or DEFAULT_PDU
+        entity.maximum_associations = settings.max_associations
+        entity.network_timeout = settings.network_timeout_seconds
+        entity.acse_timeout = ACSE_TIMEOUT_SECONDS
+        entity.require_calling_aet = _allowed_titles(settings)
+        handlers = [
+            (evt.EVT_REQUESTED, on_requested),
+            (evt.EVT_REJECTED, on_rejected, [self._gateway]),
+            (evt.EVT_C_ECHO, on_echo),
+            (evt.EVT_C_STORE, on_store, [self._gateway]),
+        ]
+        limits = ReceiveLimits(
+            max_object_bytes=settings.max_object_bytes,
+            idle_seconds=settings.network_timeout_seconds,
+            check_space=self._gateway.spool.check_space,
+        )
+        address = (settings.dicom_host, settings.dicom_port)
+        return entity.make_server(address, evt_handlers=handlers, server_class=SpoolingServer, limits=limits)  # type: ignore[arg-type]
+
+    @property
+    def port(self) -> int:
+        """The TCP port bound."""
+        return int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Accept associations, in a thread of its own."""
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
+        self._thread.start()
+        log.info("listening", extra={"ae_title": self._gateway.settings.ae_title, "port": self.port})
+
+    def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
+        """Accept no more, let running associations end for `grace_seconds`, then abort them.
+
+        An aborted sender has no Success for the object under way and sends it again; nothing half-written stays.
+        """
+        self._server.shutdown()
+        deadline = time.monotonic() + grace_seconds
+        while self._server.active_associations and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for association in self._server.active_associations:
+            association.abort()
+        for association in self._server.active_associations:
+            association.join(timeout=2)
+
+
+def _allowed_titles(settings: Settings) -> list[str]:
+    """Calling AE titles for pynetdicom's check, in which an empty list means any."""
+    if settings.calling_ae_allow:
+        return list(settings.calling_ae_allow)
+    if settings.allows_calling_ae("ANY-SCU"):
+        return []
+    log.error("no calling AE title is allowed: every association will be rejected", extra={"reason": "empty-allow-list"})
+    return [secrets.token_hex(8)]  # nobody's title
+
+
+def run_listener(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    listener = Listener(build(settings))
+    listener.start()
+    stopping.wait()
+    listener.stop()
+
+
+def main() -> None:
+    """`python -m service.listener`."""
+    settings = load_settings()
+    configure_logging(settings)
+    run_listener(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Getting an instance's bytes, proven, into an open file: from the spool while it is there, else by the retrieve worker.
+
+The order is what makes "never wrong pixels" true: open, hash the open file to its end, compare, rewind, and only then hand it on.  What is
+sent is the very file that was hashed; that it may be unlinked meanwhile (spool release, cache pruning) changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from gateway.bootstrap import Gateway
+from gateway.errors import IntegrityError, NotFound, Unavailable
+from gateway.index import InstanceRow
+from gateway.instance import Form, State
+from gateway.part10 import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, read_meta
+from service.trail import record
+
+__all__ = ["OpenObject", "derived", "open_original"]
+
+CHUNK_BYTES = 256 << 10
+META_BYTES = 1 << 20
+RETRIEVE_QUEUE = "retrieve"
+RETRIEVE_TASK = "palimpsest.retrieve"
+#: Transfer syntaxes whose restored file is the received file, byte for byte (issue: uncompressed input).
+BYTE_EXACT = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE}) | DEFLATED
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenObject:
+    """A verified file, open at its start, of `size` bytes."""
+
+    file: BinaryIO
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes, once; closes the file."""
+        with self.file:
+            while data := self.file.read(CHUNK_BYTES):
+                yield data
+
+    def transfer_syntax(self) -> str:
+        """The transfer syntax named by the file's meta information."""
+        head = self.file.read(META_BYTES)
+        self.file.seek(0)
+        return str(read_meta(memoryview(head))[0])
+
+
+def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:
+    """The instance as received (or, losslessly compressed input, as restored). Raises NotFound, Unavailable, IntegrityError."""
+    if row.state != State.RELEASED:
+        try:
+            file = gateway.spool.open(row.digest)
+        except (NotFound, FileNotFoundError):
+            file = None  # released since the row was read
+        if file is not None:
+            return _proven(gateway, row, file, row.digest)
+    exact = row.transfer_syntax in BYTE_EXACT or row.form == Form.PASSTHROUGH
+    return derived(gateway, row, "original", expected=row.digest if exact else None)
+
+
+def derived(gateway: Gateway, row: InstanceRow, kind: str, expected: str | None = None) -> OpenObject:
+    """What the retrieve worker makes of an instance: kind 'original', 'metadata' or 'rendered:<format>:<frame>'.
+
+    `expected`: the SHA-256 (hex) that the result must have besides the one the worker states.
+    """
+    for _ in range(2):  # the cache may be pruned between the answer and the open
+        answer = gateway.queue.call(
+            RETRIEVE_TASK, [row.id, kind], RETRIEVE_QUEUE, gateway.settings.retrieve_timeout_seconds
+        )
+        _raise_for(gateway, row, answer)
+        try:
+            file = (gateway.settings.cache_dir / _relative(answer["path"])).open("rb")
+        except FileNotFoundError:
+            continue
+        if expected is not None and expected != answer["sha256"]:
+            file.close()
+            raise _mismatch(gateway, row)
+        return _proven(gateway, row, file, answer["sha256"])
+    raise Unavailable("retrieve-cache-miss", "The restored file was removed before it could be read.", retry_after=2)
+
+
+def _relative(path: str) -> PurePosixPath:
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise IntegrityError("cache-path", "The retrieve worker named a file outside the cache.")
+    return relative
+
+
+def _raise_for(gateway: Gateway, row: InstanceRow, answer: dict[str, Any]) -> None:
+    reason = answer.get("error")
+    if reason is None:
+        return
+    if "integrity" in reason or "digest" in reason or answer.get("kind") == "integrity":
+        raise _mismatch(gateway, row, reason)
+    if reason.startswith("not-") or answer.get("permanent"):
+        raise NotFound(reason, "This instance cannot be given in the form asked for.")
+    raise Unavailable(reason, "The instance cannot be given just now.", retry_after=float(answer.get("retry_after") or 5))
+
+
+def _proven(gateway: Gateway, row: InstanceRow, file: BinaryIO, digest: str) -> OpenObject:
+    actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != digest:
+        file.close()
+        raise _mismatch(gateway, row)
+    size = file.tell()
+    file.seek(0)
+    return OpenObject(file, size)
+
+
+def _mismatch(gateway: Gateway, row: InstanceRow, reason: str = "digest-mismatch") -> IntegrityError:
+    """The security event and the error to raise: wrong bytes were found in time and are not served."""
+    log.error("digest mismatch on retrieval", extra={"reason": reason, "instance_id": row.id})
+    record(gateway, "retrieved", actor="gateway", outcome="failed", reason=reason, instance_id=row.id)
+    gateway.index.alert_raise("digest-mismatch", str(row.id), "Bytes read back differ from their digest; nothing was sent.", "critical")
+    return IntegrityError(reason, "The stored bytes are not what their digest says; nothing was sent.")
