@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def wanted_stamp() -> str:
 
 def setup() -> None:
     """Make `.venv` and install the project with its test tools, unless the stamp says that it is done."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever python3 the machine has
         sys.exit(f"Palimpsest needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
     wanted = wanted_stamp()
     if STAMP.is_file() and STAMP.read_text() == wanted and PYTHON.exists():
@@ -67,10 +68,10 @@ def _fetch_pip_wheel(folder: Path) -> Path:
             listing = json.load(answer)
         wheels = [f for f in listing["files"] if f["filename"].endswith("-py3-none-any.whl") and not f.get("yanked")]
         newest = max(wheels, key=lambda f: f.get("upload-time", ""))
-        with urllib.request.urlopen(urllib.request.urljoin(f"{index}/pip/", newest["url"]), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.parse.urljoin(f"{index}/pip/", newest["url"]), timeout=60) as answer:
             content = answer.read()
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"no pip in this Python, and none could be fetched ({error}): apt-get install python3-venv, then retry.")
+        sys.exit(f"this Python has no pip and none could be fetched ({error}): apt-get install python3-venv, then retry.")
     if hashlib.sha256(content).hexdigest() != newest["hashes"].get("sha256"):
         sys.exit("the fetched pip wheel does not have the digest that the index names; nothing was installed.")
     path = folder / newest["filename"]

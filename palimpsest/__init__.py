@@ -1,0 +1,1 @@
+"""The front door: command line, supervisor, samples, sending and fetching. Knows every room, and loads each lazily."""
