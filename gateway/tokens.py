@@ -1,7 +1,8 @@
-"""Bearer tokens of the HTTP side: short signed statements "this subject has this role until then" (JWT, RFC 7519, HS256).
+"""Bearer tokens of the HTTP side: short signed statements "this subject has this role until then" (JWT, RFC 7519,
+HS256).
 
-The signing key is the key ring's current token key; its id rides in the header. Rotating it ends every token at once, which is
-the local way to revoke. A deployment with an identity provider puts its own verifier in this place.
+The signing key is the key ring's current token key; its id rides in the header. Rotating it ends every token at once,
+which is the local way to revoke. A deployment with an identity provider puts its own verifier in this place.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class TokenRefused(PalimpsestError):
 def mint_token(gw: Gateway, role: str, subject: str, ttl: float | None = None) -> str:
     """A signed token for `subject` in `role`, valid for `ttl` seconds (default: settings.token_ttl_seconds).
 
-    Raises PolicyRefused on an unknown role, a subject outside [A-Za-z0-9_.@+-]{1,64}, or a ttl outside one second to a year.
+    Raises PolicyRefused on an unknown role, a subject outside [A-Za-z0-9_.@+-]{1,64}, or a ttl outside one second to a
+    year.
     """
     if role not in list(Role):
         raise PolicyRefused("unknown-role", f"A role is one of {', '.join(Role)}.")
@@ -82,7 +84,9 @@ def mint_token(gw: Gateway, role: str, subject: str, ttl: float | None = None) -
 
 
 def verify_token(gw: Gateway, token: str) -> Principal:
-    """The principal a token speaks for. Raises TokenRefused (`token-expired`, `token-invalid`), saying no more than that."""
+    """The principal a token speaks for. Raises TokenRefused (`token-expired`, `token-invalid`), saying no more than
+    that.
+    """
     key_id, key = gw.keys.token_key()
     try:
         if jwt.get_unverified_header(token).get("kid") != key_id:

@@ -1,7 +1,8 @@
 """Who may do what: one table from route to roles, and the guard that enforces it on every request.
 
-`RULES` is complete by construction: `service.api.create_app` refuses to build an application with a route that is not in it, and a test
-walks the finished application.  Routes not for everyone answer 401 without a valid token and 403 with one of another role.
+`RULES` is complete by construction: `service.api.create_app` refuses to build an application with a route that is not
+in it, and a test walks the finished application.  Routes not for everyone answer 401 without a valid token and 403 with
+one of another role.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", _INSTANCE + "/metadata"): _READ,
     ("GET", _INSTANCE + "/rendered"): _READ,
     ("GET", _INSTANCE + "/frames/{frames}/rendered"): _READ,
+    ("GET", "/dicomweb/objects/{digest}"): _READ,
     ("GET", "/api/status"): _WATCH,
     ("GET", "/api/instances"): _WATCH,
     ("GET", "/api/failures"): _WATCH,
@@ -99,7 +101,13 @@ class Guard:
             record(request.app.state.gateway, "login-failed", actor="unknown", outcome="refused", reason=error.reason)
             raise
         if principal.role not in self.roles:
-            record(request.app.state.gateway, "login-failed", actor=principal.subject, outcome="refused", reason="role-not-allowed")
+            record(
+                request.app.state.gateway,
+                "login-failed",
+                actor=principal.subject,
+                outcome="refused",
+                reason="role-not-allowed",
+            )
             raise PolicyRefused("role-not-allowed", "The role of this token may not do that.")
         request.state.principal = principal
 

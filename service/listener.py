@@ -1,7 +1,7 @@
 """The DICOM listener: a process of its own (`python -m service.listener`) that takes C-ECHO and C-STORE.
 
-It accepts every storage SOP class, private and unknown ones too, in every transfer syntax of PS3.6, on several associations at
-once.  One process holds one port; more throughput is more processes behind a TCP balancer.
+It accepts every storage SOP class, private and unknown ones too, in every transfer syntax of PS3.6, on several
+associations at once.  One process holds one port; more throughput is more processes behind a TCP balancer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import threading
 import time
 from types import FrameType
 
+from gateway.bootstrap import Gateway, build
+from gateway.log import configure_logging
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from gateway.bootstrap import Gateway, build
-from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from service.listener_receive import MIB, ReceiveLimits, SpoolingServer
 from service.listener_store import on_echo, on_rejected, on_requested, on_store
 
 __all__ = ["Listener", "main", "run_listener"]
 
-#: Announced maximum PDU when the settings leave it open. Unlimited would let a sender put a whole object into one PDU, and so in memory.
+#: Announced maximum PDU when the settings leave it open. Unlimited would let a sender put a whole object into one PDU,
+#: and so in memory.
 DEFAULT_PDU = MIB
 STOP_GRACE_SECONDS = 5.0
 ACSE_TIMEOUT_SECONDS = 30.0
@@ -44,7 +45,9 @@ def configure_pynetdicom() -> None:
 
 
 class Listener:
-    """The association server over one gateway. `start`, then `stop`; `port` is the real one, also when 0 was asked for."""
+    """The association server over one gateway. `start`, then `stop`; `port` is the real one, also when 0 was asked
+    for.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         configure_pynetdicom()
@@ -110,7 +113,9 @@ def _allowed_titles(settings: Settings) -> list[str]:
         return list(settings.calling_ae_allow)
     if settings.allows_calling_ae("ANY-SCU"):
         return []
-    log.error("no calling AE title is allowed: every association will be rejected", extra={"reason": "empty-allow-list"})
+    log.error(
+        "no calling AE title is allowed: every association will be rejected", extra={"reason": "empty-allow-list"}
+    )
     return [secrets.token_hex(8)]  # nobody's title
 
 

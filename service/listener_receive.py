@@ -1,15 +1,16 @@
 """Receiving C-STORE data sets straight into the spool's file system, bounded in size, memory and time.
 
-pynetdicom's chunked receive (`STORE_RECV_CHUNKED_DATASET`) writes a data set to a temporary file while it arrives.  Three things are
-missing there, and this module adds them per association:
+pynetdicom's chunked receive (`STORE_RECV_CHUNKED_DATASET`) writes a data set to a temporary file while it arrives.
+Three things are missing there, and this module adds them per association:
 
-- a bound on one object's size and on free space *while* receiving: what is above it is read and dropped, so that the sender gets
+- a bound on one object's size and on free space *while* receiving: what is above it is read and dropped, so that the
+sender gets
   a status that names the reason instead of a cut connection, and no disk fills up;
 - a bound on one PDU's declared length (a peer may claim 4 GiB), and an idle timeout inside a PDU;
 - nothing left behind: every temporary file that no handler took over is removed when its association's thread ends.
 
-Threads: the DUL thread receives, the association's thread runs the handlers.  A `BoundedFile` is written by the first and read by
-the second only after its message was queued.
+Threads: the DUL thread receives, the association's thread runs the handlers.  A `BoundedFile` is written by the first
+and read by the second only after its message was queued.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ __all__ = ["BoundedFile", "ReceiveLimits", "SpoolingProvider", "SpoolingServer"]
 MIB = 1 << 20
 #: Bytes between two looks at the free space while an object arrives.
 SPACE_CHECK_BYTES = 16 * MIB
-#: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it (PS3.8 D.1).
+#: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
+#: (PS3.8 D.1).
 PDU_CAP_BYTES = 64 * MIB
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ReceiveLimits:
-    """Bounds of one association: bytes of one object, seconds without a byte, and a check that raises OutOfResources."""
+    """Bounds of one association: bytes of one object, seconds without a byte, and a check that raises
+    OutOfResources.
+    """
 
     max_object_bytes: int
     idle_seconds: float
@@ -173,7 +177,9 @@ class SpoolingProvider(DIMSEServiceProvider):
         self.msg_queue.put((message.context_id, primitive))  # type: ignore[arg-type]
 
     def discard_leftovers(self) -> None:
-        """Remove the temporary files that nobody renamed; call when the association's thread has nothing left to serve."""
+        """Remove the temporary files that nobody renamed; call when the association's thread has nothing left to
+        serve.
+        """
         for path in self._files:
             path.unlink(missing_ok=True)
         self._files.clear()

@@ -1,7 +1,8 @@
 """What the listener does with an association and a C-STORE: choose syntaxes, hand the file on, answer with a status.
 
-Nothing here parses a data set.  `gateway.accept.accept_instance` is the one use case, shared with STOW-RS; this module turns its errors
-into DIMSE statuses (PS3.4 B.2.3, PS3.7 C) with an Error Comment that names the reason and holds no patient data.
+Nothing here parses a data set.  `gateway.accept.accept_instance` is the one use case, shared with STOW-RS; this module
+turns its errors into DIMSE statuses (PS3.4 B.2.3, PS3.7 C) with an Error Comment that names the reason and holds no
+patient data.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
-
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway
+from pydicom.dataset import Dataset
+
 from gateway.errors import InvalidInstance, PalimpsestError
 from gateway.uids import parse_sop_class, parse_sop_instance
 from service.listener_receive import BoundedFile
@@ -38,7 +39,8 @@ def on_echo(event: Any) -> int:
 def on_requested(event: Any) -> None:
     """Put every proposed context's transfer syntaxes in our order before they are negotiated.
 
-    A context without any syntax is dropped: it violates PS3.8 9.3.2.2 and would break the negotiation of its neighbours.
+    A context without any syntax is dropped: it violates PS3.8 9.3.2.2 and would break the negotiation of its
+    neighbours.
     """
     request = event.assoc.requestor.primitive
     contexts = [cx for cx in request.presentation_context_definition_list if cx.transfer_syntax]

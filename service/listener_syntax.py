@@ -1,8 +1,10 @@
-"""Which transfer syntax to take when a sender offers several: uncompressed, then lossless, then lossy (gateway.md, Taking in).
+"""Which transfer syntax to take when a sender offers several: uncompressed, then lossless, then lossy (gateway.md,
+Taking in).
 
-pynetdicom's unrestricted storage service accepts the *first* syntax of the proposal, and many senders convert to whatever is
-accepted: one that offers JPEG first would then compress lossily for us.  So the proposal is put in our order before it is
-negotiated.  Ranks are a table over PS3.6 A.1; a syntax not in it (private, or newer than this file) comes last.
+pynetdicom's unrestricted storage service accepts the *first* syntax of the proposal, and many senders convert to
+whatever is
+accepted: one that offers JPEG first would then compress lossily for us.  So the proposal is put in our order before it
+is negotiated.  Ranks are a table over PS3.6 A.1; a syntax not in it (private, or newer than this file) comes last.
 """
 
 from __future__ import annotations
@@ -14,7 +16,13 @@ __all__ = ["KNOWN_SYNTAXES", "rank", "sort_syntaxes"]
 _JPEG = "1.2.840.10008.1.2.4."
 
 #: PS3.6 A.1, best first.  Deflated is lossless but costs the sender time, so it stands behind the plain ones.
-UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.1.99")
+UNCOMPRESSED = (
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.1.98",
+    "1.2.840.10008.1.2.1.99",
+)
 LOSSLESS = (
     *(_JPEG + tail for tail in ("80", "70", "57", "58", "90", "92", "201", "202", "110")),
     "1.2.840.10008.1.2.5",  # RLE
@@ -28,7 +36,8 @@ LOSSY = (
     *(_JPEG + tail for tail in ("100", "100.1", "101", "101.1", "102", "102.1", "103", "103.1", "104", "104.1")),
     *(_JPEG + tail for tail in ("105", "105.1", "106", "106.1", "107", "108")),
 )
-#: The pixels are elsewhere (JPIP, SMPTE ST 2110) or the encoding is not Part 5's: taken whole, and only if nothing else is offered.
+#: The pixels are elsewhere (JPIP, SMPTE ST 2110) or the encoding is not Part 5's: taken whole, and only if nothing else
+#: is offered.
 REFERENCED = (
     *(_JPEG + tail for tail in ("94", "95", "204", "205")),
     *("1.2.840.10008.1.2.7.1", "1.2.840.10008.1.2.7.2", "1.2.840.10008.1.2.7.3"),

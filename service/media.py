@@ -17,7 +17,9 @@ MAX_RANGES = 64
 
 @dataclass(frozen=True)
 class Wanted:
-    """One element of an Accept header; `type` is the parameter of multipart/related, `syntax` the transfer syntax or ''."""
+    """One element of an Accept header; `type` is the parameter of multipart/related, `syntax` the transfer syntax or
+    ''.
+    """
 
     essence: str
     type: str
@@ -78,7 +80,11 @@ def wants_dicom(header: str | None) -> tuple[bool, frozenset[str]]:
             multipart = not single
         syntaxes.add(item.syntax)
     if multipart is None:
-        raise HttpProblem(406, "not-acceptable", 'Instances are given as multipart/related; type="application/dicom" or application/dicom.')
+        raise HttpProblem(
+            406,
+            "not-acceptable",
+            'Instances are given as multipart/related; type="application/dicom" or application/dicom.',
+        )
     return multipart, frozenset() if syntaxes & {"", "*"} else frozenset(syntaxes)
 
 

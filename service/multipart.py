@@ -1,11 +1,12 @@
 """multipart/related (RFC 2387, framing of RFC 2046 5.1), both ways, with bounded memory.
 
 `RelatedParser` is a push parser: bytes go in as they arrive, events come out, and no more than one header block or one
-delimiter's length of body is ever held back.  Body bytes are passed on as they come, so a 3 GB part costs no more memory than a
-3 kB one.  `frame_part` and `close_delimiter` are its inverse for answers.
+delimiter's length of body is ever held back.  Body bytes are passed on as they come, so a 3 GB part costs no more
+memory than a 3 kB one.  `frame_part` and `close_delimiter` are its inverse for answers.
 
 RFC 2046 5.1.1 as used here:
-    multipart := [preamble CRLF] "--" boundary LWS CRLF part *(CRLF "--" boundary LWS CRLF part) CRLF "--" boundary "--" LWS [epilogue]
+    multipart := [preamble CRLF] "--" boundary LWS CRLF part *(CRLF "--" boundary LWS CRLF part) CRLF "--" boundary "--"
+    LWS [epilogue]
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def parse_media_type(text: str) -> MediaType:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost: bytes of one part's header block, number of parts, bytes before the first delimiter."""
+    """What one request may cost: bytes of one part's header block, number of parts, bytes before the first
+    delimiter.
+    """
 
     header_bytes: int = 16 << 10
     parts: int = 20_000
@@ -101,7 +104,9 @@ class _At(Enum):
 
 @dataclass
 class RelatedParser:
-    """Push parser: `feed` bytes, get events; `close` at the end of the body, which fails unless the last delimiter was seen."""
+    """Push parser: `feed` bytes, get events; `close` at the end of the body, which fails unless the last delimiter was
+    seen.
+    """
 
     boundary: str
     limits: Limits = field(default_factory=Limits)
@@ -110,7 +115,8 @@ class RelatedParser:
         if not BOUNDARY.fullmatch(self.boundary):
             raise MultipartError("bad-boundary", "the boundary parameter is missing or not allowed by RFC 2046 5.1.1")
         self._delimiter = b"\r\n--" + self.boundary.encode("ascii")
-        # Invariant: the first delimiter may stand at the very start of the body; a CRLF put before it makes it like the others.
+        # Invariant: the first delimiter may stand at the very start of the body; a CRLF put before it makes it like the
+        # others.
         self._buffer = bytearray(b"\r\n")
         self._at = _At.PREAMBLE
         self._parts = 0
@@ -172,7 +178,8 @@ class RelatedParser:
     def _delimiter_line(self, *, in_body: bool) -> bool | None:
         """Read the rest of the delimiter's line at the start of the buffer.
 
-        True: it is one, and the state moved on. None: more bytes are needed. False: it is content that only looks like one.
+        True: it is one, and the state moved on. None: more bytes are needed. False: it is content that only looks like
+        one.
         """
         rest = self._buffer[len(self._delimiter) : len(self._delimiter) + 1024]
         if rest[:2] == b"--":
@@ -196,7 +203,8 @@ class RelatedParser:
         self._parts += 1
         if self._parts > self.limits.parts:
             raise MultipartError("too-many-parts", f"more than {self.limits.parts} parts in one request")
-        # Invariant: a header block ends at CRLF CRLF; an empty one is a lone CRLF: with a CRLF put before it, it ends so too.
+        # Invariant: a header block ends at CRLF CRLF; an empty one is a lone CRLF: with a CRLF put before it, it ends
+        # so too.
         self._buffer[:0] = b"\r\n"
         self._at = _At.HEADERS
 

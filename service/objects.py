@@ -1,7 +1,9 @@
-"""Getting an instance's bytes, proven, into an open file: from the spool while it is there, else by the retrieve worker.
+"""Getting an instance's bytes, proven, into an open file: from the spool while it is there, else by the retrieve
+worker.
 
-The order is what makes "never wrong pixels" true: open, hash the open file to its end, compare, rewind, and only then hand it on.  What is
-sent is the very file that was hashed; that it may be unlinked meanwhile (spool release, cache pruning) changes nothing.
+The order is what makes "never wrong pixels" true: open, hash the open file to its end, compare, rewind, and only then
+hand it on.  What is sent is the very file that was hashed; that it may be unlinked meanwhile (spool release, cache
+pruning) changes nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from gateway.bootstrap import Gateway
+
 from gateway.errors import IntegrityError, NotFound, Unavailable
-from gateway.index import InstanceRow
+from gateway.index_rows import InstanceRow
 from gateway.instance import Form, State
 from gateway.part10 import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, read_meta
 from service.trail import record
@@ -53,7 +56,9 @@ class OpenObject:
 
 
 def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:
-    """The instance as received (or, losslessly compressed input, as restored). Raises NotFound, Unavailable, IntegrityError."""
+    """The instance as received (or, losslessly compressed input, as restored). Raises NotFound, Unavailable,
+    IntegrityError.
+    """
     if row.state != State.RELEASED:
         try:
             file = gateway.spool.open(row.digest)
@@ -101,7 +106,9 @@ def _raise_for(gateway: Gateway, row: InstanceRow, answer: dict[str, Any]) -> No
         raise _mismatch(gateway, row, reason)
     if reason.startswith("not-") or answer.get("permanent"):
         raise NotFound(reason, "This instance cannot be given in the form asked for.")
-    raise Unavailable(reason, "The instance cannot be given just now.", retry_after=float(answer.get("retry_after") or 5))
+    raise Unavailable(
+        reason, "The instance cannot be given just now.", retry_after=float(answer.get("retry_after") or 5)
+    )
 
 
 def _proven(gateway: Gateway, row: InstanceRow, file: BinaryIO, digest: str) -> OpenObject:
@@ -117,6 +124,8 @@ def _proven(gateway: Gateway, row: InstanceRow, file: BinaryIO, digest: str) -> 
 def _mismatch(gateway: Gateway, row: InstanceRow, reason: str = "digest-mismatch") -> IntegrityError:
     """The security event and the error to raise: wrong bytes were found in time and are not served."""
     log.error("digest mismatch on retrieval", extra={"reason": reason, "instance_id": row.id})
-    record(gateway, "retrieved", actor="gateway", outcome="failed", reason=reason, instance_id=row.id)
-    gateway.index.alert_raise("digest-mismatch", str(row.id), "Bytes read back differ from their digest; nothing was sent.", "critical")
+    record(gateway, "retrieved", actor="gateway", outcome="failure", reason=reason, instance_id=row.id)
+    gateway.index.alert_raise(
+        "digest-mismatch", str(row.id), "Bytes read back differ from their digest; nothing was sent.", "critical"
+    )
     return IntegrityError(reason, "The stored bytes are not what their digest says; nothing was sent.")

@@ -1,7 +1,7 @@
 """Every refusal over HTTP as RFC 9457 problem details, from one table; nothing of the request is quoted back.
 
-The one broad `except` of the HTTP side is FastAPI's handler for `Exception`, installed here: it logs the class of the error and
-answers 500, so that a bug in one request never reaches another and never shows a stack to a client.
+The one broad `except` of the HTTP side is FastAPI's handler for `Exception`, installed here: it logs the class of the
+error and answers 500, so that a bug in one request never reaches another and never shows a stack to a client.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class HttpProblem(HTTPException):
         self.reason = reason
 
 
-def problem_response(status: int, reason: str, detail: str, *, title: str = "", headers: dict[str, str] | None = None, **more: Any) -> Response:
+def problem_response(
+    status: int, reason: str, detail: str, *, title: str = "", headers: dict[str, str] | None = None, **more: Any
+) -> Response:
     """RFC 9457 response; `reason` is a machine word, `detail` a sentence without patient data."""
     body = {
         "type": f"urn:palimpsest:problem:{reason}",
@@ -48,10 +50,18 @@ def problem_response(status: int, reason: str, detail: str, *, title: str = "", 
 async def _ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, PalimpsestError)
     body = error.problem()
-    headers = {"Retry-After": str(max(1, round(error.retry_after)))} if isinstance(error, Unavailable) else None
+    headers = _headers(error)
     if body["status"] >= 500:
         log.warning("request failed", extra={"reason": error.reason, "status": body["status"]})
     return JSONResponse(body, body["status"], headers, MEDIA_TYPE)
+
+
+def _headers(error: PalimpsestError) -> dict[str, str]:
+    if isinstance(error, Unavailable):
+        return {"Retry-After": str(max(1, round(error.retry_after)))}
+    if error.http_status == 401:
+        return {"WWW-Authenticate": 'Bearer realm="palimpsest"'}  # RFC 6750 3
+    return {}
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -59,7 +69,9 @@ async def _http(request: Request, error: Exception) -> Response:
     if isinstance(error, HttpProblem):
         return problem_response(error.status_code, error.reason, error.detail, headers=dict(error.headers or {}))
     phrase = HTTPStatus(error.status_code).phrase
-    return problem_response(error.status_code, phrase.lower().replace(" ", "-"), phrase, headers=dict(error.headers or {}))
+    return problem_response(
+        error.status_code, phrase.lower().replace(" ", "-"), phrase, headers=dict(error.headers or {})
+    )
 
 
 async def _multipart(request: Request, error: Exception) -> Response:

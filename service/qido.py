@@ -1,7 +1,8 @@
 """QIDO-RS: search for studies, series and instances (PS3.18 10.6).
 
-The query string is parsed into a `Query` whose filters are checked for form before the index sees them; what the index cannot match
-on is refused by name. Ignoring a filter, as some servers do, would show a clinician images that were not asked for.
+The query string is parsed into a `Query` whose filters are checked for form before the index sees them; what the index
+cannot match on is refused by name. Ignoring a filter, as some servers do, would show a clinician images that were not
+asked for.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _STUDY_KEYS = (
 _SERIES_KEYS = ("SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription")
 _INSTANCE_KEYS = ("SOPClassUID", "SOPInstanceUID", "InstanceNumber")
 
-#: Attributes that can be matched, by level (PS3.18 Tables 10.6.1-2 to 10.6.1-5; lower levels also match the ones above).
+#: Attributes that can be matched, by level (PS3.18 Tables 10.6.1-2 to 10.6.1-5; lower levels also match the ones
+#: above).
 SEARCHABLE: Final[dict[str, tuple[str, ...]]] = {
     "study": _STUDY_KEYS,
     "series": _STUDY_KEYS + _SERIES_KEYS,
@@ -57,7 +59,9 @@ _FORMS: Final = {"DA": _DATE_RANGE, "TM": _TIME_RANGE, "IS": _NUMBER}
 
 @dataclass(frozen=True)
 class Query:
-    """A checked search: `filters` maps keywords to matching values of PS3.4 C.2.2.2 (`*` and `?` wild, `a-b` range, `,` lists of UIDs)."""
+    """A checked search: `filters` maps keywords to matching values of PS3.4 C.2.2.2 (`*` and `?` wild, `a-b` range, `,`
+    lists of UIDs).
+    """
 
     level: str
     filters: Mapping[str, str]
@@ -69,7 +73,9 @@ class Query:
 
 
 def parse_query(level: str, items: Iterable[tuple[str, str]], path: Mapping[str, str]) -> Query:
-    """Check a query string (decoded name-value pairs) and the UIDs of the path; raises HttpProblem 400 naming what is wrong."""
+    """Check a query string (decoded name-value pairs) and the UIDs of the path; raises HttpProblem 400 naming what is
+    wrong.
+    """
     filters: dict[str, str] = {keyword: str(parse_uid(uid)) for keyword, uid in path.items()}
     control: dict[str, list[str]] = {name: [] for name in _CONTROL}
     for name, value in items:
@@ -147,14 +153,20 @@ def _known(name: str) -> str:
 
 
 def to_dicom_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """DICOM JSON (PS3.18 F.2) of keyword-value pairs; None and '' give an empty element, keywords without a tag are left out."""
+    """DICOM JSON (PS3.18 F.2) of keyword-value pairs; None and '' give an empty element, keywords without a tag are
+    left out.
+    """
     answer: dict[str, Any] = {}
     for keyword, value in values.items():
         tag = tag_for_keyword(keyword)
         if tag is None:
             continue
         vr = dictionary_VR(tag)
-        items = [_json_value(vr, item) for item in (value if isinstance(value, (list, tuple)) else [value]) if item not in (None, "")]
+        items = [
+            _json_value(vr, item)
+            for item in (value if isinstance(value, (list, tuple)) else [value])
+            if item not in (None, "")
+        ]
         items = [item for item in items if item is not None]
         answer[f"{tag:08X}"] = {"vr": vr, "Value": items} if items else {"vr": vr}
     return dict(sorted(answer.items()))

@@ -1,7 +1,7 @@
 """STOW-RS: store instances (PS3.18 10.5). Bytes stream to the spool; each part is judged on its own.
 
-A part's failure never touches its neighbours: it is dropped, named in the answer, and the next part goes on.  Success for an instance means
-what it means for C-STORE, because both doors call `gateway.accept.accept_instance`.
+A part's failure never touches its neighbours: it is dropped, named in the answer, and the next part goes on.  Success
+for an instance means what it means for C-STORE, because both doors call `gateway.accept.accept_instance`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
-
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway
+from starlette.concurrency import run_in_threadpool
+
 from gateway.errors import InvalidInstance, OutOfResources, PalimpsestError, UIDMismatch
 from gateway.part10 import Peek, peek
 from gateway.uids import UID, parse_uid
@@ -41,7 +41,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one part. `failure` is 0 or the Failure Reason (0008,1197); UIDs are '' where the part did not tell them."""
+    """What became of one part. `failure` is 0 or the Failure Reason (0008,1197); UIDs are '' where the part did not
+    tell them.
+    """
 
     failure: int = 0
     http_status: int = 200
@@ -169,7 +171,9 @@ def _outcome(seen: Peek | None, failure: int = 0, status: int = 200, reason: str
 
 
 def answer(outcomes: list[Outcome], url: Callable[..., str]) -> Response:
-    """The Store Instances response (PS3.18 10.5.3): 200 all stored, 202 some, 409 none; 413 or 507 when that was the one reason."""
+    """The Store Instances response (PS3.18 10.5.3): 200 all stored, 202 some, 409 none; 413 or 507 when that was the
+    one reason.
+    """
     failed = [outcome for outcome in outcomes if outcome.failure]
     if failed and len(failed) == len(outcomes):
         statuses = {outcome.http_status for outcome in failed}

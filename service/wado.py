@@ -1,4 +1,6 @@
-"""WADO-RS: studies, series, instances, their metadata and rendered images (PS3.18 10.4), in every state from Success on."""
+"""WADO-RS: studies, series, instances, their metadata and rendered images (PS3.18 10.4), in every state from Success
+on.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from gateway.bootstrap import Gateway
 from starlette.concurrency import run_in_threadpool
 
-from gateway.bootstrap import Gateway
 from gateway.errors import NotFound, PalimpsestError
-from gateway.index import InstanceRow
+from gateway.index_rows import InstanceRow
 from gateway.uids import parse_uid
 from service.access import RouteSpec, principal_of
 from service.media import DICOM, accepts, wants_dicom, wants_image
@@ -25,8 +27,9 @@ from service.trail import record
 __all__ = ["ROUTES"]
 
 DICOM_JSON = "application/dicom+json"
-#: Instances made ready, each one proven, before the status line goes out. A study up to this size fails as a clean 404, 500 or 503;
-#: of a larger one a later failure cuts the connection, which every HTTP client notices. Wrong bytes go out in neither case.
+#: Instances made ready, each one proven, before the status line goes out. A study up to this size fails as a clean 404,
+#: 500 or 503; of a larger one a later failure cuts the connection, which every HTTP client notices. Wrong bytes go out
+#: in neither case.
 READY_FIRST = 64
 
 
@@ -66,7 +69,7 @@ def _read_event(request: Request, rows: Sequence[InstanceRow], what: str) -> Non
         outcome="success",
         instance_id=rows[0].id if len(rows) == 1 else None,
         study_uid=rows[0].study_uid,
-        what=what,
+        kind=what,
         count=len(rows),
     )
 
@@ -75,7 +78,11 @@ def _open_allowed(gateway: Gateway, row: InstanceRow, syntaxes: frozenset[str]) 
     item = open_original(gateway, row)
     if syntaxes and item.transfer_syntax() not in syntaxes:
         item.file.close()
-        raise HttpProblem(406, "transfer-syntax", "Instances are given in the transfer syntax they have here: ask for transfer-syntax=*.")
+        raise HttpProblem(
+            406,
+            "transfer-syntax",
+            "Instances are given in the transfer syntax they have here: ask for transfer-syntax=*.",
+        )
     return item
 
 
@@ -100,7 +107,10 @@ def _parts(
     try:
         while ready or (row := next(queue, None)) is not None:
             item = ready.pop(0) if ready else _open_allowed(gateway, row, syntaxes)
-            headers = {"Content-Type": f"{DICOM};transfer-syntax={item.transfer_syntax()}", "Content-Length": str(item.size)}
+            headers = {
+                "Content-Type": f"{DICOM};transfer-syntax={item.transfer_syntax()}",
+                "Content-Length": str(item.size),
+            }
             yield frame_part(boundary, headers, first=first)
             yield from item.chunks()
             first = False
@@ -115,12 +125,33 @@ async def retrieve(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     multipart, syntaxes = wants_dicom(request.headers.get("accept"))
     rows = await run_in_threadpool(_rows, gateway, _target(request))
+    return await _give(request, rows, multipart, syntaxes)
+
+
+async def by_digest(request: Request) -> Response:
+    """GET /dicomweb/objects/{digest}: one version, by the SHA-256 (hex) of the file as received. Not of the standard:
+
+    under one SOP Instance UID DICOMweb shows one instance, and here every version stays reachable.
+    """
+    gateway: Gateway = request.app.state.gateway
+    _, syntaxes = wants_dicom(request.headers.get("accept"))
+    row = await run_in_threadpool(gateway.index.by_digest, request.path_params["digest"].lower())
+    if row is None:
+        raise NotFound("no-such-object", "No object of that digest was received.")
+    return await _give(request, [row], False, syntaxes)
+
+
+async def _give(request: Request, rows: Sequence[InstanceRow], multipart: bool, syntaxes: frozenset[str]) -> Response:
+    """Open and prove, write the audit event, and only then answer."""
+    gateway: Gateway = request.app.state.gateway
     if not multipart and len(rows) > 1:
-        raise HttpProblem(406, "not-acceptable", 'More than one instance is given as multipart/related; type="application/dicom".')
+        raise HttpProblem(
+            406, "not-acceptable", 'More than one instance is given as multipart/related; type="application/dicom".'
+        )
     ready = await run_in_threadpool(_open_first, gateway, rows, syntaxes)
     try:
         await run_in_threadpool(_read_event, request, rows, "instances")
-    except BaseException:
+    except PalimpsestError:
         for item in ready:
             item.file.close()
         raise
@@ -152,7 +183,9 @@ async def metadata(request: Request) -> Response:
 
 
 async def rendered(request: Request) -> Response:
-    """GET .../rendered and .../frames/{n}/rendered (PS3.18 10.4.1.1.3): one PNG or JPEG; without a frame number, frame 1."""
+    """GET .../rendered and .../frames/{n}/rendered (PS3.18 10.4.1.1.3): one PNG or JPEG; without a frame number, frame
+    1.
+    """
     gateway: Gateway = request.app.state.gateway
     unsupported = sorted(set(request.query_params) - {"accept"})
     if unsupported:
@@ -172,6 +205,7 @@ _SERIES = _STUDY + "/series/{series}"
 _INSTANCE = _SERIES + "/instances/{instance}"
 
 ROUTES: tuple[RouteSpec, ...] = (
+    ("GET", "/dicomweb/objects/{digest}", by_digest),
     ("GET", _STUDY, retrieve),
     ("GET", _SERIES, retrieve),
     ("GET", _INSTANCE, retrieve),

@@ -21,7 +21,9 @@ from service.multipart import (
 BOUNDARY = "0f3cf5c0-70e0"
 
 
-def parse(chunks: list[bytes], boundary: str = BOUNDARY, limits: Limits | None = None) -> list[tuple[dict[str, str], bytes]]:
+def parse(
+    chunks: list[bytes], boundary: str = BOUNDARY, limits: Limits | None = None
+) -> list[tuple[dict[str, str], bytes]]:
     parser = RelatedParser(boundary, limits or Limits())
     parts: list[tuple[dict[str, str], bytearray]] = []
     ended = 0
@@ -43,7 +45,8 @@ def parse(chunks: list[bytes], boundary: str = BOUNDARY, limits: Limits | None =
 
 def build(bodies: list[bytes], boundary: str = BOUNDARY) -> bytes:
     framed = [
-        frame_part(boundary, {"Content-Type": "application/dicom"}, first=i == 0) + body for i, body in enumerate(bodies)
+        frame_part(boundary, {"Content-Type": "application/dicom"}, first=i == 0) + body
+        for i, body in enumerate(bodies)
     ]
     return b"".join(framed) + close_delimiter(boundary)
 
@@ -59,12 +62,18 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 
 # Bodies made of pieces of delimiters: the nastiest content there is.
 PIECES = st.lists(
-    st.sampled_from([b"\r", b"\n", b"\r\n", b"-", b"--", b"\r\n--", BOUNDARY.encode(), BOUNDARY[:5].encode(), b"x", b"\0"]), max_size=12
+    st.sampled_from(
+        [b"\r", b"\n", b"\r\n", b"-", b"--", b"\r\n--", BOUNDARY.encode(), BOUNDARY[:5].encode(), b"x", b"\0"]
+    ),
+    max_size=12,
 ).map(b"".join)
 
 
 @settings(max_examples=150, deadline=None)
-@given(bodies=st.lists(st.one_of(st.binary(max_size=80), PIECES), min_size=1, max_size=4), sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5))
+@given(
+    bodies=st.lists(st.one_of(st.binary(max_size=80), PIECES), min_size=1, max_size=4),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+)
 def test_parts_come_back_whatever_the_chunking(bodies: list[bytes], sizes: list[int]) -> None:
     bodies = [body for body in bodies if b"\r\n--" + BOUNDARY.encode() not in b"\r\n" + body + b"\r\n"]
     if not bodies:
@@ -80,7 +89,8 @@ def test_a_longer_boundary_is_content_not_a_delimiter() -> None:
 
 
 def test_preamble_epilogue_padding_and_folded_headers_are_tolerated() -> None:
-    data = b"preamble\r\n--B  \t\r\nContent-Type:\r\n application/dicom\r\nX: 1\r\n\r\nbody\r\n--B\r\n\r\nbare\r\n--B--\r\nepilogue\r\n--B\r\n"
+    data = b"preamble\r\n--B  \t\r\nContent-Type:\r\n application/dicom\r\nX: 1\r\n\r\nbody"
+    data += b"\r\n--B\r\n\r\nbare\r\n--B--\r\nepilogue\r\n--B\r\n"
     assert parse([data], "B") == [({"content-type": "application/dicom", "x": "1"}, b"body"), ({}, b"bare")]
 
 
@@ -110,7 +120,11 @@ def test_bad_boundaries_are_refused(boundary: str) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.one_of(st.binary(max_size=300), PIECES), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6), sizes=st.lists(st.integers(1, 64), min_size=1, max_size=4))
+@given(
+    data=st.one_of(st.binary(max_size=300), PIECES),
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
+    sizes=st.lists(st.integers(1, 64), min_size=1, max_size=4),
+)
 def test_noise_ends_in_parts_or_in_a_named_error(data: bytes, flips: list[tuple[int, int]], sizes: list[int]) -> None:
     noisy = bytearray(build([data, b"second"]))
     for at, value in flips:
@@ -134,7 +148,11 @@ def test_memory_stays_bounded_inside_a_long_part() -> None:
 
 def test_media_types() -> None:
     parsed = parse_media_type('multipart/related; TYPE="application/dicom"; boundary="a;b"; transfer-syntax=*')
-    assert (parsed.essence, parsed.parameters["type"], parsed.parameters["boundary"]) == ("multipart/related", "application/dicom", "a;b")
+    assert (parsed.essence, parsed.parameters["type"], parsed.parameters["boundary"]) == (
+        "multipart/related",
+        "application/dicom",
+        "a;b",
+    )
     assert parsed.parameters["transfer-syntax"] == "*"
     assert parse_media_type("nonsense").essence == ""
     assert parse_media_type("").essence == ""

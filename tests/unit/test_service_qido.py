@@ -16,9 +16,11 @@ def test_keywords_tags_wildcards_ranges_and_lists() -> None:
     query = parse_query(
         "instance",
         [
-            ("PatientName", "DOE*"), ("00080020", "20200101-20201231"), ("Modality", "CT"), ("SOPInstanceUID", "1.2,3.4\\5.6"),
+            ("PatientName", "DOE*"), ("00080020", "20200101-20201231"), ("Modality", "CT"),
+            ("SOPInstanceUID", "1.2,3.4\\5.6"),
             ("InstanceNumber", "7"), ("PatientID", ""), ("AccessionNumber", "*"),
-            ("limit", "5"), ("offset", "10"), ("fuzzymatching", "true"), ("includefield", "00081030,Rows,00400275.00400009,nonsense"),
+            ("limit", "5"), ("offset", "10"), ("fuzzymatching", "true"),
+            ("includefield", "00081030,Rows,00400275.00400009,nonsense"),
         ],
         {"StudyInstanceUID": "1.2.3"},
     )  # fmt: skip
@@ -74,7 +76,15 @@ def test_limits() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.one_of(st.sampled_from([*SEARCHABLE["instance"], "limit", "includefield"]), st.text(max_size=12)), st.text(max_size=30)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.sampled_from([*SEARCHABLE["instance"], "limit", "includefield"]), st.text(max_size=12)),
+            st.text(max_size=30),
+        ),
+        max_size=4,
+    )
+)
 def test_any_query_is_parsed_or_refused_with_a_reason(items: list[tuple[str, str]]) -> None:
     try:
         query = parse_query("instance", items, {})
@@ -94,7 +104,14 @@ def test_every_searchable_and_returned_keyword_is_a_dicom_keyword() -> None:
 
 def test_dicom_json() -> None:
     answer = to_dicom_json(
-        {"PatientName": "Doe^J=漢", "NumberOfStudyRelatedSeries": "2", "ModalitiesInStudy": ["CT", "MR"], "StudyDate": None, "Rows": 3, "SeriesNumber": "x"}
+        {
+            "PatientName": "Doe^J=漢",
+            "NumberOfStudyRelatedSeries": "2",
+            "ModalitiesInStudy": ["CT", "MR"],
+            "StudyDate": None,
+            "Rows": 3,
+            "SeriesNumber": "x",
+        }
     )
     assert answer["00100010"] == {"vr": "PN", "Value": [{"Alphabetic": "Doe^J", "Ideographic": "漢"}]}
     assert answer["00201206"] == {"vr": "IS", "Value": [2]}
@@ -112,7 +129,10 @@ def test_dicom_json() -> None:
         ("*/*", (True, frozenset())),
         ('multipart/related; type="application/dicom"', (True, frozenset())),
         ('multipart/related; type="application/dicom"; transfer-syntax=*', (True, frozenset())),
-        ('multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.80', (True, {"1.2.840.10008.1.2.4.80"})),
+        (
+            'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.80',
+            (True, {"1.2.840.10008.1.2.4.80"}),
+        ),
         ("application/dicom; transfer-syntax=*", (False, frozenset())),
         ('application/dicom;q=0.5, multipart/related;type="application/dicom";q=0.9', (True, frozenset())),
         ('text/html, multipart/related; type="application/dicom"', (True, frozenset())),
@@ -122,7 +142,9 @@ def test_accept_of_instances(header: str | None, expected: tuple[bool, frozenset
     assert wants_dicom(header) == expected
 
 
-@pytest.mark.parametrize("header", ["text/html", 'multipart/related; type="application/octet-stream"', "image/png", "application/dicom;q=0"])
+@pytest.mark.parametrize(
+    "header", ["text/html", 'multipart/related; type="application/octet-stream"', "image/png", "application/dicom;q=0"]
+)
 def test_unacceptable(header: str) -> None:
     with pytest.raises(HttpProblem) as caught:
         wants_dicom(header)
@@ -133,6 +155,9 @@ def test_accept_of_images_and_json() -> None:
     assert wants_image("image/png") == ("image/png", "png")
     assert wants_image("image/*") == ("image/jpeg", "jpeg")
     assert wants_image(None) == ("image/jpeg", "jpeg")
-    assert accepts("application/dicom+json, application/json", "application/dicom+json", "application/json") == "application/dicom+json"
+    assert (
+        accepts("application/dicom+json, application/json", "application/dicom+json", "application/json")
+        == "application/dicom+json"
+    )
     with pytest.raises(HttpProblem):
         wants_image("image/gif")

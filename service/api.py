@@ -1,0 +1,123 @@
+"""The HTTP service: DICOMweb, status, health and the admin page (`python -m service.api`).
+
+`create_app` builds one application over one gateway.  Routes come from tables; each is given the guard of
+`service.access.RULES`, and a route that has none there stops the building.
+"""
+
+from __future__ import annotations
+
+import uvicorn
+from fastapi import Depends, FastAPI
+from fastapi.responses import RedirectResponse
+from gateway.bootstrap import Gateway, build
+from gateway.log import configure_logging
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import PalimpsestError
+from gateway.settings import Settings, load_settings
+from service import admin, health, problems, search, status, stow, wado
+from service.access import COOKIE_PATH, RouteSpec, guard_for
+
+__all__ = ["ROUTES", "create_app", "main", "run_api"]
+
+ROUTES: tuple[RouteSpec, ...] = (
+    *health.ROUTES,
+    *stow.ROUTES,
+    *wado.ROUTES,
+    *search.ROUTES,
+    *status.ROUTES,
+    *admin.ROUTES,
+)
+
+#: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+NO_STORE = "no-store"
+
+
+class SecurityHeaders:
+    """ASGI middleware that adds the headers above to every answer, errors included. It never touches a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; add headers when the answer starts."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", NO_STORE)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The application over one gateway. Raises KeyError for a route without an access rule."""
+    app = FastAPI(title="Palimpsest", openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.gateway = gateway
+    app.state.templates = None
+    for method, path, endpoint in ROUTES:
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            dependencies=[Depends(guard_for(method, path))],
+            response_model=None,
+            include_in_schema=False,
+        )
+    problems.install(app)
+    app.add_exception_handler(PalimpsestError, _to_login(app.exception_handlers[PalimpsestError]))
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+def _to_login(otherwise):  # type: ignore[no-untyped-def]
+    """A browser without a valid token is led to the form; everything else gets the problem."""
+
+    async def handler(request: Request, error: PalimpsestError) -> Response:
+        page = request.method == "GET" and request.url.path == COOKIE_PATH
+        if page and error.http_status in (401, 403) and "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse(COOKIE_PATH + "/login", 303)
+        return await otherwise(request, error)
+
+    return handler
+
+
+def run_api(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    uvicorn.run(
+        create_app(build(settings)),
+        host=settings.http_host,
+        port=settings.http_port,
+        log_config=None,  # ours is configured; uvicorn's access log would hold UIDs and queries
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_graceful_shutdown=10,
+    )
+
+
+def main() -> None:
+    """`python -m service.api`."""
+    settings = load_settings()
+    configure_logging(settings)
+    run_api(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Liveness and readiness. `/healthz` says that the process answers; `/readyz` names each dependency and how it is.
+
+Not ready means: do not send new work here.  A broker that is down does not make it so, because an object is taken in
+without one (the sweep sends its message later); it is shown as degraded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from gateway.bootstrap import Gateway
+from starlette.concurrency import run_in_threadpool
+
+from gateway.errors import PalimpsestError, Unavailable
+from service.access import RouteSpec
+
+__all__ = ["CHECKS", "ROUTES", "readiness"]
+
+log = logging.getLogger(__name__)
+
+
+def _database(gateway: Gateway) -> None:
+    gateway.index.ping()
+
+
+def _queue(gateway: Gateway) -> None:
+    gateway.queue.ping()
+
+
+def _spool(gateway: Gateway) -> None:
+    gateway.spool.check_space()
+
+
+def _archive(gateway: Gateway) -> None:
+    folder = gateway.settings.archive_dir
+    if not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
+        raise Unavailable("archive-not-writable", "The archive's folder is missing or cannot be written.")
+
+
+def _keys(gateway: Gateway) -> None:
+    gateway.keys.kek_current()
+
+
+#: dependency -> (check, needed to take objects in and give them back?)
+CHECKS: Final[Mapping[str, tuple[Callable[[Gateway], None], bool]]] = {
+    "database": (_database, True),
+    "queue": (_queue, False),
+    "spool": (_spool, True),
+    "archive": (_archive, True),
+    "keys": (_keys, True),
+}
+
+
+def readiness(gateway: Gateway) -> tuple[bool, dict[str, dict[str, Any]]]:
+    """(ready?, dependency -> {ok, required, reason}); never raises."""
+    report = {name: _look(gateway, check, required) for name, (check, required) in CHECKS.items()}
+    return all(entry["ok"] or not entry["required"] for entry in report.values()), report
+
+
+def _look(gateway: Gateway, check: Callable[[Gateway], None], required: bool) -> dict[str, Any]:
+    try:
+        check(gateway)
+    except PalimpsestError as error:
+        return {"ok": False, "required": required, "reason": error.reason}
+    except OSError as error:
+        return {"ok": False, "required": required, "reason": type(error).__name__}
+    return {"ok": True, "required": required}
+
+
+async def healthz(request: Request) -> Response:
+    """GET /healthz: the process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(request: Request) -> Response:
+    """GET /readyz: 200 or 503, with each dependency by name."""
+    ready, report = await run_in_threadpool(readiness, request.app.state.gateway)
+    degraded = [name for name, entry in report.items() if not entry["ok"]]
+    status = "ready" if ready and not degraded else "degraded" if ready else "unavailable"
+    return JSONResponse({"status": status, "dependencies": report}, 200 if ready else 503)
+
+
+ROUTES: tuple[RouteSpec, ...] = (("GET", "/healthz", healthz), ("GET", "/readyz", readyz))

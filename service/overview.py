@@ -1,0 +1,80 @@
+"""One picture of the whole gateway, for `GET /api/status` and the admin page. No patient data, no UID."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+from gateway.bootstrap import Gateway
+
+from gateway.errors import PalimpsestError
+from gateway.index_rows import Counts
+from gateway.instance import ForwardState, State
+from service.health import readiness
+
+__all__ = ["overview"]
+
+DEAD_LETTERS_SHOWN = 50
+
+
+def overview(gateway: Gateway) -> dict[str, Any]:
+    """Counts, dependencies, queues, disk, failures, destinations, dead letters and alerts, JSON-able."""
+    counts = gateway.index.counts()
+    ready, dependencies = readiness(gateway)
+    return {
+        "ready": ready,
+        "dependencies": dependencies,
+        "total": counts.total,
+        "states": [(state.value, counts.by_state.get(state.value, 0)) for state in State],
+        "forms": sorted(counts.by_form.items()),
+        "passthrough": dict(counts.passthrough_by_reason),
+        "modalities": {name: dict(values) for name, values in counts.by_modality.items()},
+        "received_bytes": counts.bytes_in,
+        "archived_bytes": counts.bytes_archived,
+        "raw_pixel_bytes": counts.raw_pixel_bytes,
+        "codec_bytes": counts.codec_bytes,
+        "payload_bytes": counts.payload_bytes,
+        "ratio": f"{counts.bytes_in / counts.bytes_archived:.2f}" if counts.bytes_archived else "–",
+        "conflicts": counts.conflicts,
+        "outbox": counts.outbox,
+        "oldest_unfinished_at": counts.oldest_unfinished_at,
+        "queues": _queues(gateway),
+        "disk": _disk(gateway),
+        "failures": [asdict(group) for group in gateway.index.failures()],
+        "destinations": _destinations(gateway, counts),
+        "dead": [asdict(row) for row in gateway.index.forwards(state=ForwardState.DEAD, limit=DEAD_LETTERS_SHOWN)],
+        "alerts": [asdict(alert) for alert in gateway.index.alerts(open_only=True)],
+    }
+
+
+def _queues(gateway: Gateway) -> dict[str, int]:
+    """Messages waiting, by queue; empty while the broker is away."""
+    try:
+        return dict(gateway.queue.depths())
+    except PalimpsestError:
+        return {}
+
+
+def _disk(gateway: Gateway) -> dict[str, int]:
+    usage = shutil.disk_usage(gateway.settings.spool_dir)
+    return {"total": usage.total, "free": usage.free, "watermark": gateway.settings.watermark_bytes}
+
+
+def _destinations(gateway: Gateway, counts: Counts) -> list[dict[str, Any]]:
+    """Configured destinations, and those that only old rows still name."""
+    configured = {destination.name: destination for destination in gateway.settings.destinations}
+    rows = []
+    for name in sorted(configured.keys() | counts.forwards.keys()):
+        by_state = counts.forwards.get(name, {})
+        destination = configured.get(name)
+        where = "not configured any more"
+        if destination is not None:
+            where = (
+                f"{destination.ae_title} {destination.host}:{destination.port}"
+                if destination.kind == "dicom"
+                else "folder"
+            )
+        numbers = {state.value.lower(): by_state.get(state.value, 0) for state in ForwardState}
+        rows.append({"name": name, "where": where, **numbers})
+    return rows

@@ -1,0 +1,202 @@
+"""The JSON side of running the gateway: what `palimpsest status`, `send` and `audit` ask, and the replays."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from gateway.bootstrap import Gateway
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.concurrency import run_in_threadpool
+
+from gateway import audit
+from gateway.errors import NotFound
+from gateway.index_rows import InstanceRow
+from gateway.instance import ForwardState
+from gateway.uids import parse_sop_instance
+from service.access import RouteSpec, principal_of
+from service.overview import overview
+from service.problems import HttpProblem
+
+__all__ = ["ROUTES", "replay_failures", "replay_forwards"]
+
+MAX_BODY = 4096
+#: What of a row leaves the service: how far it came and what it weighs; nothing of the patient.
+ROW_FIELDS = (
+    "id", "digest", "dataset_digest", "sop_uid", "sop_class", "study_uid", "series_uid", "transfer_syntax", "size",
+    "source", "received_at", "state", "form", "reason", "attempts", "coder", "carrier", "payload_bytes", "codec_bytes",
+    "raw_pixel_bytes", "archived_size", "modality", "envelope_uid", "verified_at", "archived_at", "released_at",
+    "indexed_at", "current", "conflict", "last_error",
+)  # fmt: skip
+
+
+async def status(request: Request) -> Response:
+    """GET /api/status: the whole gateway in one object."""
+    return JSONResponse(await run_in_threadpool(overview, request.app.state.gateway))
+
+
+async def instances(request: Request) -> Response:
+    """GET /api/instances?digest=...|sop=...|id=...: state of instances, all versions of a SOP Instance UID, with their
+    forwards.
+    """
+    return JSONResponse(await run_in_threadpool(_instances, request.app.state.gateway, dict(request.query_params)))
+
+
+def _instances(gateway: Gateway, query: dict[str, str]) -> dict[str, Any]:
+    match query:
+        case {"digest": digest}:
+            row = gateway.index.by_digest(digest.lower())
+            rows = [row] if row else []
+        case {"sop": uid}:
+            rows = list(gateway.index.versions(parse_sop_instance(uid)))
+        case {"id": number} if number.isascii() and number.isdigit() and len(number) < 18:
+            rows = [gateway.index.get(int(number))]
+        case _:
+            raise HttpProblem(400, "bad-query", "Ask by digest, sop or id.")
+    return {"instances": [_row(gateway, row) for row in rows]}
+
+
+def _row(gateway: Gateway, row: InstanceRow) -> dict[str, Any]:
+    shown = {name: getattr(row, name) for name in ROW_FIELDS}
+    forwards = gateway.index.forwards(instance_id=row.id)
+    shown["forwards"] = [
+        {
+            "id": item.id,
+            "destination": item.destination,
+            "state": item.state,
+            "attempts": item.attempts,
+            "reason": item.reason,
+        }
+        for item in forwards
+    ]
+    return shown
+
+
+async def failures(request: Request) -> Response:
+    """GET /api/failures: failures and pass-throughs grouped by kind and reason, each with up to 100 ids."""
+    groups = await run_in_threadpool(request.app.state.gateway.index.failures)
+    return JSONResponse({"failures": [asdict(group) for group in groups]})
+
+
+async def forwards(request: Request) -> Response:
+    """GET /api/forwards?state=WAITING|SENT|DEAD: dead letters unless another state is asked for."""
+    wanted = request.query_params.get("state", ForwardState.DEAD.value).upper()
+    if wanted not in list(ForwardState):
+        raise HttpProblem(400, "bad-state", f"state is one of {', '.join(ForwardState)}.")
+    gateway: Gateway = request.app.state.gateway
+    rows = await run_in_threadpool(lambda: gateway.index.forwards(state=ForwardState(wanted), limit=1000))
+    return JSONResponse({"forwards": [asdict(row) for row in rows]})
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise HttpProblem(413, "body-too-large", "The body is a small JSON object.")
+    try:
+        body = json.loads(data or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise HttpProblem(400, "bad-json", "The body is a small JSON object.")
+    return body
+
+
+async def failures_replay(request: Request) -> Response:
+    """POST /api/failures/replay {"reason": ...} or {"id": ...}: the instances are worked on again, attempts counted
+    anew.
+    """
+    body = await _body(request)
+    actor = principal_of(request).subject
+    count = await run_in_threadpool(
+        replay_failures, request.app.state.gateway, actor, reason=body.get("reason"), instance_id=body.get("id")
+    )
+    return JSONResponse({"replayed": count})
+
+
+def replay_failures(gateway: Gateway, actor: str, *, reason: Any = None, instance_id: Any = None) -> int:
+    """Retry instances waiting after a failure, by id or by reason. Raises NotFound if there are none."""
+    if isinstance(instance_id, int):
+        ids: tuple[int, ...] = (instance_id,)
+    else:
+        groups = [group for group in gateway.index.failures() if group.kind == "instance" and group.reason == reason]
+        ids = tuple(number for group in groups for number in group.ids)
+    if not ids:
+        raise NotFound("no-such-failure", "There is no failure of that kind to replay.")
+    for number in ids:
+        gateway.index.retry(number, actor)
+    return len(ids)
+
+
+async def forwards_replay(request: Request) -> Response:
+    """POST /api/forwards/replay {"forward": id} or {"destination": name}: dead letters are sent again."""
+    body = await _body(request)
+    actor = principal_of(request).subject
+    count = await run_in_threadpool(
+        replay_forwards,
+        request.app.state.gateway,
+        actor,
+        forward_id=body.get("forward"),
+        destination=body.get("destination"),
+    )
+    return JSONResponse({"replayed": count})
+
+
+def replay_forwards(gateway: Gateway, actor: str, *, forward_id: Any = None, destination: Any = None) -> int:
+    """Replay dead letters, one or all of a destination. Raises NotFound if there are none."""
+    if isinstance(forward_id, int):
+        ids = [forward_id]
+    else:
+        dead = gateway.index.forwards(state=ForwardState.DEAD, limit=1000)
+        ids = [row.id for row in dead if row.destination == destination]
+    if not ids:
+        raise NotFound("no-such-dead-letter", "There is no dead letter of that kind to replay.")
+    for number in ids:
+        gateway.index.forward_replay(number, actor)
+    return len(ids)
+
+
+async def audit_export(request: Request) -> Response:
+    """GET /api/audit?since=seq: the trail as JSON lines, oldest first."""
+    since = request.query_params.get("since", "0")
+    if not (since.isascii() and since.isdigit() and len(since) < 18):
+        raise HttpProblem(400, "bad-since", "since is a sequence number.")
+    gateway: Gateway = request.app.state.gateway
+    return StreamingResponse(_audit_lines(gateway, int(since)), media_type="application/x-ndjson")
+
+
+def _audit_lines(gateway: Gateway, since: int) -> Iterator[bytes]:
+    buffer = io.StringIO()
+    audit.export(gateway.index.database, buffer, since)
+    yield buffer.getvalue().encode("utf-8")
+
+
+async def audit_verify(request: Request) -> Response:
+    """GET /api/audit/verify: walk the chain; 200 with the report either way."""
+    gateway: Gateway = request.app.state.gateway
+    report = await run_in_threadpool(audit.verify, gateway.index.database, gateway.settings.audit_head_path)
+    return JSONResponse(asdict(report))
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics: this process's Prometheus metrics."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+ROUTES: tuple[RouteSpec, ...] = (
+    ("GET", "/api/status", status),
+    ("GET", "/api/instances", instances),
+    ("GET", "/api/failures", failures),
+    ("POST", "/api/failures/replay", failures_replay),
+    ("GET", "/api/forwards", forwards),
+    ("POST", "/api/forwards/replay", forwards_replay),
+    ("GET", "/api/audit", audit_export),
+    ("GET", "/api/audit/verify", audit_verify),
+    ("GET", "/metrics", metrics),
+)

@@ -1,0 +1,32 @@
+"""The service's own lines in the audit trail: reads, refused logins, replays.
+
+A study is named by its keyed pseudonym, so that "who looked at this study?" can be answered by whoever holds the key
+ring, and the trail itself tells nobody whose study it was.
+"""
+
+from __future__ import annotations
+
+from gateway.bootstrap import Gateway
+
+from gateway.audit import AuditEvent, AuditOutcome
+from gateway.pseudonym import pseudonym_uid
+
+__all__ = ["record"]
+
+
+def record(
+    gateway: Gateway,
+    event: str,
+    *,
+    actor: str,
+    outcome: AuditOutcome = "success",
+    instance_id: int | None = None,
+    study_uid: str | None = None,
+    **detail: str | int | None,
+) -> None:
+    """Append one event in its own transaction. Raises what the index raises: an action that cannot be audited does not
+    happen.
+    """
+    study = pseudonym_uid(study_uid, gateway.keys.pseudonym_key()) if study_uid else None
+    given = {name: value for name, value in detail.items() if value is not None}
+    gateway.index.audit(AuditEvent(event, actor, outcome, instance_id, study, given))
