@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gateway import keybackup, keyfile, keystate
-from gateway.errors import NotFound, PolicyRefused, Unavailable
+from gateway.errors import NotFound, PalimpsestError, PolicyRefused, Unavailable
 from gateway.keystate import KINDS, Backup, Key, RingState
 
 __all__ = ["KINDS", "KeyRing", "KeyRow", "UnknownKey"]
@@ -141,7 +141,7 @@ class KeyRing:
             raise PolicyRefused("backup-in-key-folder", "keep the backup elsewhere: one loss must not take both")
         with self._change() as state:
             _write_new(path, keybackup.seal_backup(state, passphrase, _now(), log2_n=log2_n))
-            proof = _prove(keybackup.read_backup(path), passphrase, state)
+            proof = _prove_file(path, passphrase, state)
             self._write(replace(state, backups=(*state.backups, proof)))
         return proof
 
@@ -158,17 +158,10 @@ class KeyRing:
         state = keybackup.open_backup(data, passphrase)
         state = replace(state, backups=(*state.backups, _prove(data, passphrase, state, opened=state)))
         keyfile.check_place(target, archive_dir)
-        keyfile.make_folder(target)
-        keyfile.check_owner_only(target)
-        with keyfile.locked(target) as lock:
-            ring = target / keyfile.RING_FILE
-            if ring.exists() and not overwrite:
-                raise PolicyRefused("keys-exist", "there is a key ring already; restoring over it must be asked for")
-            if ring.exists():
-                kept = f"{ring.name}.replaced-{_now().replace(':', '')}-{os.urandom(3).hex()}"
-                keyfile.write_new(ring.with_name(kept), ring.read_bytes())
-            keyfile.write_atomic(ring, keystate.dump(state))
-            keyfile.mark_created(lock)
+        try:
+            _install(target, state, overwrite)
+        except OSError:
+            raise Unavailable("keys-unwritable", "the key folder cannot be written") from None
         return cls(target)
 
     def export_public(self, path: Path) -> None:
@@ -213,7 +206,10 @@ class KeyRing:
             yield self._state()
 
     def _write(self, state: RingState) -> None:
-        keyfile.write_atomic(self._folder / keyfile.RING_FILE, keystate.dump(state))
+        try:
+            keyfile.write_atomic(self._folder / keyfile.RING_FILE, keystate.dump(state))
+        except OSError:
+            raise Unavailable("keys-unwritable", "the key ring cannot be written") from None
 
 
 def _create(folder: Path) -> None:
@@ -236,12 +232,35 @@ def _create(folder: Path) -> None:
         raise Unavailable("keys-unwritable", "the key folder cannot be written") from None
 
 
+def _install(folder: Path, state: RingState, overwrite: bool) -> None:
+    keyfile.make_folder(folder)
+    keyfile.check_owner_only(folder)
+    with keyfile.locked(folder) as lock:
+        ring = folder / keyfile.RING_FILE
+        if ring.exists() and not overwrite:
+            raise PolicyRefused("keys-exist", "there is a key ring already; restoring over it must be asked for")
+        if ring.exists():
+            kept = f"{ring.name}.replaced-{_now().replace(':', '')}-{os.urandom(3).hex()}"
+            keyfile.write_new(ring.with_name(kept), ring.read_bytes())
+        keyfile.write_atomic(ring, keystate.dump(state))
+        keyfile.mark_created(lock)
+
+
 def _prove(data: bytes, passphrase: str, living: RingState, *, opened: RingState | None = None) -> Backup:
     """Open `data` again and open the living ring's canaries with its keys. Raises Unavailable."""
     kept = {key.id: key for key in (opened or keybackup.open_backup(data, passphrase)).keys}
     if not all(key.id in kept and kept[key.id].opens(key.canary) for key in living.keys):
         raise Unavailable("backup-unproven", "the backup was written but its keys do not open the canaries")
     return Backup(_now(), living.ids(), sha256(data).hexdigest())
+
+
+def _prove_file(path: Path, passphrase: str, living: RingState) -> Backup:
+    """`_prove` from the medium; what does not prove is removed, so that nobody trusts it."""
+    try:
+        return _prove(keybackup.read_backup(path), passphrase, living)
+    except PalimpsestError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _write_new(path: Path, data: bytes) -> None:

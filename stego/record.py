@@ -109,7 +109,7 @@ def to_json(record: Record) -> bytes:
 
 
 def from_json(data: bytes) -> Record:
-    """Inverse of `to_json`, strict: exactly the canonical bytes of a version 1 record. Raises SealError."""
+    """Inverse of `to_json`, strict: exactly the canonical bytes of a fitted version 1 record. Raises SealError."""
     record = _read(data)
     if record is None or to_json(record) != data:
         raise SealError
@@ -158,10 +158,11 @@ def _inflate(data: bytes) -> bytes:
 def _read(data: bytes) -> Record | None:
     try:
         values = json.loads(data)
-        if set(values) != {field.name for field in fields(Record)} or values["v"] != _VERSION:
+        if set(values) != {field.name for field in fields(Record)} or type(values["v"]) is not int:
             return None
         record = Record(**{**values, "cut": tuple(values["cut"])})
-        return record if all(isinstance(getattr(record, name), str) for name in LIMITS) else None
+        texts = (*(getattr(record, name) for name in LIMITS), *record.cut)
+        return record if all(isinstance(text, str) for text in texts) and record.fitted() == record else None
     except (ValueError, TypeError, RecursionError):
         return None
 
