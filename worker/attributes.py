@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import mmap
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydicom import charset
 
-from gateway.errors import Unsupported
+from gateway.errors import InvalidInstance, Unsupported
 from gateway.part10 import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, Element, read_meta, walk
 
 Data = bytes | bytearray | memoryview | mmap.mmap
 
 MAX_TEXT_BYTES = 1 << 12
+MAX_INFLATED = 1 << 26
 CHARSET_TAG = 0x00080005
 
 
@@ -53,7 +55,7 @@ class DataSet:
         try:
             encodings = charset.convert_encodings([name.strip("\0 ") for name in names])
             delimiters = {0x5C, 0x5E, 0x3D} if person else {0x5C}
-            return str(charset.decode_bytes(value, encodings, delimiters))  # type: ignore[arg-type]
+            return str(charset.decode_bytes(value, encodings, delimiters))
         except (LookupError, ValueError):
             return value.decode("latin-1")
 
@@ -89,6 +91,32 @@ def read_data_set(data: Data) -> DataSet:
         else:
             elements[element.tag] = element
     return DataSet(data, syntax, offset, syntax == EXPLICIT_BE, elements, frozenset(repeated))
+
+
+def read_tolerant(data: Data) -> DataSet | None:
+    """As much of the header as can be read, for naming an object that is sealed whole; None when it is no Part 10 file.
+
+    A deflated data set is inflated up to MAX_INFLATED bytes; elements before the first fault are kept.
+    """
+    try:
+        syntax, offset = read_meta(data)
+    except InvalidInstance:
+        return None
+    body: Data = data
+    start = offset
+    if syntax in DEFLATED:
+        try:
+            inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+            body, start = inflate.decompress(data[offset:], MAX_INFLATED), 0
+        except zlib.error:
+            return None
+    elements: dict[int, Element] = {}
+    try:
+        for element in walk(body, syntax, start):
+            elements.setdefault(element.tag, element)
+    except InvalidInstance:
+        pass  # what was read names the object; the file itself is sealed verbatim
+    return DataSet(body, syntax, start, syntax == EXPLICIT_BE, elements, frozenset())
 
 
 def read_file_meta(data: Data, offset: int) -> dict[int, Element]:

@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from codec.bitplane import Words
 from codec.pixelformat import PixelFormat
 from gateway.errors import Unsupported
 from worker.codestream import CodestreamError, Declared, read_jpeg, read_jpeg2000
@@ -107,7 +108,7 @@ def find_pair(syntax: str) -> Pair:
     raise Unsupported("transfer-syntax", "pixel data in a transfer syntax that is not decoded here")
 
 
-def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> npt.NDArray[np.generic]:
+def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> Words:
     """Words of one frame as a native file would hold them (fmt.dtype, fmt.shape).
 
     Raises Unsupported: ``undecodable``, ``codestream-header``, ``decoders-disagree``.
@@ -117,7 +118,7 @@ def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> npt.NDArray[np.ge
     second = _samples(pair.second, data, fmt, declared)
     if not np.array_equal(first, second):
         raise Unsupported("decoders-disagree", "two decoders give different pixels")
-    return _as_words(first, fmt, declared)
+    return _signed_words(first, fmt, declared)
 
 
 def _declared(data: bytes, pair: Pair, fmt: PixelFormat) -> Declared:
@@ -148,9 +149,16 @@ def _samples(decoder: Decoder, data: bytes, fmt: PixelFormat, declared: Declared
     return found.reshape(fmt.shape).astype(np.int64).astype(np.uint16)
 
 
-def _as_words(samples: Samples, fmt: PixelFormat, declared: Declared) -> npt.NDArray[np.generic]:
+def _signed_words(samples: Samples, fmt: PixelFormat, declared: Declared) -> Words:
     """PS3.5 8.2: codestreams without a sign hold the low `precision` bits; a native word repeats the sign above."""
     if fmt.signed and declared.signed is None and declared.precision < 16:
         sign = 1 << (declared.precision - 1)
         samples = ((samples.astype(np.int32) ^ sign) - sign).astype(np.uint16)
-    return samples.astype(fmt.dtype)
+    return as_words(samples, fmt)
+
+
+def as_words(stored: npt.NDArray[np.generic], fmt: PixelFormat) -> Words:
+    """Native, contiguous words of the format's width."""
+    if fmt.bits_allocated == 8:
+        return np.ascontiguousarray(stored, dtype=np.uint8)
+    return np.ascontiguousarray(stored, dtype=np.uint16)

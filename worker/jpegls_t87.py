@@ -113,7 +113,9 @@ def read_header(data: bytes) -> StreamHeader:
     """Markers of one JPEG-LS stream. Raises JpegLSError on anything not understood."""
     if data[:2] != b"\xff\xd8":
         raise JpegLSError("no start of image")
-    at, header, ids, preset = 2, None, [], (0, 0, 0, 0, 0)
+    at, preset = 2, (0, 0, 0, 0, 0)
+    header: StreamHeader | None = None
+    ids: list[int] = []
     while at + 4 <= len(data):
         if data[at] != 0xFF:
             raise JpegLSError("marker expected")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
-import numpy.typing as npt
 
+from codec.bitplane import Words
 from codec.errors import UnsupportedFrame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError, Unsupported
-from worker.decoders import decode_twice, find_pair
+from worker.decoders import as_words, decode_twice, find_pair
 from worker.fragments import split_frames
 from worker.splice import (
     EXTENDED_OFFSETS,
@@ -27,8 +27,6 @@ from worker.splice import (
     plan_decompressed,
     plan_native,
 )
-
-Words = npt.NDArray[np.generic]
 
 MAX_NATIVE_BYTES = 1 << 30  # of decoded pixels; a bound on memory, and on what a small compressed file may expand to
 CACHE_BYTES = 1 << 28  # decoded frames of compressed input kept between the digest pass and the coding pass
@@ -208,7 +206,7 @@ def words_from_bytes(data: bytes, fmt: PixelFormat, layout: Layout) -> Words:
     stored = np.frombuffer(data, dtype=f"{'>' if layout.big else '<'}u{layout.word_bytes}")
     if fmt.samples == 3 and layout.planar:
         stored = stored.reshape(fmt.samples, fmt.rows, fmt.columns).transpose(1, 2, 0)
-    return np.ascontiguousarray(stored.reshape(fmt.shape), dtype=fmt.dtype)
+    return as_words(stored.reshape(fmt.shape), fmt)
 
 
 def bytes_from_words(words: Words, fmt: PixelFormat, layout: Layout) -> bytes:

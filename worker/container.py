@@ -1,0 +1,185 @@
+"""The archived bytes of one object: a versioned, checksummed list of sections (docs/archive-object.md).
+
+Nothing here needs a key: sealed sections are opaque bytes. Every length is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import sha256
+
+from gateway.errors import IntegrityError
+
+MAGIC = b"PALM"
+VERSION = 1
+MAX_SECTIONS = 64
+MAX_FRAMES = 1 << 24
+_HEAD = struct.Struct("<4sBBHQ")  # magic, version, zero, sections, total length with the trailer
+_SECTION = struct.Struct("<HHIQ")  # type, zero, CRC-32 of the payload, payload length
+_CARRIER = struct.Struct("<BIQI")  # mode, frame, start, bits
+TRAILER_BYTES = 32
+
+
+class SectionType(IntEnum):
+    """What a section holds."""
+
+    CONTEXT = 1
+    WRAPS = 2
+    IMAGE = 3
+    FRAMES = 4
+    CARRIER = 5
+    RECORD = 6
+    SIDE = 7
+    WHOLE = 8
+
+
+class CarrierMode(IntEnum):
+    """Where the sealed record rides. Passthrough objects and frames without room: beside."""
+
+    BESIDE = 0
+    SEGMENTED = 1
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """Clear data of the carrier. For SEGMENTED: frame index, first bit of the window, its bits, and the bitmap."""
+
+    mode: CarrierMode
+    frame: int = 0
+    start: int = 0
+    nbits: int = 0
+    bitmap: bytes = b""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a reader without a key may know: photometric interpretation ('' if unlisted) and SHA-256 of the words."""
+
+    photometric: str
+    pixel_sha256: bytes
+
+
+def build(sections: Mapping[SectionType, bytes]) -> bytes:
+    """Container bytes, sections in order of type."""
+    parts = [_SECTION.pack(kind, 0, zlib.crc32(body), len(body)) + body for kind, body in sorted(sections.items())]
+    total = _HEAD.size + sum(map(len, parts)) + TRAILER_BYTES
+    body = b"".join([_HEAD.pack(MAGIC, VERSION, 0, len(parts), total), *parts])
+    return body + sha256(body).digest()
+
+
+def parse(data: bytes | memoryview) -> dict[SectionType, memoryview]:
+    """Inverse of `build`. Trailing bytes (a PACS pads values to even length) are allowed after the declared end.
+
+    Raises IntegrityError ``container-damaged`` or ``container-version``.
+    """
+    view = memoryview(data)
+    if len(view) < _HEAD.size + TRAILER_BYTES:
+        raise _damaged("shorter than a container")
+    magic, version, zero, count, total = _HEAD.unpack_from(view)
+    if magic != MAGIC:
+        raise _damaged("no container here")
+    if version != VERSION or zero:
+        raise IntegrityError("container-version", "a container of a version that this program does not read")
+    if not 0 < count <= MAX_SECTIONS or not _HEAD.size + TRAILER_BYTES <= total <= len(view):
+        raise _damaged("the container is cut off")
+    end = total - TRAILER_BYTES
+    if sha256(view[:end]).digest() != view[end:total]:
+        raise _damaged("the container's digest does not match")
+    return _sections(view, count, end)
+
+
+def _sections(view: memoryview, count: int, end: int) -> dict[SectionType, memoryview]:
+    found: dict[SectionType, memoryview] = {}
+    at = _HEAD.size
+    for _ in range(count):
+        if at + _SECTION.size > end:
+            raise _damaged("a section's header is cut off")
+        kind, zero, crc, length = _SECTION.unpack_from(view, at)
+        at += _SECTION.size
+        body = view[at : at + length] if length <= end - at else view[:0]
+        if zero or len(body) != length or kind not in set(SectionType) or kind in found:
+            raise _damaged("a section is broken")
+        if zlib.crc32(body) != crc:
+            raise _damaged("a section's checksum does not match")
+        found[SectionType(kind)] = body
+        at += length
+    if at != end:
+        raise _damaged("bytes between the sections and the trailer")
+    return found
+
+
+def _damaged(message: str) -> IntegrityError:
+    return IntegrityError("container-damaged", message)
+
+
+# --- section bodies, each with its inverse ---
+
+
+def pack_frames(blobs: Sequence[bytes]) -> bytes:
+    """u32 count, u32 length per frame, then the blobs."""
+    return b"".join([struct.pack(f"<I{len(blobs)}I", len(blobs), *map(len, blobs)), *blobs])
+
+
+def unpack_frames(body: memoryview) -> list[memoryview]:
+    """Inverse of `pack_frames`. Raises IntegrityError."""
+    count = struct.unpack_from("<I", body)[0] if len(body) >= 4 else 0
+    if not 0 < count <= min(MAX_FRAMES, (len(body) - 4) // 4):
+        raise _damaged("impossible number of frames")
+    lengths = struct.unpack_from(f"<{count}I", body, 4)
+    at = 4 + 4 * count
+    if at + sum(lengths) != len(body):
+        raise _damaged("frame lengths do not add up")
+    blobs = []
+    for length in lengths:
+        blobs.append(body[at : at + length])
+        at += length
+    return blobs
+
+
+def pack_wraps(wraps: Iterable[bytes]) -> bytes:
+    """u16 length and bytes of each wrapped key."""
+    return b"".join(struct.pack("<H", len(wrap)) + wrap for wrap in wraps)
+
+
+def unpack_wraps(body: memoryview) -> list[bytes]:
+    """Inverse of `pack_wraps`. Raises IntegrityError."""
+    wraps, at = [], 0
+    while at < len(body):
+        end = at + 2 + (struct.unpack_from("<H", body, at)[0] if at + 2 <= len(body) else len(body))
+        if end > len(body):
+            raise _damaged("a wrapped key is cut off")
+        wraps.append(bytes(body[at + 2 : end]))
+        at = end
+    return wraps
+
+
+def pack_carrier(carrier: Carrier) -> bytes:
+    """u8 mode, u32 frame, u64 start, u32 bits, bitmap."""
+    return _CARRIER.pack(carrier.mode, carrier.frame, carrier.start, carrier.nbits) + carrier.bitmap
+
+
+def unpack_carrier(body: memoryview) -> Carrier:
+    """Inverse of `pack_carrier`. Raises IntegrityError."""
+    if len(body) < _CARRIER.size:
+        raise _damaged("the carrier is cut off")
+    mode, frame, start, nbits = _CARRIER.unpack_from(body)
+    if mode not in set(CarrierMode) or len(body) - _CARRIER.size != (nbits + 7) // 8:
+        raise _damaged("the carrier is broken")
+    return Carrier(CarrierMode(mode), frame, start, nbits, bytes(body[_CARRIER.size :]))
+
+
+def pack_image(image: Image) -> bytes:
+    """SHA-256 of the words, then the photometric interpretation."""
+    return image.pixel_sha256 + image.photometric.encode("ascii")
+
+
+def unpack_image(body: memoryview) -> Image:
+    """Inverse of `pack_image`. Raises IntegrityError."""
+    text = bytes(body[32:])
+    if len(body) < 32 or len(text) > 16 or not text.isascii():
+        raise _damaged("the image description is broken")
+    return Image(text.decode("ascii"), bytes(body[:32]))

@@ -1,0 +1,211 @@
+"""The Raw Data envelope: one container in a DICOM object that every PACS keeps and none can interpret.
+
+SOP class Raw Data Storage (PS3.3 A.37, C.19), Explicit VR Little Endian, header pseudonymous in full (PS3.15 Basic
+Profile): no value of the source's header stands in it but a standard SOP class. docs/archive-object.md lists the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from gateway.errors import IntegrityError, InvalidInstance
+from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE, Element, read_meta, walk
+from gateway.pseudonym import pseudonym_text, pseudonym_uid
+
+RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
+IMPLEMENTATION_UID = "2.25.77300914418151267019759442746308931138"
+IMPLEMENTATION_VERSION = "PALIMPSEST_1"
+#: Creator-Version UID (0008,9123): one value per container version; a reader that does not know it must not interpret
+CREATOR_VERSION_UID = "2.25.175932787189835437686638487071727131560"
+PRIVATE_GROUP = 0x4D51
+PRIVATE_CREATOR = "PALIMPSEST ARCHIVE"
+FORMAT_NAME = "palimpsest-archive-object/1"
+DUMMY_DATE, DUMMY_TIME = "19700101", "000000"  # Content Date is Type 1; a true one would tell the day of the study
+CHUNK_BYTES = 1 << 30  # container bytes in one OB element
+FORMAT, BITSTREAM_DIGEST, PIXEL_DIGEST, LENGTH, FIRST_CHUNK = 0x01, 0x02, 0x03, 0x04, 0x10
+_LONG_VRS = frozenset({"OB", "SQ", "UN", "UT"})
+_MAX_TEXT = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """The identifiers of the source that are replaced by pseudonyms, '' where the source has none."""
+
+    file_sha256: str
+    patient_id: str = field(repr=False)
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    sop_uid: str = field(repr=False)
+    sop_class: str = ""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """A parsed envelope. `container` is checked against its clear digest; pixel_sha256 is '' for passthrough."""
+
+    container: memoryview
+    bitstream_sha256: str
+    pixel_sha256: str
+
+
+def envelope_uid(file_sha256: str, key: bytes) -> str:
+    """SOP Instance UID of the envelope: keyed, and a function of the received file's digest, so retries agree."""
+    return pseudonym_uid(f"palimpsest/envelope/1/{file_sha256}", key)
+
+
+def build_envelope(container: bytes, source: Source, pixel_sha256: str, key: bytes) -> bytes:
+    """The Part 10 file. `key`: the ring's pseudonym key; `pixel_sha256`: hex, '' for passthrough. Deterministic."""
+    uid = envelope_uid(source.file_sha256, key)
+    body = _identity(source, uid, key) + _private(container, pixel_sha256)
+    meta = b"".join(
+        (
+            _element(0x00020001, "OB", b"\x00\x01"),
+            _element(0x00020002, "UI", RAW_DATA_STORAGE),
+            _element(0x00020003, "UI", uid),
+            _element(0x00020010, "UI", EXPLICIT_LE),
+            _element(0x00020012, "UI", IMPLEMENTATION_UID),
+            _element(0x00020013, "SH", IMPLEMENTATION_VERSION),
+        )
+    )
+    group = _element(0x00020000, "UL", struct.pack("<I", len(meta)))
+    return b"".join((bytes(128), b"DICM", group, meta, body))
+
+
+def _identity(source: Source, uid: str, key: bytes) -> bytes:
+    """Patient, Study, Series, Equipment, Acquisition Context, Raw Data and SOP Common modules, in tag order."""
+    study = source.study_uid or f"palimpsest/no-study/{source.file_sha256}"
+    series = source.series_uid or f"palimpsest/no-series/{source.file_sha256}"
+    sop = source.sop_uid or f"palimpsest/no-instance/{source.file_sha256}"
+    sop_class = source.sop_class if source.sop_class.startswith("1.2.840.10008.") else RAW_DATA_STORAGE
+    # without a patient id the study stands in, so that one study never shows two patients
+    patient = pseudonym_text(source.patient_id or study, key, "P" if source.patient_id else "S")
+    reference = _element(0x00081150, "UI", sop_class) + _element(0x00081155, "UI", pseudonym_uid(sop, key))
+    purpose = _code("121322", "DCM", "Source image for image processing operation")
+    method = _code("113100", "DCM", "Basic Application Confidentiality Profile")
+    return b"".join(
+        (
+            _element(0x00080016, "UI", RAW_DATA_STORAGE),
+            _element(0x00080018, "UI", uid),
+            _element(0x00080020, "DA"),
+            _element(0x00080023, "DA", DUMMY_DATE),
+            _element(0x00080030, "TM"),
+            _element(0x00080033, "TM", DUMMY_TIME),
+            _element(0x00080050, "SH"),
+            _element(0x00080060, "CS", "OT"),
+            _element(0x00080070, "LO", "Palimpsest"),
+            _element(0x00080090, "PN"),
+            _sequence(0x0008114A, reference + _sequence(0x0040A170, purpose)),
+            _element(0x00089123, "UI", CREATOR_VERSION_UID),
+            _element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
+            _element(0x00100020, "LO", patient),
+            _element(0x00100030, "DA"),
+            _element(0x00100040, "CS"),
+            _element(0x00120062, "CS", "YES"),
+            _sequence(0x00120064, method),
+            _element(0x0020000D, "UI", pseudonym_uid(study, key)),
+            _element(0x0020000E, "UI", pseudonym_uid(f"palimpsest/envelope-series/1/{series}", key)),
+            _element(0x00200010, "SH"),
+            _element(0x00200011, "IS"),
+            _element(0x00200013, "IS"),
+            _element(0x00280303, "CS", "REMOVED"),
+            _sequence(0x00400555),
+        )
+    )
+
+
+def _private(container: bytes, pixel_sha256: str) -> bytes:
+    base = PRIVATE_GROUP << 16
+    block = base | 0x1000
+    out = [
+        _element(base | 0x10, "LO", PRIVATE_CREATOR),
+        _element(block | FORMAT, "LO", FORMAT_NAME),
+        _element(block | BITSTREAM_DIGEST, "LO", sha256(container).hexdigest()),
+        _element(block | PIXEL_DIGEST, "LO", pixel_sha256),
+        _element(block | LENGTH, "LO", str(len(container))),
+    ]
+    for index, start in enumerate(range(0, len(container), CHUNK_BYTES)):
+        out.append(_element(block | FIRST_CHUNK + index, "OB", container[start : start + CHUNK_BYTES]))
+    return b"".join(out)
+
+
+def _code(value: str, scheme: str, meaning: str) -> bytes:
+    parts = ((0x00080100, "SH", value), (0x00080102, "SH", scheme), (0x00080104, "LO", meaning))
+    return b"".join(_element(*part) for part in parts)
+
+
+def _sequence(tag: int, *items: bytes) -> bytes:
+    return _element(tag, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items))
+
+
+def _element(tag: int, vr: str, value: str | bytes = b"") -> bytes:
+    """One element in Explicit VR Little Endian, padded to even length (PS3.5 6.2, 7.1.2)."""
+    data = value.encode("ascii") if isinstance(value, str) else value
+    if len(data) & 1:
+        data += b"\0" if vr in ("UI", "OB") else b" "
+    head = struct.pack("<HH2s", tag >> 16, tag & 0xFFFF, vr.encode("ascii"))
+    return head + struct.pack("<HI" if vr in _LONG_VRS else "<H", *((0,) if vr in _LONG_VRS else ()), len(data)) + data
+
+
+# --- reading it back, whatever a PACS did to the header ---
+
+
+def parse_envelope(data: bytes | memoryview) -> Envelope:
+    """Find the private block and put its chunks together.
+
+    The header may have been rewritten (implicit VR, VR UN, another block number, another padding, added groups, a
+    missing preamble). Raises IntegrityError: ``not-an-envelope``, ``envelope-damaged``.
+    """
+    values = _private_values(memoryview(data))
+    if _text(values, FORMAT) != FORMAT_NAME:
+        raise IntegrityError("not-an-envelope", "no archive object of a known version in this file")
+    length = _text(values, LENGTH)
+    chunks = [values[number] for number in range(FIRST_CHUNK, 0x100) if number in values]
+    if not length.isdigit() or len(length) > 15 or sum(map(len, chunks)) < int(length):
+        raise IntegrityError("envelope-damaged", "the archive object is cut off")
+    container = (chunks[0] if len(chunks) == 1 else memoryview(_join(chunks)))[: int(length)]
+    digest = sha256(container).hexdigest()
+    if digest != _text(values, BITSTREAM_DIGEST):
+        raise IntegrityError("envelope-damaged", "the archive object's digest does not match")
+    return Envelope(container, digest, _text(values, PIXEL_DIGEST))
+
+
+def _join(chunks: Sequence[memoryview]) -> bytes:
+    # every chunk but the last is CHUNK_BYTES long (even), so no padding can stand between two
+    return b"".join(chunks)
+
+
+def _private_values(view: memoryview) -> dict[int, memoryview]:
+    """Values of our private block by element number within the block."""
+    blocks: set[int] = set()
+    values: dict[int, memoryview] = {}
+    try:
+        for element in _elements(view):
+            if element.tag >> 16 != PRIVATE_GROUP or element.undefined:
+                continue
+            number = element.tag & 0xFFFF
+            value = view[element.value_offset : element.end]
+            if 0x10 <= number <= 0xFF and _clean(value) == PRIVATE_CREATOR:
+                blocks.add(number)
+            elif number >> 8 in blocks:
+                values[number & 0xFF] = value
+    except InvalidInstance as error:
+        raise IntegrityError("envelope-damaged", "the envelope cannot be read as DICOM") from error
+    return values
+
+
+def _elements(view: memoryview) -> Iterator[Element]:
+    if bytes(view[128:132]) == b"DICM":
+        syntax, offset = read_meta(view)
+        return walk(view, syntax, offset)
+    return walk(view, IMPLICIT_LE, 0)  # a bare data set; `walk` notices explicit VR by itself
+
+
+def _text(values: dict[int, memoryview], number: int) -> str:
+    return _clean(values.get(number, memoryview(b"")))
+
+
+def _clean(value: memoryview) -> str:
+    return bytes(value[:_MAX_TEXT]).decode("ascii", "replace").strip("\0 ")
