@@ -71,7 +71,7 @@ def _fetch_pip_wheel(folder: Path) -> Path:
         with urllib.request.urlopen(urllib.parse.urljoin(f"{index}/pip/", newest["url"]), timeout=60) as answer:
             content = answer.read()
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"this Python has no pip and none could be fetched ({error}): apt-get install python3-venv, then retry.")
+        sys.exit(f"this Python has no pip, and none was fetched ({error}): apt-get install python3-venv, retry.")
     if hashlib.sha256(content).hexdigest() != newest["hashes"].get("sha256"):
         sys.exit("the fetched pip wheel does not have the digest that the index names; nothing was installed.")
     path = folder / newest["filename"]

@@ -107,6 +107,11 @@ class Tracker:
         self.skipped: list[Skipped] = []
         self._changed_at = time.monotonic()
 
+    @property
+    def fetches(self) -> bool:
+        """Whether originals are asked back."""
+        return self._plan.fetch
+
     def add(self, item: Found | Skipped) -> Journey | None:
         """Take a file in. A file whose data set was named before (a copy) is followed like any other."""
         if isinstance(item, Skipped):

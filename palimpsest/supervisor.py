@@ -17,11 +17,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from gateway.settings import Destination, Settings, child_environment
+from palimpsest.addresses import base_url, reachable
 from palimpsest.broker import broker_spec, wait_for_broker
 from palimpsest.process import Child, ChildSpec
 
@@ -97,7 +96,6 @@ def _python(*arguments: str) -> tuple[str, ...]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What every child gets: equal settings, no package shadowed by the folder it runs in, output at once."""
-    # PALIMPSEST_SUPERVISED would be a fourth way to say the same; the children need nothing but their settings.
     env = child_environment(settings)
     env["PYTHONSAFEPATH"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
@@ -242,13 +240,13 @@ class Supervisor:
     @staticmethod
     def _listens(host: str, port: int) -> bool:
         try:
-            with socket.create_connection((_reachable(host), port), timeout=1):
+            with socket.create_connection((reachable(host), port), timeout=1):
                 return True
         except OSError:
             return False
 
     def _api_answers(self) -> bool:
-        url = f"http://{_reachable(self.settings.http_host)}:{self.settings.http_port}/healthz"
+        url = base_url(self.settings) + "/healthz"
         try:
             with urllib.request.urlopen(url, timeout=1) as answer:
                 return bool(answer.status == 200)
@@ -304,29 +302,3 @@ class Supervisor:
             for thread in threads:
                 thread.join()
         self._running.clear()
-
-
-def _reachable(host: str) -> str:
-    """An address at which a server bound to `host` can be reached from here."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-
-
-def summary(settings: Settings, token_url: str) -> list[str]:
-    """What a newcomer wants to read once everything runs."""
-    lines = [
-        f"DICOM    {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port} (C-STORE, C-ECHO)",
-        f"DICOMweb http://{settings.http_host}:{settings.http_port}/dicomweb",
-        f"Admin    {token_url}",
-        f"State    {settings.home}   logs in {settings.home / 'log'}",
-    ]
-    return lines
-
-
-def absolute_settings(home: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
-    """Settings of this run, with the home folder of the command line if one was given."""
-    from gateway.settings import load_settings
-
-    values: dict[str, Any] = dict(overrides or {})
-    if home is not None:
-        values["home"] = home
-    return load_settings(**values)
