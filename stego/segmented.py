@@ -66,7 +66,7 @@ def suitability(words: Words, fmt: PixelFormat, levels: LevelTable, nbits: int) 
     capacity = idx.positions.size
     if nbits < 1 or capacity < nbits:
         return Suitability(False, "capacity", 0.0, capacity, 0)
-    start, entropy = best_window(bit_costs(idx.image)[idx.positions], nbits)
+    start, entropy = best_window(bit_costs(idx.image)[:, idx.positions], nbits)
     ok = entropy >= RAW_ENTROPY
     return Suitability(ok, "ok" if ok else "modelled", entropy, capacity, start)
 

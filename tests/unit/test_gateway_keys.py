@@ -9,6 +9,8 @@ import os
 import pickle
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def refused(reason: str) -> pytest.RaisesExc[PolicyRefused]:
-    return pytest.raises(PolicyRefused, check=lambda error: error.reason == reason)
+@contextmanager
+def refused(reason: str) -> Iterator[pytest.ExceptionInfo[PolicyRefused]]:
+    with pytest.raises(PolicyRefused) as caught:
+        yield caught
+    assert caught.value.reason == reason
 
 
-def unavailable(reason: str) -> pytest.RaisesExc[Unavailable]:
-    return pytest.raises(Unavailable, check=lambda error: error.reason == reason)
+@contextmanager
+def unavailable(reason: str) -> Iterator[pytest.ExceptionInfo[Unavailable]]:
+    with pytest.raises(Unavailable) as caught:
+        yield caught
+    assert caught.value.reason == reason
 
 
 def secrets_of(ring: KeyRing) -> list[bytes]:

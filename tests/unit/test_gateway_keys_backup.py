@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,8 +29,18 @@ def secrets_of(ring: KeyRing) -> dict[str, bytes]:
     return {key.id: key.secret for key in ring._state().keys}
 
 
-def refused(reason: str) -> pytest.RaisesExc[PolicyRefused]:
-    return pytest.raises(PolicyRefused, check=lambda error: error.reason == reason)
+@contextmanager
+def refused(reason: str) -> Iterator[pytest.ExceptionInfo[PolicyRefused]]:
+    with pytest.raises(PolicyRefused) as caught:
+        yield caught
+    assert caught.value.reason == reason
+
+
+@contextmanager
+def unavailable(reason: str) -> Iterator[pytest.ExceptionInfo[Unavailable]]:
+    with pytest.raises(Unavailable) as caught:
+        yield caught
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,7 +134,7 @@ def test_backups_that_cannot_count_are_refused(ring: KeyRing, tmp_path: Path) ->
     ):
         with refused(reason):
             ring.backup(path, passphrase, log2_n=FAST)
-    with pytest.raises(Unavailable, check=lambda error: error.reason == "backup-unwritable"):
+    with unavailable("backup-unwritable"):
         ring.backup(tmp_path / "no" / "such" / "folder", PASSPHRASE, log2_n=FAST)
     assert (tmp_path / "there").read_bytes() == b"keep me" and not (tmp_path / "short").exists()
     assert not ring.backup_current()
@@ -136,7 +148,7 @@ def test_a_backup_that_does_not_open_the_canaries_does_not_count(
     monkeypatch.setattr(
         keybackup, "read_backup", lambda path: keybackup.seal_backup(other, PASSPHRASE, "2026", log2_n=FAST)
     )
-    with pytest.raises(Unavailable, check=lambda error: error.reason == "backup-unproven"):
+    with unavailable("backup-unproven"):
         ring.backup(tmp_path / "backup", PASSPHRASE, log2_n=FAST)
     assert not ring.backup_current() and not (tmp_path / "backup").exists()
 
