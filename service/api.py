@@ -9,14 +9,14 @@ from __future__ import annotations
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
-from gateway.bootstrap import Gateway, build
-from gateway.log import configure_logging
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
+from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from service import admin, health, problems, search, status, stow, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
@@ -35,7 +35,8 @@ ROUTES: tuple[RouteSpec, ...] = (
 #: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from gateway.bootstrap import Gateway
 from starlette.concurrency import run_in_threadpool
 
+from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError, Unavailable
 from service.access import RouteSpec
 

@@ -14,11 +14,11 @@ import threading
 import time
 from types import FrameType
 
-from gateway.bootstrap import Gateway, build
-from gateway.log import configure_logging
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from gateway.bootstrap import Gateway, build
+from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from service.listener_receive import MIB, ReceiveLimits, SpoolingServer
 from service.listener_store import on_echo, on_rejected, on_requested, on_store
@@ -90,7 +90,7 @@ class Listener:
         """Accept associations, in a thread of its own."""
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True)
         self._thread.start()
-        log.info("listening", extra={"ae_title": self._gateway.settings.ae_title, "port": self.port})
+        log.info("listening", extra={"port": self.port})
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
         """Accept no more, let running associations end for `grace_seconds`, then abort them.

@@ -11,14 +11,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gateway.accept import accept_instance
-from gateway.bootstrap import Gateway
 from pydicom.dataset import Dataset
 
+from gateway.accept import accept_instance
+from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance, PalimpsestError
-from gateway.uids import parse_sop_class, parse_sop_instance
+from gateway.uids import SOPClassUID, SOPInstanceUID, parse_sop_class, parse_sop_instance
 from service.listener_receive import BoundedFile
 from service.listener_syntax import sort_syntaxes
+from service.trail import record, refused
 
 __all__ = ["on_echo", "on_rejected", "on_requested", "on_store", "store_status"]
 
@@ -54,6 +55,7 @@ def on_rejected(event: Any, gateway: Gateway) -> None:
     calling = str(event.assoc.requestor.ae_title)
     reason = "too-many-associations" if gateway.settings.allows_calling_ae(calling) else "calling-ae-unknown"
     log.warning("association rejected", extra={"reason": reason})
+    record(gateway, "refused", actor=calling or "unknown", outcome="refused", reason=reason, source="dimse")
 
 
 def on_store(event: Any, gateway: Gateway) -> Dataset:
@@ -61,7 +63,7 @@ def on_store(event: Any, gateway: Gateway) -> Dataset:
     try:
         _accept(event, gateway)
     except PalimpsestError as error:
-        log.warning("instance refused", extra={"reason": error.reason})
+        log.warning("instance refused", extra={"reason": error.reason, "source": "dimse"})
         return store_status(error.dimse_status, error.reason)
     except Exception as error:  # noqa: BLE001  the DIMSE edge: one bad object must not end the association
         log.error("unexpected error in C-STORE", extra={"reason": type(error).__name__})
@@ -70,21 +72,34 @@ def on_store(event: Any, gateway: Gateway) -> Dataset:
 
 
 def _accept(event: Any, gateway: Gateway) -> None:
+    calling = str(event.assoc.requestor.ae_title)
+    try:
+        path, sop_class, sop_instance = _request_of(event)
+    except PalimpsestError as error:
+        refused(gateway, error, actor=calling, source="dimse")
+        raise
+    priority = QUEUE_PRIORITY.get(event.request.Priority, QUEUE_PRIORITY[0])
+    accept_instance(
+        gateway,
+        path,
+        source="dimse",
+        calling_ae=calling,
+        priority=priority,
+        expected_sop_class=sop_class,
+        expected_sop_instance=sop_instance,
+    )
+
+
+def _request_of(event: Any) -> tuple[Path, SOPClassUID, SOPInstanceUID]:
+    """The received file and the identifiers of the command set, checked."""
     request = event.request
     file = request._dataset_file
     if not isinstance(file, BoundedFile):
         raise InvalidInstance("no-data-set", "The request carries no data set.")
     if file.refused is not None:
         raise file.refused
-    accept_instance(
-        gateway,
-        Path(file.name),
-        source="dimse",
-        calling_ae=str(event.assoc.requestor.ae_title),
-        priority=QUEUE_PRIORITY.get(request.Priority, QUEUE_PRIORITY[0]),
-        expected_sop_class=parse_sop_class(str(request.AffectedSOPClassUID)),
-        expected_sop_instance=parse_sop_instance(str(request.AffectedSOPInstanceUID)),
-    )
+    sop_class = parse_sop_class(str(request.AffectedSOPClassUID))
+    return Path(file.name), sop_class, parse_sop_instance(str(request.AffectedSOPInstanceUID))
 
 
 def store_status(status: int, reason: str = "") -> Dataset:

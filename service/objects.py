@@ -16,7 +16,6 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from gateway.bootstrap import Gateway
-
 from gateway.errors import IntegrityError, NotFound, Unavailable
 from gateway.index_rows import InstanceRow
 from gateway.instance import Form, State

@@ -7,13 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from gateway.bootstrap import Gateway
-
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Counts
 from gateway.instance import ForwardState, State
 from service.health import readiness
 
-__all__ = ["overview"]
+__all__ = ["overview", "queue_depths"]
 
 DEAD_LETTERS_SHOWN = 50
 
@@ -39,7 +38,7 @@ def overview(gateway: Gateway) -> dict[str, Any]:
         "conflicts": counts.conflicts,
         "outbox": counts.outbox,
         "oldest_unfinished_at": counts.oldest_unfinished_at,
-        "queues": _queues(gateway),
+        "queues": queue_depths(gateway),
         "disk": _disk(gateway),
         "failures": [asdict(group) for group in gateway.index.failures()],
         "destinations": _destinations(gateway, counts),
@@ -48,7 +47,7 @@ def overview(gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def _queues(gateway: Gateway) -> dict[str, int]:
+def queue_depths(gateway: Gateway) -> dict[str, int]:
     """Messages waiting, by queue; empty while the broker is away."""
     try:
         return dict(gateway.queue.depths())

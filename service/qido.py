@@ -30,7 +30,7 @@ _STUDY_KEYS = (
     "StudyInstanceUID", "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName",
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDescription",
 )  # fmt: skip
-_SERIES_KEYS = ("SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription")
+_SERIES_KEYS = ("SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription", "SeriesDate", "BodyPartExamined")
 _INSTANCE_KEYS = ("SOPClassUID", "SOPInstanceUID", "InstanceNumber")
 
 #: Attributes that can be matched, by level (PS3.18 Tables 10.6.1-2 to 10.6.1-5; lower levels also match the ones

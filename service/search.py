@@ -7,9 +7,9 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from gateway.bootstrap import Gateway
 from starlette.concurrency import run_in_threadpool
 
+from gateway.bootstrap import Gateway
 from service.access import Handler, RouteSpec, principal_of
 from service.media import accepts
 from service.qido import RETURNED, Query, parse_query, to_dicom_json

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from gateway.bootstrap import Gateway
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from gateway import audit
+from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
 from gateway.index_rows import InstanceRow
 from gateway.instance import ForwardState
+from gateway.metrics import exposition
 from gateway.uids import parse_sop_instance
 from service.access import RouteSpec, principal_of
-from service.overview import overview
+from service.overview import overview, queue_depths
 from service.problems import HttpProblem
 
 __all__ = ["ROUTES", "replay_failures", "replay_forwards"]
@@ -168,25 +169,36 @@ async def audit_export(request: Request) -> Response:
     if not (since.isascii() and since.isdigit() and len(since) < 18):
         raise HttpProblem(400, "bad-since", "since is a sequence number.")
     gateway: Gateway = request.app.state.gateway
-    return StreamingResponse(_audit_lines(gateway, int(since)), media_type="application/x-ndjson")
+    lines = await run_in_threadpool(_audit_lines, gateway, int(since))
+    return StreamingResponse(lines, media_type="application/x-ndjson")
 
 
 def _audit_lines(gateway: Gateway, since: int) -> Iterator[bytes]:
-    buffer = io.StringIO()
-    audit.export(gateway.index.database, buffer, since)
-    yield buffer.getvalue().encode("utf-8")
+    """The export, written to a file that is already unlinked: a long trail costs disk, not memory."""
+    file = tempfile.TemporaryFile("w+", encoding="utf-8", dir=gateway.settings.run_dir)  # noqa: SIM115  closed below
+    audit.export(gateway.index, file, since)
+    file.seek(0)
+
+    def chunks() -> Iterator[bytes]:
+        with file:
+            while text := file.read(1 << 16):
+                yield text.encode("utf-8")
+
+    return chunks()
 
 
 async def audit_verify(request: Request) -> Response:
     """GET /api/audit/verify: walk the chain; 200 with the report either way."""
     gateway: Gateway = request.app.state.gateway
-    report = await run_in_threadpool(audit.verify, gateway.index.database, gateway.settings.audit_head_path)
+    report = await run_in_threadpool(audit.verify, gateway.index, gateway.settings.audit_head_path)
     return JSONResponse(asdict(report))
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: this process's Prometheus metrics."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    """GET /metrics: this process's Prometheus metrics and the totals of the index."""
+    gateway: Gateway = request.app.state.gateway
+    text = await run_in_threadpool(exposition, gateway.index.counts, lambda: queue_depths(gateway))
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 ROUTES: tuple[RouteSpec, ...] = (

@@ -14,17 +14,18 @@ from typing import Any, BinaryIO
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from gateway.accept import accept_instance
-from gateway.bootstrap import Gateway
 from starlette.concurrency import run_in_threadpool
 
-from gateway.errors import InvalidInstance, OutOfResources, PalimpsestError, UIDMismatch
+from gateway.accept import accept_instance
+from gateway.bootstrap import Gateway
+from gateway.errors import InvalidInstance, OutOfResources, PalimpsestError
 from gateway.part10 import Peek, peek
 from gateway.uids import UID, parse_uid
 from service.access import RouteSpec, principal_of
 from service.media import DICOM, accepts
 from service.multipart import MultipartError, PartBegin, PartData, PartEnd, RelatedParser, parse_media_type
 from service.problems import HttpProblem, problem_response
+from service.trail import refused
 
 __all__ = ["ROUTES", "Outcome", "StoreRequest", "answer"]
 
@@ -147,19 +148,33 @@ class StoreRequest:
         seen: Peek | None = None
         try:
             if part.error is not None:
+                refused(self.gateway, part.error, actor=self.actor, source="stow")
                 raise part.error
-            seen = peek(part.path)
-            if self.study is not None and seen.study_uid != self.study:
-                raise UIDMismatch("study-mismatch", "The instance belongs to another study than the request names.")
-            accept_instance(self.gateway, part.path, source="stow", calling_ae=self.actor, priority=MEDIUM_PRIORITY)
+            seen = _seen(part.path)
+            accept_instance(
+                self.gateway,
+                part.path,
+                source="stow",
+                calling_ae=self.actor,
+                priority=MEDIUM_PRIORITY,
+                expected_study=self.study,
+            )
         except PalimpsestError as error:
-            log.warning("instance refused", extra={"reason": error.reason})
+            log.warning("instance refused", extra={"reason": error.reason, "source": "stow"})
             status = 413 if error.reason == "object-too-large" else error.http_status
             return _outcome(seen, error.dimse_status, status, error.reason)
         except OSError as error:
             log.error("unexpected error in STOW", extra={"reason": type(error).__name__})
             return _outcome(seen, UNEXPECTED_FAILURE, 500, "internal-error")
         return _outcome(seen)
+
+
+def _seen(path: Path) -> Peek | None:
+    """The UIDs that the answer names the instance by; what is wrong with the file `accept_instance` says."""
+    try:
+        return peek(path)
+    except PalimpsestError:
+        return None
 
 
 def _outcome(seen: Peek | None, failure: int = 0, status: int = 200, reason: str = "") -> Outcome:

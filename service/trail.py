@@ -6,12 +6,18 @@ ring, and the trail itself tells nobody whose study it was.
 
 from __future__ import annotations
 
-from gateway.bootstrap import Gateway
+import logging
 
+from gateway import metrics
 from gateway.audit import AuditEvent, AuditOutcome
+from gateway.bootstrap import Gateway
+from gateway.errors import PalimpsestError
 from gateway.pseudonym import pseudonym_uid
 
-__all__ = ["record"]
+__all__ = ["record", "refused"]
+
+
+log = logging.getLogger(__name__)
 
 
 def record(
@@ -30,3 +36,12 @@ def record(
     study = pseudonym_uid(study_uid, gateway.keys.pseudonym_key()) if study_uid else None
     given = {name: value for name, value in detail.items() if value is not None}
     gateway.index.audit(AuditEvent(event, actor, outcome, instance_id, study, given))
+
+
+def refused(gateway: Gateway, error: PalimpsestError, *, actor: str, source: str) -> None:
+    """The event of an object refused before `accept_instance` saw it (which writes its own). The sender hears of it anyway."""
+    metrics.REFUSED.labels(source=source, reason=error.reason).inc()
+    try:
+        record(gateway, "refused", actor=actor, outcome="refused", reason=error.reason, source=source)
+    except PalimpsestError as second:
+        log.error("a refusal could not be audited", extra={"reason": second.reason})

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from gateway.bootstrap import Gateway
 from starlette.concurrency import run_in_threadpool
 
+from gateway.bootstrap import Gateway
 from gateway.errors import NotFound, PalimpsestError
 from gateway.index_rows import InstanceRow
 from gateway.uids import parse_uid

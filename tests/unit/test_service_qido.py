@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BadUID
+from gateway.index_search import COLUMNS
 from service.media import accepts, wants_dicom, wants_image
 from service.problems import HttpProblem
 from service.qido import MAX_LIMIT, RETURNED, SEARCHABLE, parse_query, to_dicom_json
@@ -100,6 +101,10 @@ def test_every_searchable_and_returned_keyword_is_a_dicom_keyword() -> None:
     for level, keywords in RETURNED.items():
         answer = to_dicom_json(dict.fromkeys(keywords, None))
         assert len(answer) == len(keywords), level
+
+
+def test_the_index_has_a_column_for_every_searchable_keyword() -> None:
+    assert set(SEARCHABLE["instance"]) - set(COLUMNS) == {"ModalitiesInStudy"}
 
 
 def test_dicom_json() -> None:
