@@ -50,7 +50,8 @@ class Element:
     """One top-level element. Offsets and lengths are bytes in the buffer that was walked.
 
     tag: group << 16 | element; vr: two letters, '' under implicit VR; offset: of the header; value_offset: of the
-    value; length: of the value, for undefined length through the sequence delimiter's end; undefined: length was FFFFFFFF.
+    value; length: of the value, for undefined length through the sequence delimiter's end; undefined: it was
+    FFFFFFFF.
     """
 
     tag: int

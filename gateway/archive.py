@@ -1,0 +1,111 @@
+"""Where archive objects live for good: write-once, and no byte comes out unchecked.
+
+Keys are pseudonymous: <two hex digits>/<envelope UID>.dcm, the envelope UID being a keyed pseudonym itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, Protocol
+
+from gateway.blobs import storage_errors, sync_folder
+from gateway.errors import IntegrityError, NotFound
+from gateway.uids import parse_uid
+
+_KEY: Final = re.compile(r"[0-9a-f]{2}/[0-9.]{1,64}\.dcm")
+
+
+def archive_key(envelope_uid: str) -> str:
+    """The key of an envelope. Raises BadUID."""
+    uid = parse_uid(envelope_uid, "envelope-uid")
+    return f"{sha256(uid.encode()).hexdigest()[:2]}/{uid}.dcm"
+
+
+class ArchiveStore(Protocol):
+    """What every archive must do; tests/contract/test_archive_store.py says it in code."""
+
+    def put(self, key: str, data: bytes, digest: str) -> None:
+        """Store durably. Again with the same bytes: nothing happens. With other bytes: IntegrityError."""
+
+    def get(self, key: str, digest: str) -> bytes:
+        """The bytes, whose SHA-256 is `digest`. Raises NotFound, IntegrityError, Unavailable."""
+
+    def exists(self, key: str) -> bool:
+        """True if something lies under the key."""
+
+    def keys(self) -> Iterator[str]:
+        """All keys, in no order: what a rebuild starts from."""
+
+
+class FilesystemArchive:
+    """An archive in a folder: temporary file, fsync, hard link (which never replaces), fsync of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        """Where the object of that key lies. Raises IntegrityError for a malformed key."""
+        if _KEY.fullmatch(key) is None:
+            raise IntegrityError("bad-key", "not an archive key")
+        return self.folder / key
+
+    def put(self, key: str, data: bytes, digest: str) -> None:
+        """See ArchiveStore."""
+        if sha256(data).hexdigest() != digest:
+            raise IntegrityError("digest-mismatch", "the bytes to archive are not what their digest says")
+        target = self.path(key)
+        with storage_errors():
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                sync_folder(self.folder)
+            if not self._link(target, data):
+                self._check_same(key, digest)
+            sync_folder(target.parent)
+
+    def get(self, key: str, digest: str) -> bytes:
+        """See ArchiveStore."""
+        with storage_errors():
+            try:
+                data = self.path(key).read_bytes()
+            except FileNotFoundError:
+                raise NotFound("not-archived", "there is no archive object of that key") from None
+        if sha256(data).hexdigest() != digest:
+            raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
+        return data
+
+    def exists(self, key: str) -> bool:
+        """See ArchiveStore."""
+        return self.path(key).is_file()
+
+    def keys(self) -> Iterator[str]:
+        """See ArchiveStore."""
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*.dcm"):
+            key = f"{path.parent.name}/{path.name}"
+            if _KEY.fullmatch(key):
+                yield key
+
+    def _link(self, target: Path, data: bytes) -> bool:
+        """True if the object was made, False if something lay there already."""
+        fd, name = tempfile.mkstemp(prefix=".tmp-", dir=target.parent)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(name, target)
+        except FileExistsError:
+            return False
+        finally:
+            Path(name).unlink(missing_ok=True)
+        return True
+
+    def _check_same(self, key: str, digest: str) -> None:
+        try:
+            self.get(key, digest)
+        except IntegrityError:
+            raise IntegrityError("write-once", "other bytes lie under that key already") from None

@@ -1,0 +1,170 @@
+"""Connections and transactions: SQLite (WAL, synchronous=FULL) or PostgreSQL, one writer at a time in both.
+
+A write transaction of SQLite is BEGIN IMMEDIATE behind a lock file: the kernel wakes the next writer at once, where
+SQLite's own busy handler sleeps and can starve one of many processes. PostgreSQL takes an advisory lock for the same
+order, which the audit chain needs (each event's hash covers the one before).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import IntegrityError as ConstraintError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from gateway.errors import IntegrityError, OutOfResources, PalimpsestError, Unavailable
+from gateway.index_schema import HEAD
+
+BUSY_SECONDS: Final = 30.0
+WRITER_LOCK: Final = 0x50414C494D50  # advisory lock of PostgreSQL: 'PALIMP'
+MIGRATION_LOCK: Final = WRITER_LOCK + 1
+
+
+class Database:
+    """An engine that is made at the first use, and two kinds of transactions. Not shared over a fork: see `close`."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.time) -> None:
+        """url: SQLAlchemy URL. Opens nothing. clock: seconds since the epoch."""
+        self._url = sa.make_url(url)
+        self._engine = _engine(self._url)
+        self.now = clock
+
+    @property
+    def dialect(self) -> str:
+        """'sqlite' or 'postgresql'."""
+        return self._engine.dialect.name
+
+    def create(self) -> None:
+        """Bring the schema up to date (Alembic); safe to call from many processes at once."""
+        if self.dialect == "sqlite" and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        with _translated(), ExitStack() as stack:
+            if lock := self._lock_path():  # before the first connection: switching to WAL has no busy handler
+                stack.enter_context(_file_lock(lock))
+            if self._revision() != HEAD:
+                self._migrate()
+
+    def ping(self) -> None:
+        """Raise Unavailable unless the database answers."""
+        with self.read() as conn:
+            conn.execute(sa.text("SELECT 1"))
+
+    def close(self) -> None:
+        """Close all connections; the object stays usable and opens new ones."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads: one consistent snapshot on SQLite."""
+        with _translated(), self._engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A durable transaction, alone among writers; rolled back whole if the block raises."""
+        with ExitStack() as stack:
+            stack.enter_context(_translated())
+            if lock := self._lock_path():
+                stack.enter_context(_file_lock(lock))
+            conn = stack.enter_context(self._engine.connect().execution_options(palimpsest_write=True))
+            with conn.begin():
+                yield conn
+
+    def _lock_path(self) -> str | None:
+        if self.dialect != "sqlite" or not self._url.database or self._url.database == ":memory:":
+            return None
+        return self._url.database + ".lock"
+
+    def _revision(self) -> str | None:
+        with self._engine.connect() as conn:
+            if not sa.inspect(conn).has_table("alembic_version"):
+                return None
+            return conn.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+    def _migrate(self) -> None:
+        from alembic import command  # 0.3 s of import that only the first start of a release needs
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", "gateway:migrations")
+        with self._engine.connect().execution_options(palimpsest_migration=True) as conn, conn.begin():
+            config.attributes["connection"] = conn
+            command.upgrade(config, "head")
+
+
+def _engine(url: sa.URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=64)
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    engine = sa.create_engine(url, pool_pre_ping=True, max_overflow=64, connect_args={"connect_timeout": 5})
+    event.listen(engine, "begin", _begin_postgresql)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # pysqlite must not begin transactions on its own: _begin_sqlite does
+    for pragma in (
+        f"busy_timeout={int(BUSY_SECONDS * 1000)}",
+        "journal_mode=WAL",
+        "synchronous=FULL",  # WAL with NORMAL loses commits at power loss
+        "foreign_keys=ON",
+        "case_sensitive_like=ON",  # as PostgreSQL
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(conn: Connection) -> None:
+    options = conn.get_execution_options()
+    immediate = options.get("palimpsest_write") or options.get("palimpsest_migration")
+    conn.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _begin_postgresql(conn: Connection) -> None:
+    options = conn.get_execution_options()
+    for option, lock in (("palimpsest_write", WRITER_LOCK), ("palimpsest_migration", MIGRATION_LOCK)):
+        if options.get(option):
+            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+
+
+@contextmanager
+def _file_lock(path: str) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Driver errors become ours; their texts are dropped, for they quote parameters (patient data)."""
+    try:
+        yield
+    except ConstraintError:
+        raise IntegrityError("constraint", "the database refused a row that contradicts another") from None
+    except DBAPIError as error:
+        raise _translate(error) from None
+    except (PoolTimeout, OSError) as error:
+        raise Unavailable("database-unavailable", f"the database cannot be reached ({type(error).__name__})") from None
+
+
+def _translate(error: DBAPIError) -> PalimpsestError:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL or getattr(error.orig, "sqlstate", None) == "53100":  # PostgreSQL: disk_full
+        return OutOfResources("database-full", "no space left for the database")
+    if "append-only" in str(error.orig):
+        return IntegrityError("audit-append-only", "the audit trail cannot be changed")
+    return Unavailable("database-unavailable", f"the database did not answer ({type(error.orig).__name__})")

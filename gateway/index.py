@@ -1,0 +1,35 @@
+"""The system of record: one class over SQLite (default) or PostgreSQL, its methods by who asks.
+
+Every method is one short transaction; each that changes something appends its audit event in that same transaction.
+Nothing of SQLAlchemy comes out: rows are frozen values of `gateway.index_rows`. Driver errors come out as Unavailable,
+OutOfResources or IntegrityError.
+"""
+
+from __future__ import annotations
+
+from gateway.index_forward import Forwarding
+from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
+from gateway.index_report import Report
+from gateway.index_rows import (
+    Accepted,
+    AlertRow,
+    CandidateFacts,
+    Counts,
+    FailureGroup,
+    ForwardRow,
+    InstanceRow,
+    NewInstance,
+    OutboxMessage,
+)
+from gateway.index_search import Search
+from gateway.index_work import Work
+
+__all__ = [
+    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK",
+    "Accepted", "AlertRow", "CandidateFacts", "Counts", "FailureGroup", "ForwardRow", "Index",
+    "InstanceRow", "NewInstance", "OutboxMessage",
+]  # fmt: skip
+
+
+class Index(Intake, Work, Forwarding, Search, Report):
+    """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

@@ -1,0 +1,185 @@
+"""The index under forwarding, and the outbox: what must still go out, to destinations and to the queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from gateway import audit
+from gateway.audit import AuditEvent, Detail
+from gateway.database import Database
+from gateway.errors import LeaseLost, NotFound
+from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
+from gateway.index_rows import ForwardRow, OutboxMessage
+from gateway.index_schema import forward, instance, outbox
+from gateway.instance import ForwardState
+
+
+class Forwarding(Database):
+    """One row per instance and destination; one destination's trouble never touches another's rows."""
+
+    def forward_get(self, forward_id: int) -> ForwardRow:
+        """The row of that id. Raises NotFound."""
+        with self.read() as conn:
+            return _fetch(conn, forward_id)
+
+    def forward_claim(self, forward_id: int, owner: str, lease_seconds: float) -> ForwardRow | None:
+        """Lease a waiting, due forward and count the attempt; None if there is nothing to do for this caller."""
+        now = self.now()
+        free = sa.or_(forward.c.lease_until.is_(None), forward.c.lease_until < now)
+        waiting = forward.c.state == ForwardState.WAITING
+        with self.write() as conn:
+            taken = conn.execute(
+                sa.update(forward)
+                .where(forward.c.id == forward_id, waiting, free, forward.c.due_at <= now)
+                .values(attempts=forward.c.attempts + 1, lease_owner=owner, lease_until=now + lease_seconds)
+            )
+            return _fetch(conn, forward_id) if taken.rowcount else None
+
+    def forward_heartbeat(self, forward_id: int, owner: str, lease_seconds: float) -> None:
+        """Prolong the lease. Raises LeaseLost."""
+        with self.write() as conn:
+            _owned(conn, forward_id, owner)
+            _set(conn, forward_id, lease_until=self.now() + lease_seconds)
+
+    def forward_done(self, forward_id: int, owner: str, proof: str) -> ForwardRow:
+        """The destination has it. proof: machine word for what is known, e.g. 'accepted' or 'read-back'."""
+        now = self.now()
+        with self.write() as conn:
+            row = _owned(conn, forward_id, owner)
+            _set(
+                conn, forward_id, state=ForwardState.SENT, sent_at=now, proof=proof, lease_owner=None, lease_until=None,
+                due_at=None, reason=None,
+            )  # fmt: skip
+            detail: Detail = {"destination": row.destination, "attempts": row.attempts, "kind": proof}
+            audit.append(conn, AuditEvent("forwarded", owner, instance_id=row.instance_id, detail=detail), now)
+            return _fetch(conn, forward_id)
+
+    def forward_failed(
+        self, forward_id: int, owner: str, reason: str, *, due_at: float | None, count_attempt: bool = True
+    ) -> ForwardRow:
+        """It did not go out: try again at `due_at`, or, with None, dead letter until a person replays it.
+
+        count_attempt=False: nothing was tried (circuit open), the attempt does not count.
+        """
+        dead = due_at is None
+        with self.write() as conn:
+            row = _owned(conn, forward_id, owner)
+            _set(
+                conn, forward_id, state=ForwardState.DEAD if dead else ForwardState.WAITING, due_at=due_at,
+                reason=reason, lease_owner=None, lease_until=None,
+                attempts=row.attempts if count_attempt else max(0, row.attempts - 1),
+            )  # fmt: skip
+            if dead or count_attempt:
+                detail: Detail = {"destination": row.destination, "attempts": row.attempts, "reason": reason}
+                name = "dead-letter" if dead else "forward-failed"
+                event = AuditEvent(name, owner, "failure", row.instance_id, detail=detail)
+                audit.append(conn, event, self.now())
+            return _fetch(conn, forward_id)
+
+    def forward_replay(self, forward_id: int, actor: str) -> ForwardRow:
+        """An administrator's replay of a dead letter (or of a waiting one, at once)."""
+        now = self.now()
+        with self.write() as conn:
+            row = _fetch(conn, forward_id)
+            if row.state is not ForwardState.SENT:
+                _set(conn, forward_id, state=ForwardState.WAITING, attempts=0, due_at=now, queued_at=now, reason=None)
+                put_outbox(conn, FORWARD_TASK, [forward_id], fetch(conn, row.instance_id).priority, now)
+            detail = {"destination": row.destination, "kind": "forward"}
+            audit.append(conn, AuditEvent("replay", actor, instance_id=row.instance_id, detail=detail), now)
+            return _fetch(conn, forward_id)
+
+    def forward_add(self, instance_id: int, destinations: Sequence[str]) -> list[ForwardRow]:
+        """Forward an archived instance to further destinations; those it has already are left alone."""
+        now = self.now()
+        with self.write() as conn:
+            row = fetch(conn, instance_id)
+            names = sa.select(forward.c.destination).where(forward.c.instance_id == instance_id)
+            known = set(conn.execute(names).scalars())
+            for name in destinations:
+                if name not in known:
+                    conn.execute(
+                        forward.insert().values(
+                            instance_id=instance_id, destination=name, state=ForwardState.WAITING, attempts=0,
+                            due_at=now, queued_at=now, created_at=now,
+                        )
+                    )  # fmt: skip
+            made = conn.execute(
+                sa.select(forward).where(forward.c.instance_id == instance_id, forward.c.destination.not_in(known))
+            )
+            rows = [ForwardRow.of(mapping) for mapping in made.mappings()]
+            for new in rows:
+                put_outbox(conn, FORWARD_TASK, [new.id], row.priority, now)
+            return rows
+
+    def forwards(
+        self, instance_id: int | None = None, state: ForwardState | None = None, limit: int = 1000
+    ) -> list[ForwardRow]:
+        """Forwards of an instance and/or in a state, newest first."""
+        query = sa.select(forward).order_by(forward.c.id.desc()).limit(limit)
+        if instance_id is not None:
+            query = query.where(forward.c.instance_id == instance_id)
+        if state is not None:
+            query = query.where(forward.c.state == state)
+        with self.read() as conn:
+            return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
+
+    def forwards_overdue(self, limit: int, quiet_seconds: float) -> list[ForwardRow]:
+        """Waiting forwards that are due, leased by nobody, and not sent to the queue for `quiet_seconds`."""
+        now = self.now()
+        query = (
+            sa.select(forward)
+            .join(instance, instance.c.id == forward.c.instance_id)
+            .where(
+                forward.c.state == ForwardState.WAITING,
+                forward.c.due_at <= now,
+                sa.or_(forward.c.lease_until.is_(None), forward.c.lease_until < now),
+                sa.or_(forward.c.queued_at.is_(None), forward.c.queued_at <= now - quiet_seconds),
+            )
+            .order_by(instance.c.priority, forward.c.id)
+            .limit(limit)
+        )
+        with self.read() as conn:
+            return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
+
+    def forwards_touch_queued(self, ids: Sequence[int]) -> None:
+        """Note that these forwards were just sent to the queue (again)."""
+        with self.write() as conn:
+            conn.execute(sa.update(forward).where(forward.c.id.in_(ids)).values(queued_at=self.now()))
+
+    def outbox_due(self, limit: int = 500) -> list[OutboxMessage]:
+        """Messages not yet handed to the queue, most urgent first."""
+        query = sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(limit)
+        with self.read() as conn:
+            rows = conn.execute(query).mappings().all()
+        return [
+            OutboxMessage(row["id"], row["task"], tuple(json.loads(row["args"])), row["queue"], row["priority"])
+            for row in rows
+        ]
+
+    def outbox_sent(self, ids: Sequence[int]) -> None:
+        """The queue has these: forget them. Should it lose them, `overdue` finds their rows."""
+        if ids:
+            with self.write() as conn:
+                conn.execute(sa.delete(outbox).where(outbox.c.id.in_(ids)))
+
+
+def _fetch(conn: Connection, forward_id: int) -> ForwardRow:
+    row = conn.execute(sa.select(forward).where(forward.c.id == forward_id)).mappings().first()
+    if row is None:
+        raise NotFound("unknown-forward", "there is no such forward")
+    return ForwardRow.of(row)
+
+
+def _owned(conn: Connection, forward_id: int, owner: str) -> ForwardRow:
+    row = _fetch(conn, forward_id)
+    if row.lease_owner != owner or row.state is not ForwardState.WAITING:
+        raise LeaseLost("lease-lost", "another worker owns this forward now")
+    return row
+
+
+def _set(conn: Connection, forward_id: int, **values: object) -> None:
+    conn.execute(sa.update(forward).where(forward.c.id == forward_id).values(**values))

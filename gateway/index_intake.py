@@ -1,0 +1,171 @@
+"""The index at the door: one transaction makes the row, the audit event and the wake-up messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from gateway import audit
+from gateway.audit import AuditEvent
+from gateway.database import Database
+from gateway.errors import NotFound
+from gateway.index_rows import Accepted, InstanceRow, NewInstance, Outcome
+from gateway.index_schema import instance, outbox
+from gateway.instance import State
+
+INDEX_TASK: Final = "palimpsest.index"
+ENCODE_TASK: Final = "palimpsest.encode"
+FORWARD_TASK: Final = "palimpsest.forward"
+RETRIEVE_TASK: Final = "palimpsest.retrieve"
+QUEUE_OF: Final = {INDEX_TASK: "index", ENCODE_TASK: "encode", FORWARD_TASK: "forward", RETRIEVE_TASK: "retrieve"}
+
+
+class Intake(Database):
+    """Making instances known, and finding them."""
+
+    def add_received(self, new: NewInstance) -> Accepted:
+        """Record a file that lies durably in the spool; on return row, audit event and wake-ups are committed.
+
+        duplicate: same UID, syntax and data set: nothing is made, the existing row is given back.
+        version: same UID and same pixel bytes under another header: made, and served from now on.
+        conflict: same UID, other (or unknown) pixel bytes: made and flagged, the earlier one stays served.
+        """
+        now = self.now()
+        with self.write() as conn:
+            known = self._known(conn, new)
+            if known is not None:
+                self._audit_receipt(conn, known.id, new, "duplicate", now)
+                return Accepted(known, "duplicate")
+            outcome = self._settle_versions(conn, new)
+            row = self._insert(conn, new, outcome, now)
+            self._audit_receipt(conn, row.id, new, outcome, now)
+            for task in (INDEX_TASK, ENCODE_TASK):
+                put_outbox(conn, task, [row.id], row.priority, now)
+        return Accepted(row, outcome)
+
+    def find_duplicate(self, sop_uid: str, transfer_syntax: str, dataset_digest: str) -> InstanceRow | None:
+        """The row of the same UID, syntax and data set, if there is one."""
+        with self.read() as conn:
+            return _one(conn, _duplicate(sop_uid, transfer_syntax, dataset_digest))
+
+    def get(self, instance_id: int) -> InstanceRow:
+        """The row of that id. Raises NotFound."""
+        with self.read() as conn:
+            return fetch(conn, instance_id)
+
+    def by_sop(self, sop_uid: str) -> InstanceRow | None:
+        """The row served under a SOP Instance UID."""
+        with self.read() as conn:
+            return _one(conn, sa.select(instance).where(instance.c.sop_uid == sop_uid, instance.c.current))
+
+    def versions(self, sop_uid: str) -> list[InstanceRow]:
+        """All rows of a SOP Instance UID, newest first."""
+        with self.read() as conn:
+            return _all(conn, sa.select(instance).where(instance.c.sop_uid == sop_uid).order_by(instance.c.id.desc()))
+
+    def by_digest(self, digest: str) -> InstanceRow | None:
+        """The row of a received file by its SHA-256 (hex)."""
+        with self.read() as conn:
+            return _one(conn, sa.select(instance).where(instance.c.digest == digest))
+
+    def by_study(self, study_uid: str, series_uid: str | None = None) -> list[InstanceRow]:
+        """Served rows of a study, or of one of its series, oldest first; empty if unknown."""
+        query = sa.select(instance).where(instance.c.study_uid == study_uid, instance.c.current)
+        if series_uid is not None:
+            query = query.where(instance.c.series_uid == series_uid)
+        with self.read() as conn:
+            return _all(conn, query.order_by(instance.c.id))
+
+    def recent(self, limit: int = 50) -> list[InstanceRow]:
+        """The newest rows, newest first."""
+        with self.read() as conn:
+            return _all(conn, sa.select(instance).order_by(instance.c.id.desc()).limit(limit))
+
+    def make_current(self, instance_id: int, actor: str) -> InstanceRow:
+        """An administrator's decision: this version is served from now on, and the conflict is settled."""
+        with self.write() as conn:
+            row = fetch(conn, instance_id)
+            family = instance.c.sop_uid == row.sop_uid
+            conn.execute(sa.update(instance).where(family).values(current=False, conflict=False))
+            conn.execute(sa.update(instance).where(instance.c.id == row.id).values(current=True))
+            audit.append(conn, AuditEvent("version-chosen", actor, instance_id=row.id), self.now())
+            return fetch(conn, instance_id)
+
+    def audit(self, event: AuditEvent) -> None:
+        """One audit event in a transaction of its own. Raises Unavailable: then the action it describes must fail."""
+        with self.write() as conn:
+            audit.append(conn, event, self.now())
+
+    def _known(self, conn: Connection, new: NewInstance) -> InstanceRow | None:
+        return _one(conn, _duplicate(new.sop_uid, new.transfer_syntax, new.dataset_digest))
+
+    def _settle_versions(self, conn: Connection, new: NewInstance) -> Outcome:
+        current = _one(conn, sa.select(instance).where(instance.c.sop_uid == new.sop_uid, instance.c.current))
+        if current is None:
+            return "new"
+        if current.pixel_digest is not None and current.pixel_digest == new.pixel_digest:
+            conn.execute(sa.update(instance).where(instance.c.id == current.id).values(current=False))
+            return "version"
+        conn.execute(sa.update(instance).where(instance.c.id == current.id).values(conflict=True))
+        return "conflict"
+
+    def _insert(self, conn: Connection, new: NewInstance, outcome: Outcome, now: float) -> InstanceRow:
+        values = {name: getattr(new, name) for name in NewInstance.__slots__}
+        result = conn.execute(
+            instance.insert().values(
+                **values,
+                received_at=now,
+                state=State.RECEIVED,
+                attempts=0,
+                due_at=now,
+                queued_at=now,
+                current=outcome != "conflict",
+                conflict=outcome == "conflict",
+            )
+        )
+        key = result.inserted_primary_key
+        assert key is not None  # a single-row INSERT always has one
+        return fetch(conn, key[0])
+
+    def _audit_receipt(self, conn: Connection, row_id: int, new: NewInstance, outcome: Outcome, now: float) -> None:
+        name = "duplicate" if outcome == "duplicate" else "received"
+        detail: dict[str, Any] = {"source": new.source, "bytes": new.size, "outcome": outcome}
+        audit.append(conn, AuditEvent(name, new.calling_ae, instance_id=row_id, detail=detail), now)
+
+
+def put_outbox(conn: Connection, task: str, args: Sequence[int | str], priority: int, now: float) -> None:
+    """A task message in the caller's transaction: it will be sent if, and only if, that commits."""
+    conn.execute(
+        outbox.insert().values(
+            task=task, args=json.dumps(list(args)), queue=QUEUE_OF[task], priority=priority, created_at=now
+        )
+    )
+
+
+def fetch(conn: Connection, instance_id: int) -> InstanceRow:
+    """The row of that id in the caller's transaction. Raises NotFound."""
+    row = _one(conn, sa.select(instance).where(instance.c.id == instance_id))
+    if row is None:
+        raise NotFound("unknown-instance", "there is no such instance")
+    return row
+
+
+def _duplicate(sop_uid: str, transfer_syntax: str, dataset_digest: str) -> sa.Select[Any]:
+    return sa.select(instance).where(
+        instance.c.sop_uid == sop_uid,
+        instance.c.transfer_syntax == transfer_syntax,
+        instance.c.dataset_digest == dataset_digest,
+    )
+
+
+def _one(conn: Connection, query: sa.Select[Any]) -> InstanceRow | None:
+    row = conn.execute(query).mappings().first()
+    return InstanceRow.of(row) if row is not None else None
+
+
+def _all(conn: Connection, query: sa.Select[Any]) -> list[InstanceRow]:
+    return [InstanceRow.of(row) for row in conn.execute(query).mappings()]

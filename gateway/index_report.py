@@ -1,0 +1,145 @@
+"""The index under status, admin page and metrics: totals, failures by reason, alerts."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from gateway import audit
+from gateway.audit import AuditEvent
+from gateway.database import Database
+from gateway.errors import NotFound
+from gateway.index_rows import AlertRow, Counts, FailureGroup
+from gateway.index_schema import alert, forward, instance, outbox
+from gateway.instance import UNFINISHED, Form, ForwardState
+
+MAX_IDS: Final = 100
+
+
+class Report(Database):
+    """Questions that people ask."""
+
+    def counts(self) -> Counts:
+        """Totals as of now, in one transaction."""
+        c = instance.c
+        archived = c.archived_at.is_not(None)
+        with self.read() as conn:
+            sums = conn.execute(
+                sa.select(
+                    *(
+                        sa.func.coalesce(sa.func.sum(column), 0)
+                        for column in (c.size, c.archived_size, c.raw_pixel_bytes, c.codec_bytes, c.payload_bytes)
+                    )
+                ).where(archived)
+            ).one()
+            return Counts(
+                by_state=_grouped(conn, c.state),
+                by_form=_grouped(conn, c.form, c.form.is_not(None)),
+                passthrough_by_reason=_grouped(conn, c.reason, c.form == Form.PASSTHROUGH),
+                forwards=_forwards(conn),
+                by_modality=_modalities(conn),
+                bytes_in=int(sums[0]),
+                bytes_archived=int(sums[1]),
+                raw_pixel_bytes=int(sums[2]),
+                codec_bytes=int(sums[3]),
+                payload_bytes=int(sums[4]),
+                conflicts=_count(conn, instance, c.conflict),
+                outbox=_count(conn, outbox),
+                open_alerts=_count(conn, alert, alert.c.acked_at.is_(None)),
+                oldest_unfinished_at=conn.execute(
+                    sa.select(sa.func.min(c.received_at)).where(c.state.in_(UNFINISHED))
+                ).scalar(),
+            )
+
+    def anything_archived(self) -> bool:
+        """True once an object was archived or is about to be: from then on the key ring must not be lost."""
+        with self.read() as conn:
+            query = sa.select(instance.c.id).where(instance.c.candidate_digest.is_not(None)).limit(1)
+            return conn.execute(query).first() is not None
+
+    def failures(self) -> list[FailureGroup]:
+        """What failed, grouped by kind, reason and destination, most frequent first."""
+        c, f = instance.c, forward.c
+        waiting = sa.and_(c.state.in_(UNFINISHED), c.last_error.is_not(None))
+        with self.read() as conn:
+            groups = [
+                *_failures(conn, "instance", c.id, c.last_error, sa.null(), waiting),
+                *_failures(conn, "passthrough", c.id, c.reason, sa.null(), c.form == Form.PASSTHROUGH),
+                *_failures(conn, "dead-letter", f.id, f.reason, f.destination, f.state == ForwardState.DEAD),
+            ]
+        return sorted(groups, key=lambda group: -group.count)
+
+    def alert_raise(self, kind: str, subject: str, message: str, severity: str = "warning") -> AlertRow:
+        """Open an alert, or count on the open one of the same kind and subject. No patient data in any argument."""
+        now = self.now()
+        same = sa.and_(alert.c.kind == kind, alert.c.subject == subject, alert.c.acked_at.is_(None))
+        with self.write() as conn:
+            known = conn.execute(sa.update(alert).where(same).values(count=alert.c.count + 1, last_at=now))
+            if not known.rowcount:
+                conn.execute(
+                    alert.insert().values(
+                        kind=kind, subject=subject, severity=severity, message=message[:200], count=1, raised_at=now,
+                        last_at=now,
+                    )
+                )  # fmt: skip
+            return AlertRow.of(conn.execute(sa.select(alert).where(same)).mappings().one())
+
+    def alerts(self, open_only: bool = True, limit: int = 200) -> list[AlertRow]:
+        """Alerts, latest first."""
+        query = sa.select(alert).order_by(alert.c.last_at.desc(), alert.c.id.desc()).limit(limit)
+        if open_only:
+            query = query.where(alert.c.acked_at.is_(None))
+        with self.read() as conn:
+            return [AlertRow.of(row) for row in conn.execute(query).mappings()]
+
+    def alert_ack(self, alert_id: int, actor: str) -> None:
+        """A person has seen it. Raises NotFound for an unknown or already acknowledged alert."""
+        now = self.now()
+        with self.write() as conn:
+            open_ = sa.and_(alert.c.id == alert_id, alert.c.acked_at.is_(None))
+            done = conn.execute(sa.update(alert).where(open_).values(acked_at=now, acked_by=actor[:64]))
+            if not done.rowcount:
+                raise NotFound("unknown-alert", "there is no such open alert")
+            audit.append(conn, AuditEvent("alert-acknowledged", actor, detail={"alert_id": alert_id}), now)
+
+
+def _count(conn: Connection, table: sa.Table, *where: Any) -> int:
+    return int(conn.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one())
+
+
+def _grouped(conn: Connection, column: sa.Column[Any], *where: Any) -> dict[str, int]:
+    rows = conn.execute(sa.select(column, sa.func.count()).where(*where).group_by(column))
+    return {str(name): int(count) for name, count in rows}
+
+
+def _forwards(conn: Connection) -> dict[str, dict[str, int]]:
+    f = forward.c
+    found: dict[str, dict[str, int]] = {}
+    rows = conn.execute(sa.select(f.destination, f.state, sa.func.count()).group_by(f.destination, f.state))
+    for destination, state, count in rows:
+        found.setdefault(destination, {})[state] = int(count)
+    return found
+
+
+def _modalities(conn: Connection) -> dict[str, dict[str, int]]:
+    c = instance.c
+    rows = conn.execute(
+        sa.select(c.modality, sa.func.count(), sa.func.sum(c.size), sa.func.sum(c.archived_size))
+        .where(c.archived_at.is_not(None))
+        .group_by(c.modality)
+    )
+    return {
+        str(name or "?"): {"instances": int(n), "bytes_in": int(size), "bytes_archived": int(archived)}
+        for name, n, size, archived in rows
+    }
+
+
+def _failures(
+    conn: Connection, kind: str, id_: sa.Column[Any], reason: sa.Column[Any], destination: Any, where: Any
+) -> list[FailureGroup]:
+    found: dict[tuple[str, str | None], list[int]] = {}
+    for row_id, why, where_to in conn.execute(sa.select(id_, reason, destination).where(where).order_by(id_.desc())):
+        found.setdefault((str(why), where_to), []).append(int(row_id))
+    return [FailureGroup(kind, why, to, len(ids), tuple(ids[:MAX_IDS])) for (why, to), ids in found.items()]

@@ -1,0 +1,211 @@
+"""What the index takes and gives: frozen values, never database rows. Times: seconds since the epoch, UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from sqlalchemy import RowMapping
+
+from gateway.instance import Form, ForwardState, State
+
+Outcome = Literal["new", "duplicate", "version", "conflict"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewInstance:
+    """A file that lies durably in the spool and wants a row.
+
+    digest: of the whole file; dataset_digest: of the data set without file meta; size: bytes of the file;
+    pixel_digest: of the raw pixel value, needed only if the SOP Instance UID is known already.
+    """
+
+    sop_uid: str
+    sop_class: str
+    study_uid: str | None
+    series_uid: str | None
+    transfer_syntax: str
+    digest: str
+    dataset_digest: str
+    size: int
+    source: str
+    calling_ae: str
+    priority: int
+    pixel_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRow:
+    """One instance as recorded. Sizes in bytes; `current`: served under its UID; `conflict`: other pixels, same UID."""
+
+    id: int
+    sop_uid: str
+    sop_class: str
+    study_uid: str | None
+    series_uid: str | None
+    transfer_syntax: str
+    digest: str
+    dataset_digest: str
+    pixel_digest: str | None
+    size: int
+    source: str
+    calling_ae: str
+    priority: int
+    received_at: float
+    state: State
+    form: Form | None
+    reason: str | None
+    attempts: int
+    lease_owner: str | None
+    lease_until: float | None
+    due_at: float | None
+    queued_at: float | None
+    candidate_digest: str | None
+    candidate_size: int | None
+    envelope_uid: str | None
+    archive_key: str | None
+    archive_digest: str | None
+    archived_size: int | None
+    coder: str | None
+    carrier: str | None
+    payload_bytes: int | None
+    codec_bytes: int | None
+    raw_pixel_bytes: int | None
+    modality: str | None
+    verified_at: float | None
+    archived_at: float | None
+    released_at: float | None
+    indexed_at: float | None
+    current: bool
+    conflict: bool
+    last_error: str | None
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> InstanceRow:
+        """From a row of the `instance` table."""
+        values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls)}
+        values["state"] = State(values["state"])
+        values["form"] = Form(values["form"]) if values["form"] else None
+        values["current"], values["conflict"] = bool(values["current"]), bool(values["conflict"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The row that now stands for what was sent, and what it was: new, duplicate, version or conflict."""
+
+    row: InstanceRow
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFacts:
+    """An archive object that was made and stored, unproven. `facts` and `wraps` are JSON-able, without patient data."""
+
+    digest: str
+    size: int
+    form: Form
+    reason: str | None
+    envelope_uid: str
+    coder: str | None = None
+    carrier: str | None = None
+    payload_bytes: int | None = None
+    codec_bytes: int | None = None
+    raw_pixel_bytes: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    wraps: Any = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRow:
+    """One instance on its way to one destination."""
+
+    id: int
+    instance_id: int
+    destination: str
+    state: ForwardState
+    attempts: int
+    lease_owner: str | None
+    lease_until: float | None
+    due_at: float | None
+    queued_at: float | None
+    reason: str | None
+    proof: str | None
+    created_at: float
+    sent_at: float | None
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> ForwardRow:
+        """From a row of the `forward` table."""
+        values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls)}
+        values["state"] = ForwardState(values["state"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxMessage:
+    """A task message that waits to be handed to the queue: ids and machine words only."""
+
+    id: int
+    task: str
+    args: tuple[int | str, ...]
+    queue: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRow:
+    """Something a person must look at; equal (kind, subject) are counted on one open row."""
+
+    id: int
+    kind: str
+    subject: str
+    severity: str
+    message: str
+    count: int
+    raised_at: float
+    last_at: float
+    acked_at: float | None
+    acked_by: str | None
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> AlertRow:
+        """From a row of the `alert` table."""
+        return cls(**{f.name: mapping[f.name] for f in fields(cls)})
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Totals for status, dashboard and metrics. Dictionaries map a name to a number of instances (or bytes)."""
+
+    by_state: Mapping[str, int]
+    by_form: Mapping[str, int]
+    passthrough_by_reason: Mapping[str, int]
+    forwards: Mapping[str, Mapping[str, int]]  # destination -> state -> count
+    by_modality: Mapping[str, Mapping[str, int]]  # modality -> instances, bytes_in, bytes_archived
+    bytes_in: int  # of archived instances
+    bytes_archived: int
+    raw_pixel_bytes: int
+    codec_bytes: int
+    payload_bytes: int
+    conflicts: int
+    outbox: int
+    open_alerts: int
+    oldest_unfinished_at: float | None
+
+    @property
+    def total(self) -> int:
+        """All instances, versions included."""
+        return sum(self.by_state.values())
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Failures of one kind: 'instance' (waiting for a retry), 'passthrough' or 'dead-letter', with up to 100 ids."""
+
+    kind: str
+    reason: str
+    destination: str | None
+    count: int
+    ids: tuple[int, ...]

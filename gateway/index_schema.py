@@ -1,0 +1,189 @@
+"""The tables of the system of record. Times are seconds since the epoch, UTC, as doubles; digests are SHA-256 in hex.
+
+Patient data lives in `attributes` only. `audit` is append-only: triggers refuse UPDATE and DELETE (see the migration).
+The migrations build these tables; a test compares both.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+HEAD: Final = "0001"
+"""Revision that this code needs."""
+
+metadata = MetaData()
+
+Big = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in INTEGER PRIMARY KEY columns
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("sop_uid", String(64), nullable=False),
+    Column("sop_class", String(64), nullable=False),
+    Column("study_uid", String(64)),
+    Column("series_uid", String(64)),
+    Column("transfer_syntax", String(64), nullable=False),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("dataset_digest", String(64), nullable=False),
+    Column("pixel_digest", String(64)),
+    Column("size", BigInteger, nullable=False),
+    Column("source", String(16), nullable=False),
+    Column("calling_ae", String(64), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("received_at", Double, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("form", String(16)),
+    Column("reason", String(64)),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Double),
+    Column("due_at", Double),
+    Column("queued_at", Double),
+    Column("candidate_digest", String(64)),
+    Column("candidate_size", BigInteger),
+    Column("envelope_uid", String(64)),
+    Column("archive_key", String(128)),
+    Column("archive_digest", String(64)),
+    Column("archived_size", BigInteger),
+    Column("coder", String(32)),
+    Column("carrier", String(32)),
+    Column("payload_bytes", BigInteger),
+    Column("codec_bytes", BigInteger),
+    Column("raw_pixel_bytes", BigInteger),
+    Column("modality", String(16)),
+    Column("verified_at", Double),
+    Column("archived_at", Double),
+    Column("released_at", Double),
+    Column("indexed_at", Double),
+    Column("current", Boolean, nullable=False),
+    Column("conflict", Boolean, nullable=False),
+    Column("last_error", String(64)),
+    UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
+    Index("ix_instance_sop", "sop_uid", "current"),
+    Index("ix_instance_study", "study_uid", "series_uid"),
+    Index("ix_instance_work", "state", "due_at"),
+    Index("ix_instance_unindexed", "indexed_at", "queued_at"),
+)
+
+proof = Table(
+    "proof",
+    metadata,
+    Column("instance_id", Big, ForeignKey("instance.id"), primary_key=True),
+    Column("facts", Text, nullable=False),
+    Column("wraps", Text, nullable=False),
+)
+
+attributes = Table(
+    "attributes",
+    metadata,
+    Column("instance_id", Big, ForeignKey("instance.id"), primary_key=True),
+    Column("study_uid", String(64)),
+    Column("series_uid", String(64)),
+    Column("sop_uid", String(64)),
+    Column("sop_class", String(64)),
+    Column("patient_name", Text),
+    Column("patient_name_key", Text),
+    Column("patient_id", Text),
+    Column("birth_date", Text),
+    Column("sex", Text),
+    Column("study_date", Text),
+    Column("study_time", Text),
+    Column("accession", Text),
+    Column("study_id", Text),
+    Column("study_description", Text),
+    Column("referring_physician", Text),
+    Column("referring_physician_key", Text),
+    Column("modality", Text),
+    Column("series_number", BigInteger),
+    Column("series_description", Text),
+    Column("body_part", Text),
+    Column("series_date", Text),
+    Column("instance_number", BigInteger),
+    Column("rows", BigInteger),
+    Column("columns", BigInteger),
+    Column("bits_allocated", BigInteger),
+    Column("frames", BigInteger),
+    Column("metadata", Text, nullable=False),
+    Index("ix_attributes_study", "study_uid", "series_uid"),
+    Index("ix_attributes_patient", "patient_id"),
+    Index("ix_attributes_name", "patient_name_key"),
+    Index("ix_attributes_date", "study_date"),
+    Index("ix_attributes_accession", "accession"),
+)
+
+forward = Table(
+    "forward",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("instance_id", Big, ForeignKey("instance.id"), nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Double),
+    Column("due_at", Double),
+    Column("queued_at", Double),
+    Column("reason", String(64)),
+    Column("proof", String(64)),
+    Column("created_at", Double, nullable=False),
+    Column("sent_at", Double),
+    UniqueConstraint("instance_id", "destination", name="uq_forward"),
+    Index("ix_forward_work", "state", "due_at"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("task", String(64), nullable=False),
+    Column("args", Text, nullable=False),
+    Column("queue", String(32), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+alert = Table(
+    "alert",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("kind", String(64), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("severity", String(16), nullable=False),
+    Column("message", String(200), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("raised_at", Double, nullable=False),
+    Column("last_at", Double, nullable=False),
+    Column("acked_at", Double),
+    Column("acked_by", String(64)),
+    Index("ix_alert_open", "acked_at", "kind", "subject"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Big, primary_key=True, autoincrement=False),
+    Column("at_us", BigInteger, nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("instance_id", BigInteger),
+    Column("study", String(64)),
+    Column("detail", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)

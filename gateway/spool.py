@@ -1,0 +1,119 @@
+"""The spool: where received files lie, durably, until the archive has proven copies.
+
+Received files are named by the SHA-256 of the whole file. What is being received lies in `incoming/`, inside the same
+file system. Free space is looked at before and while receiving: under the watermark nothing more is taken in,
+and nothing is ever deleted to make room.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from gateway.blobs import CHUNK, BlobStore, storage_errors
+from gateway.errors import OutOfResources
+from gateway.part10 import read_meta
+from gateway.settings import Settings
+
+META_BYTES = 1 << 20  # file meta information is looked for in so many bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A received file. digest: SHA-256 of all bytes; dataset_digest: of the data set alone; size: bytes."""
+
+    digest: str
+    dataset_digest: str
+    size: int
+    path: Path
+
+
+class Spool(BlobStore):
+    """The content-addressed folder of received files, with the watermark in front of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.spool_dir)
+        self.incoming_dir = settings.incoming_dir
+        self._watermark = settings.watermark_bytes
+        self._max_object = settings.max_object_bytes
+
+    def incoming(self) -> Path:
+        """A new, empty temporary file (mode 0600) for something about to arrive. Raises OutOfResources."""
+        self.check_space()
+        with storage_errors():
+            fd, name = tempfile.mkstemp(prefix="in-", suffix=".part", dir=self.incoming_dir)
+            os.close(fd)
+        return Path(name)
+
+    def free_bytes(self) -> int:
+        """Free bytes of the spool's file system."""
+        with storage_errors():
+            return shutil.disk_usage(self.folder).free
+
+    def check_space(self, expected: int = 0) -> None:
+        """Raise OutOfResources if `expected` more bytes would bring free space under the watermark."""
+        if self.free_bytes() - expected < self._watermark:
+            raise OutOfResources("watermark", "free space is under the watermark: nothing more is taken in")
+
+    def check_size(self, size: int) -> None:
+        """Raise OutOfResources ``object-too-large`` for an object above the configured bound (bytes)."""
+        if size > self._max_object:
+            raise OutOfResources("object-too-large", "the object is larger than this gateway takes")
+
+    def measure(self, temporary: Path, dataset_offset: int | None = None) -> StoredFile:
+        """fsync a received file and take both digests in one pass; it keeps its temporary name.
+
+        dataset_offset: bytes before the data set; found by `part10.read_meta` when not given.
+        """
+        with storage_errors(), temporary.open("rb+") as file:
+            size = os.fstat(file.fileno()).st_size
+            self.check_size(size)
+            if dataset_offset is None:
+                _, dataset_offset = read_meta(file.read(META_BYTES))
+                file.seek(0)
+            os.fsync(file.fileno())
+            whole, dataset = sha256(), sha256()
+            head = file.read(dataset_offset)
+            whole.update(head)
+            while chunk := file.read(CHUNK):
+                whole.update(chunk)
+                dataset.update(chunk)
+        digest = whole.hexdigest()
+        return StoredFile(digest, dataset.hexdigest(), size, self.path(digest))
+
+    def adopt(self, temporary: Path, dataset_offset: int | None = None) -> StoredFile:
+        """Make a received file durable under its digest; the temporary name is gone afterwards.
+
+        Raises OutOfResources (size, disk), Unavailable (I/O), NotDicom. Equal content replaces itself: it heals.
+        """
+        stored = self.measure(temporary, dataset_offset)
+        self.place(temporary, stored.digest)
+        return stored
+
+    def sweep_incoming(self, older_than_seconds: float = 3600.0) -> int:
+        """Delete what aborted receipts left behind, untouched for that long; returns how many."""
+        limit, removed = time.time() - older_than_seconds, 0
+        for path in self.incoming_dir.iterdir():
+            try:
+                if path.stat().st_mtime <= limit:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:
+                continue  # its receiver finished in the meantime
+        return removed
+
+    def iter_files(self, older_than_seconds: float = 0.0) -> Iterator[str]:
+        """Digests of spooled files placed at least that long ago (a younger one may be about to get its row)."""
+        limit = time.time() - older_than_seconds
+        for digest in self:
+            try:
+                if self.path(digest).stat().st_ctime <= limit:  # rename sets ctime, not mtime
+                    yield digest
+            except FileNotFoundError:
+                continue
