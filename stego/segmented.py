@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from codec.bitplane import CodecError, LevelTable, PixelFormat, Words, join_words, split_words
 from stego.errors import CarrierError
-from stego.localplane import best_window, bit_costs, eligible_positions
+from stego.localplane import eligible_positions, rawest_window
 from stego.positions import permutation
 
 #: bits per bit below which the plane is modelled by the coder and hiding there would cost more than it must
@@ -56,7 +56,7 @@ class Embedded:
 
 
 def suitability(words: Words, fmt: PixelFormat, levels: LevelTable, nbits: int) -> Suitability:
-    """Judge the frame and find the window of `nbits` bits that the coder can least predict."""
+    """Judge the frame and find the window of `nbits` bits that a coder can least predict."""
     if fmt.samples != 1:
         return Suitability(False, "colour", 0.0, 0, 0)
     try:
@@ -66,7 +66,7 @@ def suitability(words: Words, fmt: PixelFormat, levels: LevelTable, nbits: int) 
     capacity = idx.positions.size
     if nbits < 1 or capacity < nbits:
         return Suitability(False, "capacity", 0.0, capacity, 0)
-    start, entropy = best_window(bit_costs(idx.image)[:, idx.positions], nbits)
+    start, entropy = rawest_window(idx.image, idx.positions, nbits)
     ok = entropy >= RAW_ENTROPY
     return Suitability(ok, "ok" if ok else "modelled", entropy, capacity, start)
 
