@@ -1,0 +1,101 @@
+"""The encoder's fit of the least-squares predictors (floats; the decoder only sees the rounded coefficients)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.localpath import class_of
+from codec.rans import kernel
+from codec.tables import PAD, TAPS, TOP
+
+SAMPLES = 120_000  # enough for 7 x 35 unknowns; more costs time and gains nothing measurable
+TAP_ROW = np.array([row for row, _ in TAPS], np.int64)
+TAP_COLUMN = np.array([column for _, column in TAPS], np.int64)
+UNKNOWNS = len(TAPS)
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """Least-squares predictors: activity thresholds (int64, increasing) and taps int32[0, 1 or classes + 1, 35]."""
+
+    thresholds: NDArray[np.int64]
+    taps: NDArray[np.int32]
+
+
+NO_PREDICTORS = Predictors(np.zeros(0, np.int64), np.zeros((0, UNKNOWNS), np.int32))
+
+
+@kernel
+def activities(buf: Any, rows: int, columns: int, step: int) -> Any:
+    """Activity of every sample of every `step`-th row, int64[n]."""
+    out = np.zeros(((rows + step - 1) // step) * columns, np.int64)
+    at = 0
+    for row in range(0, rows, step):
+        y = row + TOP
+        for column in range(columns):
+            p = column + PAD
+            w, n, nw, ne = buf[y, p - 1], buf[y - 1, p], buf[y - 1, p - 1], buf[y - 1, p + 1]
+            out[at] = abs(w - nw) + abs(n - nw) + abs(n - ne) + abs(w - buf[y, p - 2]) + abs(n - buf[y - 2, p])
+            at += 1
+    return out
+
+
+@kernel
+def normal_equations(buf: Any, rows: int, columns: int, step: int, thresholds: Any, activity: Any) -> Any:
+    """Weighted normal equations of each class: float64[classes, 36, 36]; the last row and column is the sample."""
+    size = UNKNOWNS + 1
+    out = np.zeros((thresholds.size + 1, size, size), np.float64)
+    x = np.zeros(size, np.float64)
+    at = 0
+    for row in range(0, rows, step):
+        y = row + TOP
+        for column in range(columns):
+            p = column + PAD
+            base = 0.5 * (buf[y, p - 1] + buf[y - 1, p])
+            for j in range(UNKNOWNS):
+                x[j] = buf[y + TAP_ROW[j], p + TAP_COLUMN[j]] - base
+            x[UNKNOWNS] = buf[y, p] - base
+            mean = activity[at] / 5.0
+            weight = 1.0 / (4.0 + mean * mean)
+            own = out[class_of(activity[at], thresholds)]
+            at += 1
+            for i in range(size):
+                scaled = weight * x[i]
+                target = own[i]
+                for j in range(size):
+                    target[j] += scaled * x[j]
+    return out
+
+
+def fit_predictors(buf: NDArray[np.int32], rows: int, columns: int, classes: int, precision: int) -> Predictors:
+    """Fit one predictor for the plane and one per activity class to a padded plane (see dual.padded).
+
+    `classes` 0: none; 1: only the common one. Coefficients are rounded to 2^precision / 1024.
+    """
+    if classes == 0:
+        return NO_PREDICTORS
+    step = max(1, rows * columns // SAMPLES)
+    activity = activities(buf, rows, columns, step)
+    cuts = np.quantile(activity, np.arange(1, classes) / classes) if classes > 1 else np.zeros(0)
+    thresholds = np.unique(cuts.astype(np.int64))
+    parts = normal_equations(buf, rows, columns, step, thresholds, activity)
+    whole = parts.sum(axis=0)
+    systems = [whole] if classes == 1 else [whole, *parts]
+    unit = 1 << precision
+    taps = np.stack([np.rint(_solve(system) * 1024 / unit) * unit for system in systems])
+    return Predictors(thresholds, np.clip(taps, -32704, 32704).astype(np.int32))
+
+
+def _solve(system: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients of one ridge-regularised system; zeros when it cannot be solved."""
+    matrix = system[:UNKNOWNS, :UNKNOWNS]
+    ridge = 1e-4 * np.trace(matrix) / UNKNOWNS + 0.5
+    try:
+        out: NDArray[np.float64] = np.linalg.solve(matrix + ridge * np.eye(UNKNOWNS), system[:UNKNOWNS, UNKNOWNS])
+    except np.linalg.LinAlgError:
+        return np.zeros(UNKNOWNS)
+    return out if np.isfinite(out).all() else np.zeros(UNKNOWNS)
