@@ -60,7 +60,8 @@ def accept_instance(
         temporary.unlink(missing_ok=True)
     metrics.RECEIVED.labels(source=source, outcome=accepted.outcome).inc()
     metrics.ACCEPT_SECONDS.labels(source=source).observe(time.monotonic() - started)
-    wake_up(gw)
+    if accepted.outcome != "duplicate":
+        wake_up(gw, accepted.row.id)
     return accepted
 
 
@@ -76,14 +77,14 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     stored = gw.spool.measure(path, found.dataset_offset)
     accepted = gw.index.add_received(_new(gw, stored, found, path, "sweep", "sweep", 5))
     _drop_second_copy(gw, stored, accepted.row)
-    wake_up(gw)
+    wake_up(gw, accepted.row.id)
     return accepted
 
 
-def wake_up(gw: Gateway) -> None:
-    """Hand outbox messages to the queue, best effort: the sweep sends what stays behind."""
+def wake_up(gw: Gateway, instance_id: int) -> None:
+    """Hand an instance's outbox messages to the queue, best effort: the sweep sends what stays behind."""
     try:
-        flush_outbox(gw.index, gw.queue)
+        flush_outbox(gw.index, gw.queue, instance_id=instance_id)
     except PalimpsestError as error:
         metrics.WAKE_UPS_FAILED.inc()
         log.warning("the queue could not be reached, the sweep will send", extra={"reason": error.reason})

@@ -127,8 +127,11 @@ class Forwarding(Database):
         with self.read() as conn:
             return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
 
-    def forwards_overdue(self, limit: int, quiet_seconds: float) -> list[ForwardRow]:
-        """Waiting forwards that are due, leased by nobody, and not sent to the queue for `quiet_seconds`."""
+    def forwards_overdue(self, limit: int, quiet_seconds: float, destination: str | None = None) -> list[ForwardRow]:
+        """Waiting forwards that are due, leased by nobody, and not sent to the queue for `quiet_seconds`.
+
+        destination: only those to that one.
+        """
         now = self.now()
         query = (
             sa.select(forward)
@@ -142,6 +145,8 @@ class Forwarding(Database):
             .order_by(instance.c.priority, forward.c.id)
             .limit(limit)
         )
+        if destination is not None:
+            query = query.where(forward.c.destination == destination)
         with self.read() as conn:
             return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
 
@@ -150,9 +155,11 @@ class Forwarding(Database):
         with self.write() as conn:
             conn.execute(sa.update(forward).where(forward.c.id.in_(ids)).values(queued_at=self.now()))
 
-    def outbox_due(self, limit: int = 500) -> list[OutboxMessage]:
-        """Messages not yet handed to the queue, most urgent first."""
+    def outbox_due(self, limit: int = 500, instance_id: int | None = None) -> list[OutboxMessage]:
+        """Messages not yet handed to the queue, most urgent first; of one instance, if given."""
         query = sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(limit)
+        if instance_id is not None:
+            query = query.where(outbox.c.args == json.dumps([instance_id]))
         with self.read() as conn:
             rows = conn.execute(query).mappings().all()
         return [

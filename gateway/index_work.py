@@ -187,6 +187,14 @@ class Work(Database):
         )
         return self._list(query.order_by(instance.c.priority, instance.c.id).limit(limit))
 
+    def candidate_digests(self) -> set[str]:
+        """Digests of the stored candidates that unfinished instances still need."""
+        query = sa.select(instance.c.candidate_digest).where(
+            instance.c.state.in_(UNFINISHED), instance.c.candidate_digest.is_not(None)
+        )
+        with self.read() as conn:
+            return set(conn.execute(query).scalars())
+
     def touch_queued(self, ids: Sequence[int]) -> None:
         """Note that these instances were just sent to the queue (again)."""
         with self.write() as conn:

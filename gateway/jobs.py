@@ -37,6 +37,7 @@ QUEUES: Final = tuple(QUEUE_OF.values())
 PRIORITIES: Final = tuple(range(10))  # 0 most urgent
 RESULT_SECONDS: Final = 300
 CONNECT_SECONDS: Final = 2.0
+DOWN_SECONDS: Final = 1.0
 FLUSH_BATCH: Final = 200
 _FIRST_POLL: Final = 0.005
 _LAST_POLL: Final = 0.05
@@ -124,12 +125,19 @@ class CeleryQueue:
 
     def __init__(self, settings: Settings) -> None:
         self._app = celery_app(settings)
+        self._down_until = 0.0
 
     def send(self, task: str, args: Args, queue: str, priority: int = 5) -> None:
         """See JobQueue."""
         _check(args, queue)
-        with _broker_errors():
-            self._app.send_task(task, args=list(args), queue=queue, priority=priority, ignore_result=True)
+        if time.monotonic() < self._down_until:  # a door must not pay the connection timeout for every object
+            raise Unavailable("queue-unavailable", "the job queue did not answer a moment ago")
+        try:
+            with _broker_errors():
+                self._app.send_task(task, args=list(args), queue=queue, priority=priority, ignore_result=True)
+        except Unavailable:
+            self._down_until = time.monotonic() + DOWN_SECONDS
+            raise
 
     def call(self, task: str, args: Args, queue: str, timeout: float, priority: int = 0) -> dict[str, Any]:
         """See JobQueue. Polls the result key: Celery's own wait shares one pub/sub connection between threads."""
@@ -232,15 +240,15 @@ class MemoryQueue:
         return done
 
 
-def flush_outbox(index: Forwarding, queue: JobQueue, limit: int = FLUSH_BATCH) -> int:
-    """Send what the outbox holds, most urgent first; returns how many.
+def flush_outbox(index: Forwarding, queue: JobQueue, limit: int = FLUSH_BATCH, instance_id: int | None = None) -> int:
+    """Send what the outbox holds (for one instance, if given), most urgent first; returns how many.
 
     A crash between sending and forgetting sends twice, which idempotent tasks allow. Raises Unavailable; what was sent
     until then is forgotten first.
     """
     sent: list[int] = []
     try:
-        for message in index.outbox_due(limit):
+        for message in index.outbox_due(limit, instance_id):
             queue.send(message.task, message.args, message.queue, message.priority)
             sent.append(message.id)
     finally:

@@ -1,8 +1,8 @@
 """JSON logs on stderr with an allow-list of fields: no patient data by construction.
 
 Our own modules log constant sentences and put facts into `extra`. Texts of other libraries may quote anything
-(pynetdicom dumps data sets, drivers quote parameters): theirs pass only from libraries known to say nothing about objects.
-Exceptions appear as type and places in the code, never as their message.
+(pynetdicom dumps data sets, drivers quote parameters): theirs pass only from libraries known to say nothing about
+objects. Exceptions appear as type and places in the code, never as their message.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FIELDS: Final = frozenset(
 )  # fmt: skip
 OURS: Final = ("gateway", "service", "worker", "codec", "stego", "palimpsest", "__main__")
 SPEAKING: Final = ("uvicorn.error", "celery", "kombu", "alembic")  # about themselves only
+MUTE: Final = ("celery.app.trace",)  # quotes what a task raised
 _MAX_TEXT: Final = 500
 
 
@@ -62,6 +63,8 @@ def configure_logging(settings: Settings) -> None:
 
 def _text(record: logging.LogRecord) -> str:
     top = record.name.split(".")[0]
+    if record.name in MUTE:
+        return "(text of another library withheld)"
     if top in OURS or any(record.name == n or record.name.startswith(n + ".") for n in SPEAKING):
         return record.getMessage()[:_MAX_TEXT]
     return "(text of another library withheld)"
