@@ -138,6 +138,7 @@ def main() -> None:
     """`python -m service.listener`."""
     settings = load_settings()
     configure_logging(settings)
+    logging.captureWarnings(True)  # pydicom's warnings quote values; as log records their text is withheld
     run_listener(settings)
 
 

@@ -99,7 +99,7 @@ class BoundedFile:
 
     def _append(self, data: bytes) -> None:
         if self._size > self._limits.max_object_bytes:
-            raise OutOfResources("object-too-large", "The object is larger than this gateway takes.")
+            raise OutOfResources("object-too-large", "the object is larger than this gateway takes")
         if self._size >= self._next_check:
             self._limits.check_space()
             self._next_check = self._size + SPACE_CHECK_BYTES

@@ -17,8 +17,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from gateway.accept import accept_instance
+from gateway.blobs import storage_errors
 from gateway.bootstrap import Gateway
-from gateway.errors import InvalidInstance, OutOfResources, PalimpsestError
+from gateway.errors import InvalidInstance, PalimpsestError
 from gateway.part10 import Peek, peek
 from gateway.uids import UID, parse_uid
 from service.access import RouteSpec, principal_of
@@ -57,8 +58,10 @@ class Outcome:
 
 @dataclass
 class _Part:
-    path: Path
-    file: BinaryIO
+    """A part under way. Without a file only when none could be made; then `error` says why."""
+
+    path: Path | None = None
+    file: BinaryIO | None = None
     size: int = 0
     next_check: int = 0
     error: PalimpsestError | None = None
@@ -101,45 +104,48 @@ class StoreRequest:
     def abandon(self) -> None:
         """Remove the file of a part that never came to its end. Safe to call at any time."""
         part, self._part = self._part, None
-        if part is not None:
+        if part is not None and part.file is not None and part.path is not None:
             part.file.close()
             part.path.unlink(missing_ok=True)
 
     def _begin(self, event: PartBegin) -> None:
-        path = self.gateway.spool.incoming()
-        self._part = _Part(path, path.open("wb"))
-        media = parse_media_type(event.headers.get("content-type", DICOM))
-        if media.essence != DICOM:
-            self._part.error = InvalidInstance("part-media-type", "A part is not application/dicom.")
+        part = self._part = _Part()
+        try:
+            part.path = self.gateway.spool.incoming()
+            part.file = part.path.open("wb", buffering=0)
+            if parse_media_type(event.headers.get("content-type", DICOM)).essence != DICOM:
+                raise InvalidInstance("part-media-type", "A part is not application/dicom.")
+        except PalimpsestError as error:
+            part.error = error
 
     def _write(self, data: bytes) -> None:
         part = self._part
         assert part is not None
         part.size += len(data)
-        if part.error is not None:
+        if part.error is not None or part.file is None:
             return
         try:
-            self._append(part, data)
+            self._append(part, part.file, data)
         except PalimpsestError as error:
             part.error = error
             part.file.truncate(0)
 
-    def _append(self, part: _Part, data: bytes) -> None:
-        if part.size > self.gateway.settings.max_object_bytes:
-            raise OutOfResources("object-too-large", "The object is larger than this gateway takes.")
+    def _append(self, part: _Part, file: BinaryIO, data: bytes) -> None:
+        self.gateway.spool.check_size(part.size)
         if part.size >= part.next_check:
             self.gateway.spool.check_space()
             part.next_check = part.size + SPACE_CHECK_BYTES
-        try:
-            part.file.write(data)
-        except OSError:
-            raise OutOfResources("write-failed", "The spool could not be written while the object arrived.") from None
+        with storage_errors(), memoryview(data) as view:
+            written = 0
+            while written < len(data):  # unbuffered: one write(2) may take less than it was given
+                written += file.write(view[written:])
 
     def _end(self) -> None:
         part = self._part
         assert part is not None
         try:
-            part.file.close()
+            if part.file is not None:
+                part.file.close()
             self.outcomes.append(self._judge(part))
         finally:
             self.abandon()
@@ -147,7 +153,8 @@ class StoreRequest:
     def _judge(self, part: _Part) -> Outcome:
         seen: Peek | None = None
         try:
-            if part.error is not None:
+            if part.error is not None or part.path is None:
+                assert part.error is not None
                 refused(self.gateway, part.error, actor=self.actor, source="stow")
                 raise part.error
             seen = _seen(part.path)

@@ -39,7 +39,9 @@ def record(
 
 
 def refused(gateway: Gateway, error: PalimpsestError, *, actor: str, source: str) -> None:
-    """The event of an object refused before `accept_instance` saw it (which writes its own). The sender hears of it anyway."""
+    """The event of an object refused before `accept_instance` saw it (which writes its own). The sender hears of it
+    anyway.
+    """
     metrics.REFUSED.labels(source=source, reason=error.reason).inc()
     try:
         record(gateway, "refused", actor=actor, outcome="refused", reason=error.reason, source=source)
