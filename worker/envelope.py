@@ -110,6 +110,7 @@ def _identity(source: Source, uid: str, key: bytes) -> bytes:
             _element(0x00200010, "SH"),
             _element(0x00200011, "IS"),
             _element(0x00200013, "IS"),
+            _element(0x00200060, "CS"),
             _element(0x00280303, "CS", "REMOVED"),
             _sequence(0x00400555),
         )

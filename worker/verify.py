@@ -1,0 +1,301 @@
+"""The proof: a long-lived process of its own that rebuilds the received file from the candidate and the keys alone.
+
+`python -m worker.verify --keys DIR --parent PID` is the process, `Verifier` its client. On the pipes, big endian:
+
+    request    u8 kind (0 check, 1 check with the reference decoder), u64 length, envelope bytes
+    answer     u32 length, JSON object; the first one is {"ready": true}
+
+The process sees no database, no spool and no encoder state. It ends at EOF on its standard input and with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import select
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from gateway.errors import IntegrityError, PalimpsestError, Unavailable
+from gateway.keys import KeyRing
+from worker.process import die_with_parent
+
+CHECK, CHECK_REFERENCE = 0, 1
+MEMORY_BYTES = 6 << 30  # RLIMIT_DATA of the process: it holds envelope, side part, pixels and file at once
+TIMEOUT_SECONDS = 900.0  # one object; the largest that is coded has 1 GiB of pixels
+START_SECONDS = 300.0  # importing and, with a cold cache, compiling
+MAX_ANSWER_BYTES = 1 << 16
+MAX_ENVELOPE_BYTES = 1 << 33
+_REQUEST, _ANSWER = struct.Struct(">BQ"), struct.Struct(">I")
+_PIPE_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What the process found. Hex SHA-256 digests, '' where there is none.
+
+    ok: everything that the object says of itself held. reason: a machine word when not ok. recorded_sha256: of the
+    received file, from the signed record, to be compared with what was received. sha256: of the rebuilt file.
+    """
+
+    ok: bool
+    reason: str = ""
+    recorded_sha256: str = ""
+    sha256: str = ""
+    dataset_sha256: str = ""
+    pixel_sha256: str = ""
+    nonpixel_sha256: str = ""
+    reference: bool = False
+    seconds: float = 0.0
+
+
+# --- the process ---
+
+
+def check_envelope(envelope: bytes, ring: KeyRing, *, reference: bool = False) -> VerifyReport:
+    """Rebuild and compare. Raises only Unavailable (the key ring cannot be read); all else is in the report."""
+    from worker.restore import restore  # imports the codec, hence numba: only after the limits are set
+
+    started = time.monotonic()
+    try:
+        if reference:
+            from codec.reference import decode_frame_reference
+
+            found = restore(envelope, ring, decode=decode_frame_reference)
+        else:
+            found = restore(envelope, ring)
+    except Unavailable:
+        raise
+    except PalimpsestError as error:
+        return VerifyReport(False, error.reason, reference=reference, seconds=time.monotonic() - started)
+    except MemoryError:
+        return VerifyReport(False, "memory", reference=reference, seconds=time.monotonic() - started)
+    record = found.record
+    return VerifyReport(
+        ok=True,
+        recorded_sha256=record.file_sha256,
+        sha256=found.sha256,
+        dataset_sha256=record.dataset_sha256,
+        pixel_sha256=found.pixel_sha256,
+        nonpixel_sha256=found.nonpixel_sha256,
+        reference=reference,
+        seconds=time.monotonic() - started,
+    )
+
+
+def serve(requests: IO[bytes], answers: IO[bytes], ring: KeyRing) -> None:
+    """Answer until end of file."""
+    _answer(answers, {"ready": True})
+    while head := requests.read(_REQUEST.size):
+        if len(head) < _REQUEST.size:
+            return
+        kind, length = _REQUEST.unpack(head)
+        envelope = requests.read(length)
+        if len(envelope) < length:
+            return
+        try:
+            _answer(answers, asdict(check_envelope(envelope, ring, reference=kind == CHECK_REFERENCE)))
+        except Unavailable as error:
+            _answer(answers, {"unavailable": error.reason})
+
+
+def _answer(answers: IO[bytes], message: dict[str, object]) -> None:
+    body = json.dumps(message).encode("ascii")
+    answers.write(_ANSWER.pack(len(body)) + body)
+    answers.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The process: limits first, then imports that compile, then requests."""
+    parser = argparse.ArgumentParser(prog="python -m worker.verify", description="Proves archive objects.")
+    parser.add_argument("--keys", type=Path, required=True, help="folder of the key ring")
+    parser.add_argument("--parent", type=int, default=0, help="pid of the client: die when it dies")
+    parser.add_argument("--memory", type=int, default=MEMORY_BYTES, help="bytes this process may hold")
+    arguments = parser.parse_args(argv)
+    if arguments.parent:
+        die_with_parent(arguments.parent)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = arguments.memory if hard == resource.RLIM_INFINITY else min(arguments.memory, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not get into the protocol
+    import worker.restore  # noqa: F401  the slow imports happen before "ready"
+
+    serve(sys.stdin.buffer, answers, KeyRing.open_readonly(arguments.keys))
+
+
+# --- the client ---
+
+
+class VerifierGone(Exception):
+    """The process died or did not answer in time."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Verifier:
+    """Client of one verifying process; started at first use, killed and started anew after a crash or timeout.
+
+    reference_every: every n-th object is decoded by the NumPy reference decoder too (0: never), if its envelope is no
+    longer than reference_bytes, as that decoder is slow.
+    """
+
+    def __init__(
+        self,
+        keys_dir: Path,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        reference_every: int = 0,
+        reference_bytes: int = 1 << 15,
+    ) -> None:
+        self._keys_dir = keys_dir
+        self._timeout = timeout
+        self._memory = memory_bytes
+        self._every = reference_every
+        self._reference_bytes = reference_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._count = 0
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the living process, None before the first use."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready. Raises Unavailable ``verifier-start``."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.close()
+        command = [sys.executable, "-m", "worker.verify", "--keys", str(self._keys_dir)]
+        command += ["--parent", str(os.getpid()), "--memory", str(self._memory)]
+        root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+        environment = {**os.environ, "PYTHONPATH": path}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        try:
+            ready = self._read_answer(time.monotonic() + START_SECONDS).get("ready")
+        except VerifierGone as error:
+            self.close()
+            raise Unavailable("verifier-start", "the verifying process does not start") from error
+        if ready is not True:
+            self.close()
+            raise Unavailable("verifier-start", "the verifying process speaks another protocol")
+
+    def check(self, envelope: bytes) -> VerifyReport:
+        """Prove one candidate.
+
+        A process that dies is replaced and asked once more, so that a kill from outside costs nothing; dying twice, or
+        taking too long, is the candidate's failure (reasons ``verifier-crashed``, ``verifier-timeout``).
+        Raises Unavailable when the process cannot start or has no key ring.
+        """
+        self._count += 1
+        sampled = self._every > 0 and self._count % self._every == 0 and len(envelope) <= self._reference_bytes
+        report = self._ask_twice(CHECK, envelope)
+        return self._ask_twice(CHECK_REFERENCE, envelope) if report.ok and sampled else report
+
+    def check_reference(self, envelope: bytes) -> VerifyReport:
+        """As `check`, with the NumPy reference decoder."""
+        return self._ask_twice(CHECK_REFERENCE, envelope)
+
+    def close(self) -> None:
+        """End the process; safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _ask_twice(self, kind: int, envelope: bytes) -> VerifyReport:
+        reason = ""
+        for _ in range(2):
+            try:
+                return self._ask(kind, envelope)
+            except VerifierGone as error:
+                self.close()
+                reason = error.reason
+                if reason == "verifier-timeout":
+                    break
+        return VerifyReport(False, reason)
+
+    def _ask(self, kind: int, envelope: bytes) -> VerifyReport:
+        self.start()
+        deadline = time.monotonic() + self._timeout
+        self._write(_REQUEST.pack(kind, len(envelope)), deadline)
+        self._write(envelope, deadline)
+        answer = self._read_answer(deadline)
+        if "unavailable" in answer:
+            raise Unavailable(str(answer["unavailable"]), "the verifying process cannot read the key ring")
+        try:
+            return VerifyReport(**answer)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise IntegrityError("verifier-answer", "the verifying process answered nonsense") from error
+
+    def _write(self, data: bytes, deadline: float) -> None:
+        view, pipe = memoryview(data), self._pipe(lambda process: process.stdin)
+        os.set_blocking(pipe, False)
+        while len(view):
+            self._wait(pipe, select.POLLOUT, deadline)
+            try:
+                view = view[os.write(pipe, view[:_PIPE_PIECE]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError as error:
+                raise VerifierGone("verifier-crashed") from error
+
+    def _read_answer(self, deadline: float) -> dict[str, object]:
+        size = _ANSWER.unpack(self._read(_ANSWER.size, deadline))[0]
+        if size > MAX_ANSWER_BYTES:
+            raise VerifierGone("verifier-crashed")
+        answer = json.loads(self._read(size, deadline))
+        return answer if isinstance(answer, dict) else {}
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        data, pipe = b"", self._pipe(lambda process: process.stdout)
+        while len(data) < size:
+            self._wait(pipe, select.POLLIN, deadline)
+            piece = os.read(pipe, size - len(data))
+            if not piece:
+                raise VerifierGone("verifier-crashed")
+            data += piece
+        return data
+
+    def _pipe(self, choose: Callable[[subprocess.Popen[bytes]], IO[bytes] | None]) -> int:
+        pipe = choose(self._process) if self._process else None
+        if pipe is None:
+            raise VerifierGone("verifier-crashed")
+        return pipe.fileno()
+
+    @staticmethod
+    def _wait(pipe: int, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise VerifierGone("verifier-timeout")
+            if poll.poll(min(left, 1.0) * 1000):
+                return
+
+
+if __name__ == "__main__":
+    main()
