@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, NotFound, Unavailable
 from gateway.index_rows import InstanceRow
-from gateway.instance import Form, State
-from gateway.part10 import DEFLATED, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, read_meta
+from gateway.instance import State
+from gateway.part10 import read_meta
+from service.problems import HttpProblem
 from service.trail import record
 
 __all__ = ["OpenObject", "derived", "open_original"]
@@ -28,8 +29,6 @@ CHUNK_BYTES = 256 << 10
 META_BYTES = 1 << 20
 RETRIEVE_QUEUE = "retrieve"
 RETRIEVE_TASK = "palimpsest.retrieve"
-#: Transfer syntaxes whose restored file is the received file, byte for byte (issue: uncompressed input).
-BYTE_EXACT = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE}) | DEFLATED
 
 log = logging.getLogger(__name__)
 
@@ -55,24 +54,26 @@ class OpenObject:
 
 
 def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:
-    """The instance as received (or, losslessly compressed input, as restored). Raises NotFound, Unavailable,
-    IntegrityError.
+    """The instance as received or, losslessly compressed, as restored. Raises NotFound, Unavailable, IntegrityError.
+
+    A damaged spool file is reported in any case; if the archive has the instance too, that copy is given.
     """
     if row.state != State.RELEASED:
         try:
-            file = gateway.spool.open(row.digest)
-        except (NotFound, FileNotFoundError):
-            file = None  # released since the row was read
-        if file is not None:
-            return _proven(gateway, row, file, row.digest)
-    exact = row.transfer_syntax in BYTE_EXACT or row.form == Form.PASSTHROUGH
-    return derived(gateway, row, "original", expected=row.digest if exact else None)
+            return _proven(gateway, row, gateway.spool.open(row.digest), row.digest)
+        except NotFound:
+            pass  # released since the row was read
+        except IntegrityError:
+            if row.archive_key is None:
+                raise
+    restored = gateway.index.facts(row.id).get("restored_sha256")
+    return derived(gateway, row, "original", frozenset({row.digest, restored}))
 
 
-def derived(gateway: Gateway, row: InstanceRow, kind: str, expected: str | None = None) -> OpenObject:
+def derived(gateway: Gateway, row: InstanceRow, kind: str, expected: frozenset[str | None] = frozenset()) -> OpenObject:
     """What the retrieve worker makes of an instance: kind 'original', 'metadata' or 'rendered:<format>:<frame>'.
 
-    `expected`: the SHA-256 (hex) that the result must have besides the one the worker states.
+    `expected`: if not empty, the digests (SHA-256, hex) of which the result must have one, whatever the worker states.
     """
     for _ in range(2):  # the cache may be pruned between the answer and the open
         answer = gateway.queue.call(
@@ -83,7 +84,7 @@ def derived(gateway: Gateway, row: InstanceRow, kind: str, expected: str | None 
             file = (gateway.settings.cache_dir / _relative(answer["path"])).open("rb")
         except FileNotFoundError:
             continue
-        if expected is not None and expected != answer["sha256"]:
+        if expected and answer["sha256"] not in expected:
             file.close()
             raise _mismatch(gateway, row)
         return _proven(gateway, row, file, answer["sha256"])
@@ -98,16 +99,19 @@ def _relative(path: str) -> PurePosixPath:
 
 
 def _raise_for(gateway: Gateway, row: InstanceRow, answer: dict[str, Any]) -> None:
+    """Turn the worker's refusal (a problem with its HTTP status) into an error of this side."""
     reason = answer.get("error")
     if reason is None:
         return
-    if "integrity" in reason or "digest" in reason or answer.get("kind") == "integrity":
+    status = answer.get("status")
+    if status == 500:
         raise _mismatch(gateway, row, reason)
-    if reason.startswith("not-") or answer.get("permanent"):
-        raise NotFound(reason, "This instance cannot be given in the form asked for.")
-    raise Unavailable(
-        reason, "The instance cannot be given just now.", retry_after=float(answer.get("retry_after") or 5)
-    )
+    if status in (400, 404):
+        raise NotFound(reason, "This instance has nothing of the kind asked for.")
+    if status == 415:
+        raise HttpProblem(406, reason, "This instance cannot be given in the form asked for.")
+    wait = float(answer.get("retry_after") or 5)
+    raise Unavailable(reason, "The instance cannot be given just now.", retry_after=wait)
 
 
 def _proven(gateway: Gateway, row: InstanceRow, file: BinaryIO, digest: str) -> OpenObject:

@@ -390,6 +390,10 @@ def test_without_the_spool_the_worker_is_asked(web: TestClient, gateway: Gateway
     assert (away.status_code, away.headers["retry-after"]) == (503, "3")
     queue.answers["original"] = lambda _: {"error": "archive-unavailable", "retry_after": 9}
     assert web.get(wado(data), headers=headers).headers["retry-after"] == "9"
+    for status, expected in ((404, 404), (400, 404), (415, 406), (500, 500), (503, 503)):
+        queue.answers["original"] = lambda _, status=status: {"error": "some-reason", "status": status}
+        answer = web.get(wado(data), headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (expected, "some-reason")
     queue.answers["original"] = cached(gateway, data)
     assert web.get(wado(data), headers=headers).content == data
     # Another object than was received: its own digest is right, and it is still not served.
