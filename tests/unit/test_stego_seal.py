@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import lzma
 import os
 import random
 import struct
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -222,12 +224,43 @@ def test_sealed_records_look_uniform() -> None:
 
 
 def test_a_compressed_bomb_is_bounded() -> None:
-    bomb = zstandard.ZstdCompressor(level=3).compress(bytes(1 << 26))
-    for declared in (10, 1 << 20):
-        packed = struct.pack(">BQ", 1, declared) + bomb
-        refused(lambda packed=packed: compress.unpack_side(packed, 1 << 20))
-    refused(lambda: compress.unpack_side(struct.pack(">BQ", 1, 1 << 26) + bomb, 1 << 20))
-    assert compress.unpack_side(struct.pack(">BQ", 1, 1 << 26) + bomb, 1 << 26) == bytes(1 << 26)
+    zeros = bytes(1 << 26)
+    bombs = (
+        (1, zstandard.ZstdCompressor(level=3).compress(zeros)),
+        (2, lzma.compress(zeros, format=lzma.FORMAT_RAW, filters=[compress._LZMA_FILTER])),
+    )
+    for method, bomb in bombs:
+        for declared in (10, 1 << 20, len(zeros)):
+            packed = struct.pack(">BQ", method, declared) + bomb
+            tracemalloc.start()
+            refused(lambda packed=packed: compress.unpack_side(packed, 1 << 20))
+            assert tracemalloc.get_traced_memory()[1] < 8 << 20
+            tracemalloc.stop()
+        assert compress.unpack_side(struct.pack(">BQ", method, len(zeros)) + bomb, len(zeros)) == zeros
+
+
+def test_a_hostile_zstd_window_is_refused() -> None:
+    """A frame header that asks for a 2 GiB window (RFC 8878 3.1.1.1.2)."""
+    frame = b"\x28\xb5\x2f\xfd" + bytes([0x00, 21 << 3]) + b"\x03\x00\x00" + b"x"
+    refused(lambda: compress.unpack_side(struct.pack(">BQ", 1, 100) + frame, 1 << 20))
+
+
+@given(st.one_of(st.binary(max_size=3000), st.text("DICOM^ 01", max_size=3000).map(str.encode)))
+def test_packed_side_parts_unpack(data: bytes) -> None:
+    packed = compress.pack_side(data)
+    assert compress.unpack_side(packed, len(data)) == data and len(packed) <= len(data) + 9
+
+
+@pytest.mark.parametrize("method", [0, 1, 2])
+def test_every_method_reads_back_and_refuses_a_cut_or_prolonged_body(method: int) -> None:
+    data = b"1.2.840.10008.1.2.1 " * 40
+    bodies = (data, zstandard.ZstdCompressor().compress(data), compress.pack_side(data)[9:])
+    assert compress.pack_side(data)[0] == 2
+    packed = struct.pack(">BQ", method, len(data)) + bodies[method]
+    assert compress.unpack_side(packed, 10_000) == data
+    refused(lambda: compress.unpack_side(packed[:-1], 10_000))
+    for size in (len(data) - 1, len(data) + 1):
+        refused(lambda size=size: compress.unpack_side(struct.pack(">BQ", method, size) + bodies[method], 10_000))
 
 
 @given(st.binary(max_size=300), st.integers(0, 3), st.integers(0, 2**64 - 1))
