@@ -9,13 +9,14 @@ from worker.jpeg2000_t800.segments import Coding, Defaults, Fields, Header, Quan
 
 __all__ = ["Codestream", "Tile", "read_codestream"]
 
-SOC, CAP, SIZ, SOT, SOD, EOC = 0xFF4F, 0xFF50, 0xFF51, 0xFF90, 0xFF93, 0xFFD9
-COD, COC, QCD, QCC, RGN, POC = 0xFF52, 0xFF53, 0xFF5C, 0xFF5D, 0xFF5E, 0xFF5F
+SOC, SIZ, SOT, SOD, EOC = 0xFF4F, 0xFF51, 0xFF90, 0xFF93, 0xFFD9
+COD, COC, QCD, QCC = 0xFF52, 0xFF53, 0xFF5C, 0xFF5D
 TLM, PLM, PLT, CRG, COM = 0xFF55, 0xFF57, 0xFF58, 0xFF63, 0xFF64
-REFUSED = {CAP: "capabilities", 0xFF60: "packed-headers", 0xFF61: "packed-headers"}  # PPM, PPT
+#: CAP, PPM, PPT and RGN.
+REFUSED = {0xFF50: "capabilities", 0xFF60: "packed-headers", 0xFF61: "packed-headers", 0xFF5E: "region-of-interest"}
 #: Pointers and remarks: they say nothing that the decoded samples depend on.
 SKIPPED = {TLM, PLM, PLT, CRG, COM}
-FIRST_PART_ONLY = {COD, COC, QCD, QCC, RGN}  # table A.2
+FIRST_PART_ONLY = {COD, COC, QCD, QCC}  # table A.2
 MAX_TILES = 16384  # far above any DICOM frame; bounds the work per tile for a hostile file
 
 
@@ -56,9 +57,6 @@ class Codestream:
             if chosen is not None:
                 return chosen
         raise J2kCorrupt("no-quantization", "the main header has no QCD")
-
-    def region_shift(self, tile: Tile, component: int) -> int:
-        return tile.header.regions.get(component, self.header.regions.get(component, 0))
 
 
 class _Reader:

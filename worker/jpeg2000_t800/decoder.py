@@ -39,10 +39,7 @@ class Decoded:
 
 def _components(stream: Codestream, tile: Tile) -> list[Component]:
     count = len(stream.size.components)
-    return [
-        Component(stream.coding(tile, c), stream.quantization(tile, c), stream.region_shift(tile, c))
-        for c in range(count)
-    ]
+    return [Component(stream.coding(tile, c), stream.quantization(tile, c)) for c in range(count)]
 
 
 def _longest_block(state: Table, chunks: Table) -> int:
@@ -94,7 +91,7 @@ def _shift_levels(plane: Ints, depth: int, signed: bool) -> None:
 def decode_reversible(codestream: bytes, *, max_pixels: int) -> Decoded:
     """Decode a reversibly coded JPEG 2000 codestream or JP2 file; at most `max_pixels` = rows x columns.
 
-    J2kUnsupported: irreversible, subsampled, lossy by cut bit-planes, part 2 or 15, packed packet headers, too large.
+    J2kUnsupported: irreversible, subsampled, cut bit-planes, part 2 or 15, packed headers, a region, too large.
     J2kCorrupt: truncated or inconsistent. Nothing else is raised for any bytes.
     """
     stream = read_codestream(codestream_of(codestream), max_pixels=max_pixels)

@@ -22,14 +22,16 @@ __all__ = ["Component", "TileTables", "plan_tile", "resolution_rectangle"]
 Table = npt.NDArray[np.int64]
 Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1
 MAX_PLANES = 30  # magnitudes stay below 2**30, so that int32 holds every value a legal codestream can produce
-MAX_PRECINCTS = 1 << 22
+# Bounds on the tables of one tile (some 100 bytes a row), far above what any encoder of medical images makes.
+MAX_PRECINCTS = 1 << 19
+MAX_BLOCKS = 1 << 21
 
 # columns of TileTables.precincts
 COMPONENT, RESOLUTION, NUMBER, TOP, LEFT, FIRST_PART, PARTS = range(7)
 # columns of TileTables.parts: a precinct's share of one sub-band; bounds are sub-band coordinates
 X0, Y0, X1, Y1, ACROSS, DOWN, FIRST_BLOCK, FIRST_NODE, BAND = range(9)
 # columns of TileTables.bands
-B_COMPONENT, B_ORIENTATION, B_X, B_Y, B_PLANES, B_SHIFT, B_STYLE, B_XCB, B_YCB = range(9)
+B_COMPONENT, B_ORIENTATION, B_X, B_Y, B_PLANES, B_STYLE, B_XCB, B_YCB = range(8)
 # columns of TileTables.blocks: place in the pyramid, size, band
 C_X, C_Y, C_WIDTH, C_HEIGHT, C_BAND = range(5)
 
@@ -40,7 +42,6 @@ class Component:
 
     coding: Coding
     quantization: Quantization
-    shift: int
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _band_row(
     number = 0 if r == 0 else 3 * (r - 1) + orientation
     if number >= len(quantization.exponents):
         raise J2kCorrupt("quantization", "a sub-band without an exponent")
-    planes = quantization.guard + quantization.exponents[number] - 1 + component.shift  # (E-2), and H.1 for the shift
+    planes = quantization.guard + quantization.exponents[number] - 1  # (E-2)
     if planes > MAX_PLANES:
         raise J2kUnsupported("bit-planes", "more magnitude bits than this decoder can hold")
     halved = int(r > 0)
@@ -153,7 +154,7 @@ def _band_row(
     xcb = min(coding.block_width, level.exponents[0] - halved)
     ycb = min(coding.block_height, level.exponents[1] - halved)
     place = (across - rectangle[0], down - rectangle[1])
-    return np.array([level.component, orientation, *place, planes, component.shift, coding.style, xcb, ycb], np.int64)
+    return np.array([level.component, orientation, *place, planes, coding.style, xcb, ycb], np.int64)
 
 
 def _tree_sizes(across: Table, down: Table) -> Table:
@@ -211,6 +212,8 @@ def _assemble(precincts: Table, parts: Table, bands: Table) -> TileTables:
     counts, nodes = parts[:, ACROSS] * parts[:, DOWN], _tree_sizes(parts[:, ACROSS], parts[:, DOWN])
     parts[:, FIRST_BLOCK] = np.cumsum(counts) - counts
     parts[:, FIRST_NODE] = np.cumsum(nodes) - nodes
+    if int(counts.sum()) > MAX_BLOCKS:
+        raise J2kUnsupported("too-many-blocks", "more code-blocks in a tile than this decoder takes")
     blocks = np.empty((int(counts.sum()), 5), np.int64)
     _fill_blocks(parts, bands, blocks)
     return TileTables(precincts, parts, bands, blocks, int(nodes.sum()))

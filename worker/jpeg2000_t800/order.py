@@ -18,7 +18,7 @@ from worker.jpeg2000_t800.segments import Progression
 __all__ = ["packet_order"]
 
 Table = npt.NDArray[np.int64]
-MAX_PACKETS = 1 << 22
+MAX_PACKETS = 1 << 21
 LAYER = -1
 #: Sort keys per progression order (table A.16), outermost first; LAYER or a column of the precinct table.
 KEYS: tuple[tuple[int, ...], ...] = (

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from worker.jpeg2000_t800.errors import J2kCorrupt
+from worker.jpeg2000_t800.errors import J2kCorrupt, J2kUnsupported
 from worker.jpeg2000_t800.geometry import (
     ACROSS,
     B_PLANES,
@@ -39,11 +39,12 @@ CHUNK_OFFSET, CHUNK_BYTES, CHUNK_PASSES, CHUNK_NEXT = range(4)
 AT, BYTE, LEFT, END, BROKEN = range(5)
 # tag trees, two per part with the same shape
 INCLUSION, ZERO_PLANES = 0, 1
-MAX_ZEROS = 75  # G + eps - 1 + 37 of a region shift is the most a part 1 stream can mean; more is damage
+MAX_ZEROS = 64  # no sub-band has as many bit-planes (E-2)
 MAX_LBLOCK = 32
 FIRST_RAW_PASS = 10  # table D.9: four bit-planes come before the bypass
 _BYPASS, _TERMINATE_ALL = 1, 4
-OK, TRUNCATED, BAD_BLOCK, BAD_SOP, BAD_EPH, BAD_STUFFING = range(6)
+MAX_CHUNKS = 1 << 23
+OK, TRUNCATED, BAD_BLOCK, BAD_SOP, BAD_EPH, BAD_STUFFING, TOO_MANY = range(7)
 REASONS = {
     TRUNCATED: ("truncated", "a tile ends inside a packet"),
     BAD_BLOCK: ("packet-header", "a packet header says the impossible of a code-block"),
@@ -141,6 +142,8 @@ def _lengths(data: Bytes, reader: Table, block: int, style: int, state: Table, c
         width = state[block, LBLOCK]
         while (take >> (width - state[block, LBLOCK] + 1)) > 0:
             width += 1
+        if count == MAX_CHUNKS:
+            return TOO_MANY, count, chunks
         if count == chunks.shape[0]:
             grown = np.empty((2 * count, 4), np.int64)
             grown[:count] = chunks
@@ -261,6 +264,8 @@ def read_packets(data: Bytes, order: Table, tables: TileTables, *, sop: bool, ep
     status, at, chunks = _read_all(
         data, order, tables.precincts, tables.parts, tables.bands, state, low, known, sop, eph
     )
+    if status == TOO_MANY:
+        raise J2kUnsupported("too-many-segments", "more codeword segments in a tile than this decoder takes")
     if status != OK:
         raise J2kCorrupt(*REASONS[status])
     if at != len(data):

@@ -119,7 +119,6 @@ class Header:
     codings: dict[int, Coding] = field(default_factory=dict)
     quantization: Quantization | None = None
     quantizations: dict[int, Quantization] = field(default_factory=dict)
-    regions: dict[int, int] = field(default_factory=dict)
     progressions: list[Progression] = field(default_factory=list)
 
 
@@ -212,14 +211,6 @@ def _read_qcc(f: Fields, header: Header, components: int) -> None:
     header.quantizations[component] = _read_quantization(f)
 
 
-def _read_rgn(f: Fields, header: Header, components: int) -> None:
-    component, style, shift = _component(f, components), f.u(1), f.u(1)
-    if style or component in header.regions:
-        raise J2kCorrupt("region", "an unknown region style or a second RGN for a component")
-    f.done()
-    header.regions[component] = shift
-
-
 def _read_poc(f: Fields, header: Header, components: int) -> None:
     if f.left == 0 or f.left % 7:
         raise J2kCorrupt("progression", "POC is not a whole number of changes")
@@ -235,7 +226,6 @@ READERS = {
     0xFF53: _read_coc,
     0xFF5C: _read_qcd,
     0xFF5D: _read_qcc,
-    0xFF5E: _read_rgn,
     0xFF5F: _read_poc,
 }
 

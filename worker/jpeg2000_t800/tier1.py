@@ -16,7 +16,6 @@ from worker.jpeg2000_t800.geometry import (
     B_COMPONENT,
     B_ORIENTATION,
     B_PLANES,
-    B_SHIFT,
     B_STYLE,
     C_BAND,
     C_HEIGHT,
@@ -256,9 +255,7 @@ def _decode_block(
             one = 1 << plane
             kind = (done + 2) % 3
             if kind == 0:
-                _significance_pass(
-                    buffer, mq, contexts, flags, values, width, height, one, zero_contexts, causal, raw
-                )
+                _significance_pass(buffer, mq, contexts, flags, values, width, height, one, zero_contexts, causal, raw)
             elif kind == 1:
                 _refinement_pass(buffer, mq, contexts, flags, values, width, height, one, raw)
             else:
@@ -297,12 +294,9 @@ def decode_blocks(
         status = _decode_block(data, chunks, state[b], band, (width, height), buffer, flags, values, mq, contexts)
         if status != OK:
             return status
-        target, shift = pyramids[band[B_COMPONENT]], band[B_SHIFT]
+        target = pyramids[band[B_COMPONENT]]
         for y in range(height):
             for x in range(width):
                 i = (y + 1) * stride + x + 1
-                value = values[i]
-                if value >> shift:  # a sample of the region of interest was scaled up (H.1)
-                    value >>= shift
-                target[blocks[b, C_Y] + y, blocks[b, C_X] + x] = -value if flags[i] & MINUS else value
+                target[blocks[b, C_Y] + y, blocks[b, C_X] + x] = -values[i] if flags[i] & MINUS else values[i]
     return OK
