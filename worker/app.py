@@ -1,7 +1,7 @@
 """The Celery application of a worker process: built by a call, never at import.
 
-Order of a pool child's life: fork -> `die_with_parent` -> memory limit -> Gateway (connections, key ring) -> tasks.  Nothing
-that holds a connection, a thread or a compiled kernel exists before the fork.
+Order of a pool child's life: fork -> `die_with_parent` -> memory limit -> Gateway (connections, key ring) -> tasks.
+Nothing that holds a connection, a thread or a compiled kernel exists before the fork.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_process_shutdown
-from gateway.jobs import celery_app
-from gateway.settings import Settings
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 
+from gateway.jobs import celery_app
+from gateway.log import configure_logging
+from gateway.settings import Settings
 from worker.process import die_with_parent, limit_memory
 from worker.tasks import Runtime, register
 
@@ -31,11 +32,15 @@ def build_app(settings: Settings, name: str) -> Celery:
     def child_started(**_: object) -> None:
         die_with_parent(parent)
         limit_memory(settings.worker_memory_bytes)
-        runtime.open()
+        runtime.gw.index.ping()
 
     def child_ended(**_: object) -> None:
         runtime.close()
 
+    def logging_wanted(**_: object) -> None:
+        configure_logging(settings)
+
+    setup_logging.connect(logging_wanted, weak=False)  # with a receiver here, Celery leaves logging alone
     worker_process_init.connect(child_started, weak=False)
     worker_process_shutdown.connect(child_ended, weak=False)
     register(app, runtime)

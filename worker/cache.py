@@ -76,7 +76,9 @@ class Cache:
         return entry
 
     def prune(self) -> int:
-        """Delete the longest unused objects until the cache fits its bound, then entries without object; bytes freed."""
+        """Delete the longest unused objects until the cache fits its bound, then entries without object; bytes
+        freed.
+        """
         objects = sorted(self._objects(), key=lambda item: item[1].st_mtime)
         surplus = sum(status.st_size for _, status in objects) - self._max_bytes
         freed = 0

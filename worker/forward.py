@@ -14,17 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
-from gateway.settings import Destination, Settings
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
+
+from gateway.settings import Destination, Settings
 
 __all__ = ["Delivery", "DicomSender", "FolderSender", "Sender", "open_sender"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"  # Raw Data Storage, the envelope's SOP class
 
-#: C-STORE statuses by their class (PS3.4 B.2.3, PS3.7 C): the first match decides.  Coercion of elements (B000) and B007 are
-#: deliveries with a remark; discarded elements (B006) are none: the payload is an element.
+#: C-STORE statuses by their class (PS3.4 B.2.3, PS3.7 C): the first match decides.  Coercion of elements (B000) and
+#: B007 are deliveries with a remark; discarded elements (B006) are none: the payload is an element.
 STATUS_CLASSES: tuple[tuple[range, Literal["done", "retry", "permanent"], str], ...] = (
     (range(0x0000, 0x0001), "done", "stored"),
     (range(0xB006, 0xB007), "permanent", "element-discarded"),
@@ -65,7 +66,9 @@ class Sender(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def send(self, name: str, envelope: bytes) -> Delivery:
         """Deliver one Part 10 envelope; `name` is its archive key."""
@@ -90,7 +93,9 @@ class DicomSender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._association is None:
             return
         if self._association.is_established:
@@ -138,7 +143,9 @@ class FolderSender:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
     def send(self, name: str, envelope: bytes) -> Delivery:

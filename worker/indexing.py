@@ -1,7 +1,8 @@
 """What the index learns of an instance: attributes for QIDO-RS and the DICOM JSON metadata for WADO-RS (PS3.18 F).
 
-Reading is tolerant: an odd element is left out, an odd file gets the identifiers that `peek` found at the door.  Indexing
-never fails an instance, and never writes one: parsing here is for looking only, what is given back is always spliced bytes.
+Reading is tolerant: an odd element is left out, an odd file gets the identifiers that `peek` found at the door.
+Indexing never fails an instance, and never writes one: parsing here is for looking only, what is given back is
+always spliced bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag
 
-__all__ = ["Description", "describe", "metadata_of"]
+from gateway.bootstrap import Gateway
+from gateway.errors import NotFound
+from gateway.index_search import COLUMNS
+from gateway.part10 import pixel_digest
+
+__all__ = ["Description", "describe", "index_instance", "metadata_of"]
 
 DEFER_BYTES = 64 << 10  # longer values are not read at all
 INLINE_BYTES = 1024  # longer binary values are bulk data and left out of the metadata (PS3.18 10.4.1.1.2 lets us)
@@ -51,7 +57,8 @@ ODD = (
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """attributes: DICOM keyword -> text or whole number, only what is there; metadata_json: one DICOM JSON object as text.
+    """attributes: DICOM keyword -> text or whole number, only what is there; metadata_json: one DICOM JSON object as
+    text.
 
     complete: False when the file could not be read as a whole and this holds only what could be.
     """
@@ -61,38 +68,11 @@ class Description:
     complete: bool
 
 
-#: Keywords the index searches by or lists (PS3.18 10.6.3), and whether the value is a whole number.
-ATTRIBUTES: dict[str, bool] = {
-    "SOPClassUID": False,
-    "SOPInstanceUID": False,
-    "StudyInstanceUID": False,
-    "SeriesInstanceUID": False,
-    "StudyDate": False,
-    "StudyTime": False,
-    "StudyID": False,
-    "StudyDescription": False,
-    "AccessionNumber": False,
-    "ReferringPhysicianName": False,
-    "PatientName": False,
-    "PatientID": False,
-    "PatientBirthDate": False,
-    "PatientSex": False,
-    "Modality": False,
-    "SeriesDescription": False,
-    "SeriesNumber": True,
-    "InstanceNumber": True,
-    "NumberOfFrames": True,
-    "Rows": True,
-    "Columns": True,
-    "BitsAllocated": True,
-}
-
-
 def describe(source: Path | bytes, known: Mapping[str, str]) -> Description:
     """Attributes and metadata of a Part 10 file.
 
     known: identifiers from the door (keyword -> UID); they win over what pydicom reads, so that both always agree.
-    Raises nothing for odd files.
+    Raises OSError if the file cannot be opened, nothing for odd ones.
     """
     known = {keyword: value for keyword, value in known.items() if value}
     dataset = _read(source)
@@ -107,15 +87,40 @@ def describe(source: Path | bytes, known: Mapping[str, str]) -> Description:
     return Description(attributes, text, complete=True)
 
 
+def index_instance(gw: Gateway, instance_id: int) -> bool:
+    """Read a spooled instance and write attributes, metadata and pixel digest to the index; False if only partly
+    readable.
+
+    Idempotent. Version or conflict was decided at the door; the pixel digest recorded here lets the door decide the
+    next one. Raises NotFound if the file is gone from the spool before it was indexed, OSError, Unavailable.
+    """
+    row = gw.index.get(instance_id)
+    if row.indexed_at is not None:
+        return True
+    if not gw.spool.exists(row.digest):
+        raise NotFound("not-spooled", "the instance is not in the spool any more")
+    path = gw.spool.path(row.digest)
+    known = {
+        "SOPClassUID": row.sop_class,
+        "SOPInstanceUID": row.sop_uid,
+        "StudyInstanceUID": row.study_uid or "",
+        "SeriesInstanceUID": row.series_uid or "",
+    }
+    described = describe(path, known)
+    gw.index.set_attributes(row.id, described.attributes, described.metadata_json, pixel_digest(path))
+    return described.complete
+
+
 def metadata_of(source: Path | bytes) -> str:
     """The DICOM JSON metadata of a file, as text; what cannot be read is left out."""
     return describe(source, {}).metadata_json
 
 
 def _read(source: Path | bytes) -> Dataset | None:
-    """The data set without pixel data; values above DEFER_BYTES stay on disk. None if pydicom can make nothing of it."""
-    file = BytesIO(source) if isinstance(source, bytes) else source
-    with warnings.catch_warnings():
+    """The data set without pixel data; values above DEFER_BYTES stay on disk. None if pydicom can make nothing of
+    it.
+    """
+    with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=DEFER_BYTES)
@@ -125,8 +130,8 @@ def _read(source: Path | bytes) -> Dataset | None:
 
 def _attributes(dataset: Dataset) -> dict[str, str | int]:
     found: dict[str, str | int] = {}
-    for keyword, numeric in ATTRIBUTES.items():
-        value = _first_value(dataset, keyword, numeric=numeric)
+    for keyword, (_, _, matching) in COLUMNS.items():
+        value = _first_value(dataset, keyword, numeric=matching == "number")
         if value is not None and value != "":
             found[keyword] = value
     return found
@@ -151,9 +156,9 @@ def _json(dataset: Dataset) -> dict[str, Any]:
     result: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tag in list(dataset.keys()):
+        for tag, raw in list(dataset.items()):  # as read: asking for an element would fetch a deferred value
             # group lengths are not part of the JSON model (PS3.18 F.2.2)
-            if tag.element != 0 and tag not in PIXEL_GROUP_TAGS and not _is_deferred(dataset.get_item(tag)):
+            if tag.element != 0 and tag not in PIXEL_GROUP_TAGS and not _is_deferred(raw):
                 result.update(_element_json(dataset, tag))
     if "00080005" in result:
         result["00080005"] = {"vr": "CS", "Value": [UTF8]}
@@ -178,7 +183,8 @@ def _without_bulk(node: Any) -> Any:
     if isinstance(node, list):
         return [_without_bulk(item) for item in node]
     if isinstance(node, float) and not math.isfinite(node):
-        return "NaN" if math.isnan(node) else ("inf" if node > 0 else "-inf")  # strings, as PS3.18 F.2.3 allows for numbers
+        # strings, as PS3.18 F.2.3 allows for numbers
+        return "NaN" if math.isnan(node) else ("inf" if node > 0 else "-inf")
     return node
 
 

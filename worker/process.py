@@ -1,15 +1,15 @@
 """What one worker process is: its environment, its limits and its life; `python -m worker.process` starts one.
 
-A worker process is a Celery prefork parent that never touches an image, and pool children that do.  The parent's job is to
-set the environment before numba can be imported (numba reads NUMBA_CACHE_DIR once, at import) and to fork; everything that
-holds a connection, a key or a kernel is built in the child, after the fork (see `worker.tasks.Runtime`).
+A worker process is a Celery prefork parent that never touches an image, and pool children that do.  The parent's job
+is to set the environment before numba can be imported (numba reads NUMBA_CACHE_DIR once, at import) and to fork;
+everything that holds a connection, a key or a kernel is built in the child, after the fork (see
+`worker.tasks.Runtime`).
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -28,8 +28,8 @@ HARD_LIMIT_FACTOR = 1.2  # the soft limit raises inside the task, the hard one k
 def die_with_parent(expected_parent: int) -> None:
     """Ask the kernel to SIGKILL this process when its parent dies, however it dies (Linux prctl(2)).
 
-    `expected_parent` is the parent's pid as the parent itself wrote it down: if the parent died before the request was made,
-    the request would never fire, so the process ends at once.
+    `expected_parent` is the parent's pid as the parent itself wrote it down: if the parent died before the request
+    was made, the request would never fire, so the process ends at once.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -39,10 +39,13 @@ def die_with_parent(expected_parent: int) -> None:
 
 
 def limit_memory(limit_bytes: int) -> None:
-    """Cap this process's address space: an absurd size in a header then ends as MemoryError, not as a dead machine."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    """Cap this process's private memory: an absurd size in a header then ends as MemoryError, not as a dead machine.
+
+    RLIMIT_DATA counts private writable mappings (setrlimit(2)), so mapped files and libraries stay free.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     cap = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (cap, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (cap, hard))
 
 
 def worker_arguments(settings: Settings, queues: Sequence[str], concurrency: int, name: str) -> list[str]:
@@ -89,7 +92,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         die_with_parent(arguments.parent)
     settings = load_settings()
     use_numba_cache(settings)
-    logging.getLogger("celery").setLevel(logging.WARNING)
     from worker.app import build_app  # after the environment is set: imports reach numba only in the children
 
     app = build_app(settings, arguments.name)

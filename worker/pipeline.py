@@ -1,0 +1,274 @@
+"""One instance from RECEIVED to ARCHIVED: candidate, proof by another process, archive, each step committed before
+the next.
+
+Invariants
+- The row is the truth.  Every step reads the row, does its work, and commits; a kill between two steps repeats one
+step.
+- Candidate digest and wrapped keys are committed before the archive put, and a retry uses the stored candidate: a
+  write-once archive therefore never sees two different objects under one key.
+- Attempts are counted by the claim, before work.  A file that kills its worker goes on as PASSTHROUGH after
+  `settings.max_attempts` claims, and PASSTHROUGH never touches the codec.
+- Only what was proven reaches the archive.  A candidate that fails its proof is quarantined with the reason, and the
+  original goes on as PASSTHROUGH; a PASSTHROUGH candidate is proven like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from gateway.archive import archive_key
+from gateway.bootstrap import Gateway
+from gateway.errors import (
+    IntegrityError,
+    LeaseLost,
+    NotFound,
+    OutOfResources,
+    PalimpsestError,
+    Unavailable,
+    Unsupported,
+)
+from gateway.index_rows import CandidateFacts, InstanceRow
+from gateway.instance import Form, State
+from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
+from worker.candidate import Candidate, build_candidate, build_passthrough
+from worker.identity import Provenance
+from worker.leases import Beat, backoff_seconds, heartbeat
+from worker.verify import Verifier, VerifyReport
+
+__all__ = ["process_instance", "record_failure"]
+
+OUT_OF_RESOURCES_SECONDS = 60.0
+INTEGRITY_SECONDS = 900.0  # nothing heals by itself: an alert is up, a person acts, a rare retry notices
+CRASHED = "worker-crashed"
+NATIVE_SYNTAXES = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
+NEEDS_A_PERSON = (IntegrityError, NotFound, Unsupported)  # no retry heals these: an alert, and a rare look
+UNPROVEN = "unproven-"  # prefix of the reason under which an original goes on whole after a failed proof
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every step is given: the claimed row as it was just read, and who holds it."""
+
+    gw: Gateway
+    verifier: Verifier
+    row: InstanceRow
+    owner: str
+
+
+def process_instance(gw: Gateway, verifier: Verifier, instance_id: int, owner: str) -> str:
+    """Carry one instance as far as ARCHIVED; returns its state, or 'not-claimed' if there is nothing to do for us.
+
+    Raises what went wrong; the caller hands that to `record_failure`, which decides when to try again.
+    """
+    lease = gw.settings.lease_seconds
+    row = gw.index.claim(instance_id, owner, lease)
+    if row is None:
+        return "not-claimed"
+    with heartbeat(lambda: gw.index.heartbeat(instance_id, owner, lease), lease) as beat:
+        row = _run_steps(gw, verifier, row, owner, beat)
+    return str(row.state)
+
+
+def _run_steps(gw: Gateway, verifier: Verifier, row: InstanceRow, owner: str, beat: Beat) -> InstanceRow:
+    while step := STEPS.get(row.state):
+        beat.check()
+        step(Work(gw, verifier, row, owner))
+        row = gw.index.get(row.id)
+    return row
+
+
+def make_candidate(work: Work) -> None:
+    """RECEIVED -> CANDIDATE: code the object, or seal it whole if it cannot be coded or has crashed its workers."""
+    row, error = work.row, work.row.last_error or CRASHED
+    if row.attempts > work.gw.settings.max_attempts or error.startswith(UNPROVEN):
+        _pass_through(work, error)
+        return
+    data = work.gw.spool.read(row.digest)
+    _store_candidate(work, build_candidate(data, _provenance(row), work.gw.keys))
+
+
+def prove(work: Work) -> None:
+    """CANDIDATE -> VERIFIED, if the verifier's process rebuilds what was received from nothing but the candidate's
+    bytes.
+    """
+    envelope = _stored_candidate(work.gw, work.row)
+    if envelope is None:  # lost or damaged on disk: the original is still in the spool
+        make_candidate(work)
+        return
+    report = work.verifier.check(envelope)
+    problem = _disproof(work, report)
+    if problem is None:
+        work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
+        return
+    _quarantine(work, envelope, problem)
+    work.gw.index.drop_candidate(work.row.id, work.owner, UNPROVEN + problem)
+    work.gw.candidates.remove(str(work.row.candidate_digest))
+    if work.row.form == Form.PASSTHROUGH:
+        raise IntegrityError("passthrough-unproven", "a sealed whole file did not restore to what was received")
+
+
+def archive(work: Work) -> None:
+    """VERIFIED -> ARCHIVED: put, read back from the archive, compare digests, commit with the forwards this starts."""
+    gw, row = work.gw, work.row
+    envelope = _stored_candidate(gw, row)
+    if envelope is None:
+        make_candidate(work)
+        return
+    digest, key = str(row.candidate_digest), archive_key(str(row.envelope_uid))
+    gw.archive.put(key, envelope, digest)
+    if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
+        raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")
+    destinations = [destination.name for destination in gw.settings.destinations]
+    gw.index.set_archived(row.id, work.owner, key=key, digest=digest, size=len(envelope), destinations=destinations)
+    gw.candidates.remove(digest)
+
+
+def _pass_through(work: Work, reason: str) -> None:
+    """Seal the whole file as received; the codec is not touched."""
+    data = work.gw.spool.read(work.row.digest)
+    _store_candidate(work, build_passthrough(data, _provenance(work.row), work.gw.keys, reason))
+
+
+def _store_candidate(work: Work, candidate: Candidate) -> None:
+    """The bytes durably first, then digest, wrapped keys and figures in one commit."""
+    digest = work.gw.candidates.put(candidate.envelope)
+    facts = CandidateFacts(
+        digest=digest,
+        size=len(candidate.envelope),
+        form=candidate.form,
+        reason=candidate.reason or None,
+        envelope_uid=candidate.envelope_uid,
+        coder=candidate.coder or None,
+        carrier=candidate.carrier,
+        payload_bytes=candidate.payload_bytes,
+        codec_bytes=candidate.codec_bytes,
+        raw_pixel_bytes=candidate.raw_pixel_bytes,
+        facts={
+            "frames": candidate.frames,
+            "pixel_sha256": candidate.pixel_sha256,
+            "nonpixel_sha256": candidate.nonpixel_sha256,
+        },
+        wraps=[wrap.hex() for wrap in candidate.wraps],
+    )
+    work.gw.index.set_candidate(work.row.id, work.owner, facts)
+
+
+def _stored_candidate(gw: Gateway, row: InstanceRow) -> bytes | None:
+    """The candidate as stored and recorded, or the archive's copy of it if a kill came after the put; else None."""
+    digest = str(row.candidate_digest)
+    key = archive_key(str(row.envelope_uid))
+    reads: tuple[Callable[[], bytes], ...] = (
+        lambda: gw.candidates.read(digest),
+        lambda: gw.archive.get(key, digest),
+    )
+    for read in reads:
+        try:
+            return read()
+        except (NotFound, IntegrityError):
+            continue
+    return None
+
+
+@cache
+def software() -> str:
+    """Name and version of this program, as the record names it."""
+    try:
+        return f"palimpsest {version('palimpsest')}"
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "palimpsest (source tree)"
+
+
+def _provenance(row: InstanceRow) -> Provenance:
+    received_at = datetime.fromtimestamp(row.received_at, tz=UTC).isoformat(timespec="microseconds")
+    return Provenance(received_at=received_at, source=row.source, calling_ae=row.calling_ae, software=software())
+
+
+def _disproof(work: Work, report: VerifyReport) -> str | None:
+    """Why the report does not prove the candidate; None if it does.
+
+    Uncompressed input: the rebuilt file is the received one.  Losslessly compressed input: the record in the object
+    names the received file, and every pixel and every non-pixel byte is what the encoder was given.
+    """
+    row = work.row
+    if not report.ok:
+        return report.reason or "verifier-refused"
+    if report.recorded_sha256 != row.digest:
+        return "other-object"
+    if report.sha256 == row.digest:
+        return None
+    if row.form == Form.PASSTHROUGH or row.transfer_syntax in NATIVE_SYNTAXES:
+        return "file-digest"
+    facts = work.gw.index.facts(row.id)
+    if report.pixel_sha256 != facts.get("pixel_sha256"):
+        return "pixel-digest"
+    if report.nonpixel_sha256 != facts.get("nonpixel_sha256"):
+        return "nonpixel-digest"
+    return None
+
+
+def _proof_facts(report: VerifyReport) -> dict[str, Any]:
+    """What is recorded of a proof: the digest that the restored file will always have, and the seconds it took."""
+    return {"restored_sha256": report.sha256, "verify_seconds": round(report.seconds, 3)}
+
+
+def _quarantine(work: Work, envelope: bytes, problem: str) -> None:
+    """Keep the failed candidate and the reason for a person to look at; sealed bytes and machine words only."""
+    row = work.row
+    stem = work.gw.settings.quarantine_dir / f"{row.id}-{str(row.candidate_digest)[:16]}"
+    stem.with_suffix(".dcm").write_bytes(envelope)
+    story = {"instance": row.id, "reason": problem, "form": row.form, "coder": row.coder, "software": software()}
+    stem.with_suffix(".json").write_text(json.dumps(story, indent=1), encoding="utf-8")
+    message = f"a candidate did not restore to what was received ({problem}); the original goes on whole"
+    work.gw.index.alert_raise("candidate-quarantined", f"instance {row.id}", message, "critical")
+
+
+STEPS: Mapping[State, Callable[[Work], None]] = {
+    State.RECEIVED: make_candidate,
+    State.CANDIDATE: prove,
+    State.VERIFIED: archive,
+}
+
+
+def record_failure(gw: Gateway, instance_id: int, owner: str, error: BaseException) -> None:
+    """Give the row back after a failure, due again when its class of error says so (see `gateway.errors`)."""
+    if isinstance(error, LeaseLost):
+        return
+    reason = failure_reason(error)
+    row = gw.index.get(instance_id)
+    gw.index.release_claim(
+        instance_id,
+        owner,
+        due_at=time.time() + _delay(error, row.attempts),
+        reason=reason,
+        count_attempt=not isinstance(error, PalimpsestError),  # ours to mend: the file is not to blame
+    )
+    if isinstance(error, NEEDS_A_PERSON):
+        gw.index.alert_raise(reason, f"instance {instance_id}", str(error), "critical")
+
+
+def failure_reason(error: BaseException) -> str:
+    """A machine word for any error: our own reasons, or a name for what the runtime raised. Never the error's text."""
+    if isinstance(error, PalimpsestError):
+        return error.reason
+    names: Mapping[str, str] = {"MemoryError": "out-of-memory", "SoftTimeLimitExceeded": "time-limit"}
+    return names.get(type(error).__name__, "internal-error")
+
+
+def _delay(error: BaseException, attempts: int) -> float:
+    """Seconds until the next try."""
+    backoff = backoff_seconds(attempts)
+    if isinstance(error, NEEDS_A_PERSON):
+        return INTEGRITY_SECONDS + backoff
+    if isinstance(error, OutOfResources):
+        return OUT_OF_RESOURCES_SECONDS + backoff
+    if isinstance(error, Unavailable):
+        return max(error.retry_after, backoff)
+    return backoff

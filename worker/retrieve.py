@@ -1,0 +1,87 @@
+"""Giving back: the original, its metadata or a rendered frame, as a checked file in the shared cache.
+
+Source of the original, in this order: the spool (the file as received), then the archive (restored, and compared
+with the digest that the proof recorded).  Equal requests coalesce: the second waits for the first and finds its result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gateway.bootstrap import Gateway
+from gateway.errors import IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
+from gateway.index import InstanceRow
+from worker.cache import Cache, CacheEntry, request_key
+from worker.indexing import metadata_of
+from worker.render import render
+from worker.restore import restore
+
+__all__ = ["original_bytes", "retrieve", "retrieve_failure"]
+
+RENDERER = "render/1"  # part of the key of rendered frames: a new way of drawing is another request
+KINDS = re.compile(r"(?P<what>original|metadata)|rendered:(?P<format>png|jpeg):(?P<frame>[1-9][0-9]{0,8})")
+
+
+def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
+    """{'path' relative to the cache folder, 'sha256', 'size'} of what was asked for.
+
+    kind: original | metadata | rendered:png:<frame> | rendered:jpeg:<frame> (frames count from 1).
+    Raises NotFound, IntegrityError, Unavailable, Unsupported, InvalidInstance ``bad-kind``.
+    """
+    match = KINDS.fullmatch(kind)
+    if match is None:
+        raise InvalidInstance("bad-kind", "not something that can be retrieved")
+    row = gw.index.get(instance_id)
+    key = request_key(kind, row.digest, RENDERER if match["format"] else "")
+    cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
+    with cache.locked(key):
+        entry = cache.find(key) or cache.store(key, _make(gw, row, match))
+    return _reply(entry)
+
+
+def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
+    """The object as it is given back, digest checked. Raises NotFound, IntegrityError, Unavailable."""
+    try:
+        return gw.spool.read(row.digest)
+    except NotFound:
+        pass  # released
+    except IntegrityError:
+        if row.archive_key is None:
+            raise
+    if row.archive_key is None or row.archive_digest is None:
+        raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
+    restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+    if restored.sha256 not in (row.digest, gw.index.facts(row.id).get("restored_sha256")):
+        raise IntegrityError("restore-digest", "the archive restored to something other than what was proven")
+    return restored.data
+
+
+def _make(gw: Gateway, row: InstanceRow, match: re.Match[str]) -> bytes:
+    makers: dict[str, Callable[[], bytes]] = {
+        "original": lambda: original_bytes(gw, row),
+        "metadata": lambda: _metadata(gw, row).encode(),
+    }
+    if match["what"]:
+        return makers[match["what"]]()
+    return render(original_bytes(gw, row), frame=int(match["frame"]), image_format=match["format"])
+
+
+def _metadata(gw: Gateway, row: InstanceRow) -> str:
+    return gw.index.metadata(row.id) or metadata_of(original_bytes(gw, row))
+
+
+def _reply(entry: CacheEntry) -> dict[str, Any]:
+    return {"path": entry.path, "sha256": entry.sha256, "size": entry.size}
+
+
+def retrieve_failure(gw: Gateway, instance_id: int, error: BaseException) -> dict[str, Any]:
+    """What the API is told of a failed retrieval; broken bytes also raise an alert."""
+    if isinstance(error, IntegrityError):
+        message = f"an instance could not be given back intact ({error.reason})"
+        gw.index.alert_raise("retrieve-integrity", f"instance {instance_id}", message, "critical")
+    if isinstance(error, PalimpsestError):
+        return {"error": error.reason, **error.problem()}
+    busy = Unavailable("retrieve-failed", "the retrieval failed; it may be tried again")
+    return {"error": busy.reason, **busy.problem()}

@@ -1,0 +1,208 @@
+"""The reconciler: what the queue lost, a crash left behind or a policy now allows, is found here from the row's truth.
+
+Run as `python -m worker.sweep`: one loop, one holder of its lock at a time; a second process waits, and two at once
+would still do no harm, because every duty is idempotent or commits before it acts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway.accept import adopt_orphan
+from gateway.audit import write_head
+from gateway.bootstrap import Gateway, build
+from gateway.errors import PalimpsestError, Unavailable
+from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
+from gateway.instance import State
+from gateway.jobs import flush_outbox
+from gateway.log import configure_logging
+from gateway.settings import load_settings
+from worker.cache import Cache
+
+__all__ = ["DUTIES", "main", "sweep_once"]
+
+log = logging.getLogger(__name__)
+
+BATCH = 500  # rows per duty and round: a round stays short, the rest comes with the next
+ORPHAN_SECONDS = 60.0  # a younger spool file may be about to get its row
+STALE_SECONDS = 3600.0  # temporary files untouched for so long have no living writer
+SLOW_EVERY = 12  # rounds between two walks through folders
+
+
+def send_outbox(gw: Gateway) -> int:
+    """Hand waiting messages to the queue."""
+    return flush_outbox(gw.index, gw.queue)
+
+
+def requeue_instances(gw: Gateway) -> int:
+    """Send rows that are due and unleased, or not indexed, and were not sent recently, to the queue (again)."""
+    quiet = _quiet_seconds(gw)
+    work = [(row, ENCODE_TASK, "encode") for row in gw.index.overdue(_room(gw, "encode"), quiet)]
+    work += [(row, INDEX_TASK, "index") for row in gw.index.unindexed(_room(gw, "index"), quiet)]
+    for row, task, queue in work:
+        gw.queue.send(task, [row.id], queue, row.priority)
+    if work:
+        gw.index.touch_queued(sorted({row.id for row, _, _ in work}))
+    return len(work)
+
+
+def requeue_forwards(gw: Gateway) -> int:
+    """The same for forwards."""
+    rows = gw.index.forwards_overdue(_room(gw, "forward"), _quiet_seconds(gw))
+    for row in rows:
+        gw.queue.send(FORWARD_TASK, [row.id], "forward", 5)
+    if rows:
+        gw.index.forwards_touch_queued([row.id for row in rows])
+    return len(rows)
+
+
+def release_spool(gw: Gateway) -> int:
+    """Delete the spool's copy of instances whose proofs are all recorded (architecture.md, step 13).
+
+    Proofs: read back from the archive, verified, indexed, every forward sent; outside the demo profile also a key
+    backup that was opened, because without its keys an archive object is no copy.
+    """
+    if gw.settings.require_key_backup and not gw.keys.backup_current():
+        return 0
+    rows = gw.index.releasable(BATCH)
+    for row in rows:
+        gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
+        gw.spool.remove(row.digest)
+    return len(rows)
+
+
+def adopt_orphans(gw: Gateway) -> int:
+    """Give spool files without a row their row; remove those of released rows."""
+    adopted = 0
+    for digest in gw.spool.iter_files(ORPHAN_SECONDS):
+        row = gw.index.by_digest(digest)
+        if row is not None:
+            if row.state == State.RELEASED:
+                gw.spool.remove(digest)
+            continue
+        try:
+            adopted += adopt_orphan(gw, digest) is not None
+        except Unavailable:
+            raise
+        except PalimpsestError as error:
+            message = f"a spooled file without a row cannot be read ({error.reason}); it stays where it is"
+            gw.index.alert_raise("orphan-unreadable", digest[:16], message, "warning")
+    return adopted
+
+
+def clean_incoming(gw: Gateway) -> int:
+    """Delete what aborted receipts left behind."""
+    return gw.spool.sweep_incoming(STALE_SECONDS)
+
+
+def clean_candidates(gw: Gateway) -> int:
+    """Delete candidates that no unfinished row names any more, and torn temporary files."""
+    removed = 0
+    needed: set[str] | None = None
+    for path in _stale_files(gw.settings.candidates_dir):
+        if needed is None:
+            needed = gw.index.candidate_digests()
+        if path.name not in needed:
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
+def prune_cache(gw: Gateway) -> int:
+    """Keep the cache under its bound; returns bytes freed."""
+    return Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes).prune()
+
+
+def keep_audit_head(gw: Gateway) -> int:
+    """Write the audit chain's head outside the database, so that a cut tail is noticed."""
+    write_head(gw.index, gw.settings.audit_head_path)
+    return 1
+
+
+Duty = Callable[[Gateway], int]
+
+#: Every round, in this order; then what walks through folders, every SLOW_EVERY rounds.
+DUTIES: tuple[Duty, ...] = (send_outbox, requeue_instances, requeue_forwards, release_spool)
+SLOW_DUTIES: tuple[Duty, ...] = (adopt_orphans, clean_incoming, clean_candidates, prune_cache, keep_audit_head)
+
+
+def sweep_once(gw: Gateway, duties: Sequence[Duty] = (*DUTIES, *SLOW_DUTIES)) -> dict[str, int]:
+    """Do each duty once; duty -> what it did.  One that fails (broker down, disk full) leaves the others alone."""
+    done: dict[str, int] = {}
+    for duty in duties:
+        try:
+            done[duty.__name__] = duty(gw)
+        except PalimpsestError as error:
+            log.warning("a sweep duty could not be done", extra={"kind": duty.__name__, "reason": error.reason})
+        except OSError as error:
+            log.warning("a sweep duty met an I/O error", extra={"kind": duty.__name__, "status": error.errno})
+    return done
+
+
+def _quiet_seconds(gw: Gateway) -> float:
+    """A row sent to the queue so recently is probably still on its way."""
+    return gw.settings.lease_seconds / 2
+
+
+def _room(gw: Gateway, queue: str) -> int:
+    """How many messages may be sent again: a backlog must not grow by repetitions of itself."""
+    return max(0, BATCH - gw.queue.depths()[queue])
+
+
+def _stale_files(folder: Path) -> Iterator[Path]:
+    limit = time.time() - STALE_SECONDS
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < limit:
+                yield path
+        except FileNotFoundError:
+            continue
+
+
+@contextmanager
+def sweep_lock(path: Path) -> Iterator[None]:
+    """Wait until no other sweep runs; the kernel lets go of the lock when its holder dies."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run(gw: Gateway, stop: threading.Event) -> None:
+    """Sweep until `stop` is set."""
+    rounds = 0
+    while not stop.is_set():
+        slow = rounds % SLOW_EVERY == 0
+        sweep_once(gw, (*DUTIES, *SLOW_DUTIES) if slow else DUTIES)
+        rounds += 1
+        stop.wait(gw.settings.sweep_seconds)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Sweep until SIGTERM or SIGINT; with --once, one full round."""
+    parser = argparse.ArgumentParser(prog="python -m worker.sweep", description="The reconciler of Palimpsest.")
+    parser.add_argument("--once", action="store_true", help="one round, then end")
+    arguments = parser.parse_args(argv)
+    settings = load_settings()
+    configure_logging(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))  # waiting for the lock or a database: nothing needs finishing
+    gw = build(settings)
+    with sweep_lock(settings.run_dir / "sweep.lock"):
+        if arguments.once:
+            sweep_once(gw)
+        else:
+            run(gw, stop)
+
+
+if __name__ == "__main__":
+    main()

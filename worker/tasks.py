@@ -1,0 +1,175 @@
+"""The Celery tasks: thin edges around plain functions.  The only broad `except` of the worker rooms is here.
+
+Messages carry ids and kinds only.  A task's return value matters to nobody but the retrieve caller: the database row
+is the truth, a lost or doubled message changes nothing (every function below is idempotent and guarded by a lease).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+
+from gateway.bootstrap import Gateway, build
+from gateway.errors import IntegrityError, NotFound, PalimpsestError
+from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
+from gateway.jobs import flush_outbox, new_owner
+from gateway.settings import Settings
+from worker.delivery import forward_instance, record_forward_failure
+from worker.indexing import index_instance
+from worker.pipeline import failure_reason, process_instance, record_failure
+from worker.retrieve import retrieve, retrieve_failure
+from worker.verify import Verifier
+
+__all__ = ["Runtime", "register"]
+
+log = logging.getLogger(__name__)
+
+Reply = dict[str, Any]
+
+
+class Runtime:
+    """What one pool child owns: a Gateway and a Verifier, both made after the fork, and the name it signs leases
+    with.
+    """
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.settings = settings
+        self._name = name
+        self._owner = ""
+        self._gateway: Gateway | None = None
+        self._verifier: Verifier | None = None
+
+    @property
+    def owner(self) -> str:
+        """Lease owner: made after the fork, so every process and every life of it is another owner."""
+        self._owner = self._owner or new_owner(self._name)
+        return self._owner
+
+    @property
+    def gw(self) -> Gateway:
+        """The Gateway of this process."""
+        if self._gateway is None:
+            self._gateway = build(self.settings)
+        return self._gateway
+
+    @property
+    def verifier(self) -> Verifier:
+        """The proving process; it is started by its first use, so workers that never prove never have one."""
+        if self._verifier is None:
+            self._verifier = Verifier(self.settings.keys_dir)
+        return self._verifier
+
+    def end_verifier(self) -> None:
+        """End the proving process, if there is one; the next proof starts another."""
+        if self._verifier is not None:
+            self._verifier.close()
+
+    def close(self) -> None:
+        """End the verifier and close connections."""
+        self.end_verifier()
+        if self._gateway is not None:
+            self._gateway.close()
+        self._verifier, self._gateway = None, None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """run: the work; failed: what is recorded when it raised, and what the caller is told."""
+
+    run: Callable[..., Reply]
+    failed: Callable[..., Reply]
+
+
+def run_encode(runtime: Runtime, instance_id: int) -> Reply:
+    """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once."""
+    state = process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)
+    flush_outbox(runtime.gw.index, runtime.gw.queue)
+    return {"state": state}
+
+
+def encode_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:
+    """Give the row back, due again by class of error."""
+    # the error may have come in the middle of a proof (time limit): an answer still in the pipe would be taken for the
+    # next object's
+    runtime.end_verifier()
+    record_failure(runtime.gw, instance_id, runtime.owner, error)
+    return {"error": failure_reason(error)}
+
+
+def run_index(runtime: Runtime, instance_id: int) -> Reply:
+    """palimpsest.index [instance id]: attributes and metadata."""
+    return {"complete": index_instance(runtime.gw, instance_id)}
+
+
+def index_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:
+    """Nothing to give back: an instance that is not indexed is found by the sweep."""
+    return {"error": failure_reason(error)}
+
+
+def run_forward(runtime: Runtime, forward_id: int) -> Reply:
+    """palimpsest.forward [forward id]: this one and whatever else is due for its destination."""
+    return {"delivered": forward_instance(runtime.gw, forward_id, runtime.owner)}
+
+
+def forward_failed(runtime: Runtime, error: BaseException, forward_id: int) -> Reply:
+    """Give the forward back; what no retry heals becomes a dead letter."""
+    reason = failure_reason(error)
+    permanent = isinstance(error, (IntegrityError, NotFound))
+    record_forward_failure(runtime.gw, forward_id, runtime.owner, reason, permanent=permanent)
+    return {"error": reason}
+
+
+def run_retrieve(runtime: Runtime, instance_id: int, kind: str) -> Reply:
+    """palimpsest.retrieve [instance id, kind]: a file in the cache, or the problem."""
+    return retrieve(runtime.gw, instance_id, kind)
+
+
+def retrieve_failed(runtime: Runtime, error: BaseException, instance_id: int, kind: str) -> Reply:
+    """The problem as the API passes it on."""
+    return retrieve_failure(runtime.gw, instance_id, error)
+
+
+TASKS: dict[str, TaskSpec] = {
+    ENCODE_TASK: TaskSpec(run_encode, encode_failed),
+    INDEX_TASK: TaskSpec(run_index, index_failed),
+    FORWARD_TASK: TaskSpec(run_forward, forward_failed),
+    RETRIEVE_TASK: TaskSpec(run_retrieve, retrieve_failed),
+}
+
+
+def register(app: Celery, runtime: Runtime) -> None:
+    """Register every task with the application."""
+    for name, spec in TASKS.items():
+        app.task(name=name)(_edge(runtime, name, spec))
+
+
+def _edge(runtime: Runtime, name: str, spec: TaskSpec) -> Callable[..., Reply]:
+    """The task edge: no error leaves it, each is recorded where its class says; logs name ids and reasons, never
+    texts.
+    """
+
+    def task(*args: int | str) -> Reply:
+        try:
+            return spec.run(runtime, *args)
+        except Exception as error:  # noqa: BLE001 - the Celery task edge, one of the project's three
+            reason = failure_reason(error)
+            # what we did not foresee is told with its place in the code; what we did, with its reason alone
+            unforeseen = not isinstance(error, PalimpsestError)
+            log.warning("task failed", extra={"task": name, "reason": reason}, exc_info=unforeseen)
+            return _record(runtime, spec, error, args)
+
+    return task
+
+
+def _record(runtime: Runtime, spec: TaskSpec, error: BaseException, args: tuple[int | str, ...]) -> Reply:
+    """Write the failure down; if even that fails (no database), the lease runs out by itself and the sweep tries
+    again.
+    """
+    try:
+        return spec.failed(runtime, error, *args)
+    except PalimpsestError as second:
+        return {"error": second.reason}
