@@ -241,6 +241,12 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return env
 
 
+def python_environment(root: Path) -> dict[str, str]:
+    """Environment for a Python child that must import our packages from `root`, wherever it is started."""
+    path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH", "")) if part)
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def use_numba_cache(settings: Settings) -> None:
     """Point numba's cache at the home folder; call before the first kernel is imported (installs may be read-only)."""
     settings.numba_cache_dir.mkdir(parents=True, exist_ok=True)

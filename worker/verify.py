@@ -26,6 +26,7 @@ from typing import IO
 
 from gateway.errors import IntegrityError, PalimpsestError, Unavailable
 from gateway.keys import KeyRing
+from gateway.settings import python_environment
 from worker.process import die_with_parent
 
 CHECK, CHECK_REFERENCE = 0, 1
@@ -185,9 +186,7 @@ class Verifier:
         self.close()
         command = [sys.executable, "-m", "worker.verify", "--keys", str(self._keys_dir)]
         command += ["--parent", str(os.getpid()), "--memory", str(self._memory)]
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
-        environment = {**os.environ, "PYTHONPATH": path}
+        environment = python_environment(Path(__file__).resolve().parent.parent)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         try:
             ready = self._read_answer(time.monotonic() + START_SECONDS).get("ready")

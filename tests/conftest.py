@@ -1,0 +1,78 @@
+"""What every test may lean on: an environment without settings from outside, a place for compiled kernels, a gateway."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _kernel_cache() -> Path:
+    """A folder that outlives the run, so that kernels are compiled once: var/ of the checkout, else the temporary folder."""
+    if os.access(ROOT, os.W_OK):
+        return ROOT / "var" / "numba-tests"
+    return Path(tempfile.gettempdir()) / f"palimpsest-numba-tests-{os.getuid()}"
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_kernel_cache()))  # before the first import of numba
+
+from gateway.bootstrap import Gateway, build  # noqa: E402
+from gateway.jobs import MemoryQueue  # noqa: E402
+from gateway.settings import Settings, load_settings  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the developer's own PALIMPSEST_*, REDIS_URL or DATABASE_URL."""
+    for name in list(os.environ):
+        if name.startswith("PALIMPSEST_") and name != "PALIMPSEST_REQUIRE_PEERS" or name in ("REDIS_URL", "DATABASE_URL"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Demo settings with a home of their own, and no watermark, so that a full test machine fails no test."""
+    return load_settings(home=tmp_path / "home", watermark_bytes=0)
+
+
+@pytest.fixture
+def memory_queue() -> MemoryQueue:
+    """The queue of the `gw` fixture."""
+    return MemoryQueue()
+
+
+@pytest.fixture
+def gw(settings: Settings, memory_queue: MemoryQueue) -> Iterator[Gateway]:
+    """A real gateway on SQLite and the file system; only the queue is the in-memory twin."""
+    gateway = build(settings, queue=memory_queue)
+    yield gateway
+    gateway.close()
+
+
+def database_kinds() -> list[str]:
+    """'sqlite', and 'postgresql' where TEST_DATABASE_URL names a server whose user may create databases."""
+    return ["sqlite", *(["postgresql"] if os.environ.get("TEST_DATABASE_URL") else [])]
+
+
+@pytest.fixture(params=database_kinds())
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database: a file, or a database made for this one test."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    server = sa.make_url(os.environ["TEST_DATABASE_URL"]).set(drivername="postgresql+psycopg")
+    name = f"palimpsest_{uuid.uuid4().hex}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as conn:
+        conn.execute(sa.text(f'CREATE DATABASE "{name}"'))
+    yield server.set(database=name).render_as_string(hide_password=False)
+    with admin.connect() as conn:
+        conn.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    admin.dispose()
