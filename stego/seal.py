@@ -9,7 +9,6 @@ compared first. All openers raise the one `SealError`, without cause or context.
 from __future__ import annotations
 
 import hmac
-import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,11 +94,6 @@ class Context:
             return None
 
 
-def new_data_key() -> bytes:
-    """Fresh 256-bit data key; one per object, never reused with another context."""
-    return os.urandom(KEY_BYTES)
-
-
 def derive(data_key: bytes, context: Context, info: str, n: int = 32) -> bytes:
     """HKDF-SHA256(data_key, salt = SHA-256(context.aad()), info = 'palimpsest/' + info), n bytes (RFC 5869)."""
     if len(data_key) != KEY_BYTES:
@@ -165,12 +159,14 @@ def open_side(
 def wrap_key(data_key: bytes, *, kek: bytes, kek_id: str) -> bytes:
     """Wrap a 32-byte data key: version, key id, salt, commitment, ciphertext, tag (98 bytes and the id).
 
-    A random salt gives each wrap its own AES key, so a KEK has no limit on the number of wraps.
+    The salt is a keyed hash of the data key: each data key gets an AES key of its own, so a KEK has no limit on the
+    number of wraps, and wrapping needs no randomness.
     """
     name = kek_id.encode("ascii")
     if len(data_key) != KEY_BYTES or len(kek) != KEY_BYTES or not 1 <= len(name) <= 64:
         raise ValueError("keys have 32 bytes, a key id 1 to 64 ASCII characters")
-    header = bytes([_WRAP_VERSION, len(name)]) + name + os.urandom(WRAP_SALT_BYTES)
+    header = bytes([_WRAP_VERSION, len(name)]) + name
+    header += _hkdf(kek, sha256(header).digest(), b"palimpsest/wrap-salt/v1" + data_key, WRAP_SALT_BYTES)
     key, commitment = _wrap_subkeys(kek, header)
     return header + commitment + _gcm_seal(key, data_key, header)
 

@@ -43,7 +43,7 @@ def image(seed: int) -> NDArray[np.uint16]:
 
 
 def sealed_object(seed: int) -> Object:
-    words, data_key = image(seed), seal.new_data_key()
+    words, data_key = image(seed), os.urandom(32)
     levels = choose_levels(split_words(words, FMT)[0])
     packed = pack_record(Record(patient_name=f"Doe^{seed}", source="stow"), signing_key=("sign-1", SECRET))
     nbits = 8 * seal.length_class(len(packed))

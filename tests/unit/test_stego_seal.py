@@ -179,9 +179,13 @@ def test_every_wrong_opening_of_a_wrap_is_the_same_refusal() -> None:
             refused(lambda flipped=flipped: seal.unwrap_key(bytes(flipped), find_kek=ring.__getitem__))
 
 
-def test_two_wraps_of_one_key_share_no_bytes_but_the_header() -> None:
-    one, two = (seal.wrap_key(KEY, kek=bytes(32), kek_id="kek-1") for _ in range(2))
-    assert one[:7] == two[:7] and one[7:23] != two[7:23] and one[23:] != two[23:]
+def test_wraps_of_two_keys_share_no_bytes_but_the_header() -> None:
+    """So no AES key ever seals two messages; one data key gives one wrap."""
+    one, two = (seal.wrap_key(key, kek=bytes(32), kek_id="kek-1") for key in (KEY, KEY[:-1] + b"x"))
+    assert one[:7] == two[:7] and one[7:23] != two[7:23] and one[23:55] != two[23:55] and one[55:] != two[55:]
+    assert one == seal.wrap_key(KEY, kek=bytes(32), kek_id="kek-1")
+    other_kek = seal.wrap_key(KEY, kek=b"k" * 32, kek_id="kek-1")
+    assert other_kek[7:23] != one[7:23] and other_kek[23:] != one[23:]
 
 
 def test_an_error_of_the_key_ring_is_not_hidden_as_a_refusal() -> None:
