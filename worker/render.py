@@ -40,7 +40,7 @@ def render(data: bytes, frame: int = 1, image_format: str = "png") -> bytes:
     _check(header, frame)
     try:
         shown = _displayed(_pixels(data, header, frame - 1), header, frame - 1)
-    except _FAILURES as error:
+    except (Unsupported, InvalidInstance, *_FAILURES) as error:
         raise Unsupported("not-renderable", "the pixel data cannot be shown") from error
     out = io.BytesIO()
     options = {"quality": JPEG_QUALITY} if image_format == "jpeg" else {"compress_level": 3}
@@ -73,14 +73,14 @@ def _count(header: Dataset, name: str) -> int:
 
 
 def _pixels(data: bytes, header: Dataset, index: int) -> npt.NDArray[Any]:
-    """Sample values of one frame; colour as RGB. Our own reader first, then pydicom for what we do not code."""
+    """Sample values of one frame, colour as RGB: by pydicom, which also shows what we do not code, else by our reader."""
     try:
+        return pixel_array(header, index=index)
+    except _FAILURES:
         source = open_pixels(read_object(data))
-        if source.fmt.samples == 1 and not source.spans.encapsulated:
-            return _values(source.frame(index), header)
-    except (Unsupported, InvalidInstance):
-        pass  # lossy, deflated, 32-bit: pydicom's decoders may still show it
-    return pixel_array(header, index=index)
+        if source.fmt.samples == 3 and source.photometric != "RGB":
+            raise
+        return _values(source.frame(index), header)
 
 
 def _values(words: npt.NDArray[Any], header: Dataset) -> npt.NDArray[Any]:
