@@ -144,7 +144,7 @@ def _rough_bits(index: NDArray[np.uint16]) -> float:
     near[:, 1:] += errors[:, :-1]
     near[1:, 1:] += errors[:-1, :-1]
     scale = near / 3.0 + 0.3
-    return float((np.log2(scale) + 0.7 * errors / scale).sum()) + rows * columns
+    return float((np.log2(scale) + 0.7 * errors / scale).sum()) + float(rows * columns)
 
 
 def med_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codec.bitplane import LevelTable, Words, choose_levels, join_words, split_words
+from codec.dual import decode_dual, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, read_header, write_header
 from codec.limits import DEFAULT_LIMITS, Limits
@@ -16,8 +17,10 @@ from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD, Plane, decode_standard, pack_bits, unpack_bits
 from codec.wire import Reader, put_crc
 
-ALL_CODERS: tuple[str, ...] = ("jpegls", "htj2k", "jxl", "raw")
-DEFAULT_EFFORT = 7
+ALL_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
+QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
+# JPEG XL's full effort is tried only where it could win: the most that it has been seen to gain over the quick one
+FULL_GAIN_GREY, FULL_GAIN_COLOUR = 0.05, 0.30
 
 
 @dataclass(frozen=True)
@@ -46,48 +49,80 @@ def encode_frame(
     levels: LevelTable | None = None,
     coders: Sequence[str] = ALL_CODERS,
     threads: int = 1,
-    effort: int = DEFAULT_EFFORT,
+    effort: int | None = None,
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
-    `levels` may be any superset of the levels used. `effort` is JPEG XL's. Raises UnsupportedFrame on a frame that the
-    format cannot hold and CodecError when no candidate reproduces the words.
+    `levels` may be any superset of the levels used. `effort` is JPEG XL's; None: quick, and full where the quick
+    result says that it might win. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when
+    no candidate reproduces the words.
     """
+    unknown = set(coders) - set(ALL_CODERS)
+    if unknown or not coders:
+        raise UnsupportedFrame(f"unknown coders {sorted(unknown)}")
     if words.size > DEFAULT_LIMITS.max_samples:
         raise UnsupportedFrame(f"{words.size} samples are above the limit of {DEFAULT_LIMITS.max_samples}")
     values, unused = split_words(words, fmt)
     table = choose_levels(values) if levels is None else levels
     kind = classify_unused(values, unused, fmt)
     header = Header(fmt, table, "raw", kind, unused if kind == UNUSED_STORED else None)
-    index = table.rank(values)
-    candidates: dict[str, bytes] = {}
-    for name, blob in _candidates(index, header, coders, effort):
-        candidates[name] = blob
-    lengths = {name: len(blob) for name, blob in candidates.items()}
-    for name in sorted(candidates, key=lambda name: lengths[name]):
-        if _proven(candidates[name], words, fmt, threads):
-            return EncodedFrame(candidates[name], name, lengths)
+    race = _Race(table.rank(values), header, threads)
+    for name in coders:
+        race.enter(name, effort)
+    for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
+        if _proven(race.blobs[name], words, fmt, threads):
+            lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
+            return EncodedFrame(race.blobs[name], name, lengths, race.details)
     raise CodecError("no candidate reproduces the frame")
 
 
-def _candidates(
-    index: NDArray[np.uint16], header: Header, coders: Sequence[str], effort: int
-) -> Iterator[tuple[str, bytes]]:
-    """Blobs of the wanted coders; a library codec that refuses the frame's shape is left out."""
-    small: Plane = index.astype(np.uint8) if header.levels.count <= 256 else index
-    for name in coders:
-        if name == "raw":
-            body = pack_bits(index, (header.levels.count - 1).bit_length())
+class _Race:
+    """The candidates of one frame. A library codec that refuses the frame's shape is left out."""
+
+    def __init__(self, index: NDArray[np.uint16], header: Header, threads: int) -> None:
+        self.index, self.header, self.threads = index, header, threads
+        self.small: Plane = index.astype(np.uint8) if header.levels.count <= 256 else index
+        self.blobs: dict[str, bytes] = {}
+        self.details: dict[str, int] = {}
+
+    def enter(self, name: str, effort: int | None) -> None:
+        """Code the frame by one coder and keep the blob."""
+        if name == "dual":
+            body, self.details = encode_dual(self.index, self.header.levels.count, self.threads)
+            self._keep(name, body)
+        elif name == "raw":
+            self._keep(name, _with_crc(pack_bits(self.index, (self.header.levels.count - 1).bit_length())))
+        elif name == "jxl":
+            self._library(name, QUICK_EFFORT if effort is None else effort)
+            if effort is None and self._full_may_win():
+                self._library(name, FULL_EFFORT)
         else:
-            try:
-                body = STANDARD[name].encode(small, effort)
-            except (RuntimeError, ValueError):
-                continue
-        out = bytearray(write_header(replace(header, coder=name)))
-        start = len(out)
-        out += body
-        put_crc(out, start)
-        yield name, bytes(out)
+            self._library(name, 0)
+
+    def _library(self, name: str, effort: int) -> None:
+        try:
+            body = STANDARD[name].encode(self.small, effort)
+        except (RuntimeError, ValueError):
+            return
+        self._keep(name, _with_crc(body))
+
+    def _keep(self, name: str, body: bytes) -> None:
+        blob = write_header(replace(self.header, coder=name)) + body
+        if name not in self.blobs or len(blob) < len(self.blobs[name]):
+            self.blobs[name] = blob
+
+    def _full_may_win(self) -> bool:
+        """Whether JPEG XL's full effort could beat the shortest candidate so far."""
+        if "jxl" not in self.blobs:
+            return False
+        gain = FULL_GAIN_GREY if self.index.ndim == 2 else FULL_GAIN_COLOUR
+        return len(self.blobs["jxl"]) * (1 - gain) < min(len(blob) for blob in self.blobs.values())
+
+
+def _with_crc(body: bytes) -> bytes:
+    out = bytearray(body)
+    put_crc(out, 0)
+    return bytes(out)
 
 
 def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int) -> bool:
@@ -101,23 +136,35 @@ def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int) -> bool:
 
 def decode_frame(blob: bytes, *, threads: int = 1, limits: Limits = DEFAULT_LIMITS) -> Frame:
     """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time."""
+
+    def dual(reader: Reader, shape: tuple[int, ...], count: int) -> NDArray[np.int32]:
+        return decode_dual(reader, shape, count, threads)
+
+    return decode_with(blob, dual, limits)
+
+
+DualDecoder = Callable[[Reader, tuple[int, ...], int], NDArray[np.int32]]
+
+
+def decode_with(blob: bytes, dual: DualDecoder, limits: Limits) -> Frame:
+    """Decode a blob; `dual` reads the dual coder's part (there are two implementations of that)."""
     reader = Reader(blob)
     header = read_header(reader, limits)
-    index = _decode_index(reader, header)
+    shape, count = header.fmt.shape, header.levels.count
+    if header.coder == "dual":
+        index = dual(reader, shape, count).astype(np.uint16)
+    else:
+        start = reader.position
+        body = bytes(reader.take(reader.left - 4))
+        reader.check_crc(start, "coded frame")
+        if header.coder == "raw":
+            index = unpack_bits(body, (count - 1).bit_length(), int(np.prod(shape))).reshape(shape)
+        else:
+            index = decode_standard(header.coder, body, shape)
+    if reader.left:
+        raise CorruptBitstream(f"{reader.left} bytes after the end")
     try:
         values = header.levels.value(index)
     except CodecError as error:
         raise CorruptBitstream("sample outside the frame's levels") from error
     return Frame(join_words(values, header.unused_bits(values), header.fmt), header.fmt, header.levels)
-
-
-def _decode_index(reader: Reader, header: Header) -> NDArray[np.uint16]:
-    """The level indices out of a standard coder's part."""
-    shape = header.fmt.shape
-    start = reader.position
-    body = bytes(reader.take(reader.left - 4))
-    reader.check_crc(start, "coded frame")
-    if header.coder == "raw":
-        bits = (header.levels.count - 1).bit_length()
-        return unpack_bits(body, bits, int(np.prod(shape))).reshape(shape)
-    return decode_standard(header.coder, body, shape)

@@ -16,7 +16,7 @@ GLOBAL_CONTEXTS = SIZE_BASE + 3 * NUMBER_CONTEXTS
 
 
 @kernel
-def sign_of(number: int) -> int:
+def sign_of(number: int) -> Any:
     """0, 1, 2 for negative, zero, positive."""
     return 1 + (number > 0) - (number < 0)
 

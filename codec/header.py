@@ -22,14 +22,13 @@ UNUSED_ZERO, UNUSED_SIGN, UNUSED_STORED = 0, 1, 2
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the coder's part. `direct`: the coder holds the stored words instead of level indices."""
+    """What stands before the coder's part."""
 
     fmt: PixelFormat
     levels: LevelTable
     coder: str
     unused_kind: int
     unused: NDArray[np.uint16] | None
-    direct: bool = False
 
     def unused_bits(self, values: NDArray[np.int32]) -> NDArray[np.uint16] | None:
         """The unused bits of the frame whose samples are `values` (None: all zero)."""
@@ -55,7 +54,6 @@ def write_header(header: Header) -> bytes:
         | (fmt.bits_allocated == 16) << 2
         | header.unused_kind << 3
         | (levels.table is not None) << 5
-        | header.direct << 6
     )
     out.append((fmt.bits_stored - 1) | fmt.high_bit << 4)
     out.append(CODERS.index(header.coder))
@@ -86,7 +84,7 @@ def read_header(reader: Reader, limits: Limits) -> Header:
         raise CorruptBitstream(f"bitstream version {version} is unknown")
     flags, layout, coder = reader.byte(), reader.byte(), reader.byte()
     unused_kind = flags >> 3 & 3
-    if flags >> 7 or unused_kind == 3 or coder >= len(CODERS):
+    if flags >> 6 or unused_kind == 3 or coder >= len(CODERS):
         raise CorruptBitstream("reserved flag or coder number")
     rows, columns = reader.varint(MAX_SIDE), reader.varint(MAX_SIDE)
     try:
@@ -103,13 +101,10 @@ def read_header(reader: Reader, limits: Limits) -> Header:
         raise CorruptBitstream("impossible pixel format") from error
     if rows * columns * fmt.samples > limits.max_samples:
         raise CorruptBitstream(f"frame of {rows} x {columns} is above the limit of {limits.max_samples} samples")
-    direct = bool(flags & 64)
-    if direct and (CODERS[coder] in ("dual", "raw") or unused_kind == UNUSED_STORED):
-        raise CorruptBitstream("words cannot be coded directly here")
     levels = _read_levels(reader, fmt, explicit=bool(flags & 32))
     unused = _read_unused(reader, fmt) if unused_kind == UNUSED_STORED else None
     reader.check_crc(start, "frame header")
-    return Header(fmt, levels, CODERS[coder], unused_kind, unused, direct)
+    return Header(fmt, levels, CODERS[coder], unused_kind, unused)
 
 
 def _read_levels(reader: Reader, fmt: PixelFormat, *, explicit: bool) -> LevelTable:

@@ -41,7 +41,7 @@ RAW_CHOICES = 5
 
 
 @kernel
-def log16(number: int) -> int:
+def log16(number: Any) -> Any:
     """About 16 log2(number) for 0 <= number < 2^28, from the table's leading 12 bits."""
     if number < 4096:
         return LOG2[number]
@@ -51,7 +51,7 @@ def log16(number: int) -> int:
 
 
 @kernel
-def logistic(offset: int, inverse: int) -> int:
+def logistic(offset: Any, inverse: Any) -> Any:
     """2^26 F((offset / 64) / scale), piecewise linear between table entries."""
     place = ((offset * inverse) >> 13) + (Z_LIMIT * Z_STEPS << 8)
     if place <= 0:
@@ -63,7 +63,7 @@ def logistic(offset: int, inverse: int) -> int:
 
 
 @kernel
-def cumulative(level: int, centre: Any, inverse: Any, share: Any) -> int:
+def cumulative(level: Any, centre: Any, inverse: Any, share: Any) -> Any:
     """Mixture mass below `level` (its lower bin edge), of about 2^26."""
     edge = (level << 6) - 32
     total = np.int64(0)
@@ -75,7 +75,7 @@ def cumulative(level: int, centre: Any, inverse: Any, share: Any) -> int:
 
 
 @kernel
-def class_of(activity: int, thresholds: Any) -> int:
+def class_of(activity: Any, thresholds: Any) -> Any:
     """Number of thresholds below the activity."""
     out = 0
     while out < thresholds.size and activity > thresholds[out]:
@@ -84,7 +84,7 @@ def class_of(activity: int, thresholds: Any) -> int:
 
 
 @kernel
-def predict(buf: Any, y: int, p: int, highest: int, thresholds: Any, taps: Any, sums: Any, out: Any) -> int:
+def predict(buf: Any, y: Any, p: Any, highest: Any, thresholds: Any, taps: Any, sums: Any, out: Any) -> Any:
     """The 14 predictions of the sample at buffer row y, column p (1/64 level) into `out`; returns the activity."""
     r0, r1, r2, r3, r4 = buf[y], buf[y - 1], buf[y - 2], buf[y - 3], buf[y - 4]
     w, n, nw, ne = np.int64(r0[p - 1]), np.int64(r1[p]), np.int64(r1[p - 1]), np.int64(r1[p + 1])
@@ -123,7 +123,7 @@ def predict(buf: Any, y: int, p: int, highest: int, thresholds: Any, taps: Any, 
 
 
 @kernel
-def blend(e0: Any, e1: Any, e2: Any, p: int, guess: Any, near: Any, logs: Any) -> int:
+def blend(e0: Any, e1: Any, e2: Any, p: Any, guess: Any, near: Any, logs: Any) -> Any:
     """Local errors of all 16 slots into `near` (sum of twelve, 1/16 level); the error-weighted mean prediction."""
     for i in range(16):
         near[i] = (
@@ -150,7 +150,7 @@ def blend(e0: Any, e1: Any, e2: Any, p: int, guess: Any, near: Any, logs: Any) -
 
 
 @kernel
-def update_shares(share: Any, mass: Any, total: int) -> None:
+def update_shares(share: Any, mass: Any, total: Any) -> None:
     """Move the components' weights towards their part in the sample just coded."""
     rough = (total >> 16) + 1
     if rough <= 16:
@@ -162,9 +162,9 @@ def update_shares(share: Any, mass: Any, total: int) -> None:
 
 
 @kernel
-def find_level(target: int, low: int, high: int, base: int, span: int, scale: int, start: int, step: int, raw: int,
-               centre: Any, inverse: Any, share: Any) -> int:  # fmt: skip
-    """The symbol whose slot interval holds `target`, in [low, high] (units of 2^raw levels), by widening and halving."""
+def find_level(target: Any, low: Any, high: Any, base: Any, span: Any, scale: Any, start: Any, step: Any, raw: Any,
+               centre: Any, inverse: Any, share: Any) -> Any:  # fmt: skip
+    """The symbol whose slots hold `target`, in [low, high] (units of 2^raw levels), by widening and halving."""
     bottom, top = low, high + 1  # cumulative(bottom) <= target < cumulative(top)
     probe = min(max(start, low + 1), high)
     while top - bottom > 1:
@@ -183,7 +183,7 @@ def find_level(target: int, low: int, high: int, base: int, span: int, scale: in
 
 
 @kernel
-def survey_sample(level: int, highest: int, bits: int, centre: Any, inverse: Any, share: Any, gains: Any) -> None:
+def survey_sample(level: Any, highest: Any, bits: Any, centre: Any, inverse: Any, share: Any, gains: Any) -> None:
     """Add to gains[k] what knowing x >> k saves of this sample, to gains[32 + r] the cost with r raw planes (bits)."""
     whole = cumulative(highest + 1, centre, inverse, share) - cumulative(0, centre, inverse, share) + highest + 1
     for k in range(1, bits):
@@ -199,8 +199,8 @@ def survey_sample(level: int, highest: int, bits: int, centre: Any, inverse: Any
 
 
 @kernel
-def code_sample(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, level: int, low: int, high: int, raw: int,
-                centre: Any, inverse: Any, share: Any, widest: int) -> int:  # fmt: skip
+def code_sample(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, level: Any, low: Any, high: Any, raw: Any,
+                centre: Any, inverse: Any, share: Any, widest: Any) -> Any:  # fmt: skip
     """Code one sample known to lie in [low, high]: the symbol level >> raw by the truncated law, then `raw` bits."""
     first, last = low >> raw, high >> raw
     symbol = level >> raw
@@ -252,7 +252,7 @@ def fresh_shares() -> Any:
 
 
 @kernel
-def scale_contexts(near: Any, guess: Any, mean: int, activity: int, west: int, north: int, out: Any) -> None:
+def scale_contexts(near: Any, guess: Any, mean: Any, activity: Any, west: Any, north: Any, out: Any) -> None:
     """The three scale contexts of a sample into `out`, and in out[3] which centre has lately been better (0..7)."""
     energy = min(log16(near[BLEND] + 4) >> 3, 31)
     spread = abs(guess[13] - mean) + abs(guess[8] - mean) + abs(guess[12] - mean)
@@ -267,7 +267,7 @@ def scale_contexts(near: Any, guess: Any, mean: int, activity: int, west: int, n
 
 
 @kernel
-def bias_context(buf: Any, y: int, p: int, mean: int, second: int, west: int, north: int, energy: int) -> int:
+def bias_context(buf: Any, y: Any, p: Any, mean: Any, second: Any, west: Any, north: Any, energy: Any) -> Any:
     """Texture (7 bits) and energy (4 bits) as the context of the bias."""
     r1 = buf[y - 1]
     context = (west > 0) | (north > 0) << 1 | (second > mean) << 2 | (np.int64(r1[p]) << 6 > mean) << 3
@@ -277,7 +277,7 @@ def bias_context(buf: Any, y: int, p: int, mean: int, second: int, west: int, no
 
 
 @kernel
-def learn(state: Any, context: Any, error: int) -> None:
+def learn(state: Any, context: Any, error: Any) -> None:
     """Move the mean errors of the three scale contexts towards `error` (1/512 level)."""
     for table in range(3):
         cell = state[table, context[table]]
@@ -286,7 +286,7 @@ def learn(state: Any, context: Any, error: int) -> None:
 
 
 @kernel
-def pad_row(buf: Any, y: int, columns: int, errors: Any) -> None:
+def pad_row(buf: Any, y: Any, columns: Any, errors: Any) -> None:
     """Fill the padding right of row y and left of the next row, and the padding of the row's errors."""
     for d in range(PAD):
         buf[y, PAD + columns + d] = buf[y, PAD + columns - 1]
@@ -298,8 +298,8 @@ def pad_row(buf: Any, y: int, columns: int, errors: Any) -> None:
 
 
 @kernel
-def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any, upper: Any, highest: int, k: int,
-               raw: int, thresholds: Any, taps: Any, gains: Any) -> None:  # fmt: skip
+def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any, upper: Any, highest: Any, k: Any,
+               raw: Any, thresholds: Any, taps: Any, gains: Any) -> None:  # fmt: skip
     """Code a tile in raster order, given G.
 
     `buf` int32[rows + TOP, columns + 2 PAD]: the tile inside its padding; its first TOP rows and the left padding of
@@ -331,7 +331,7 @@ def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any
             logsum = np.int64(0)
             for table in range(3):
                 logsum += log16(state[table, context[table], 0])
-            q = min(max(logsum // 6 - 28, SCALE_LOWEST), SCALE_HIGHEST)
+            q: Any = min(max(logsum // 6 - 28, SCALE_LOWEST), SCALE_HIGHEST)
             for s in range(WIDTHS):
                 inverse[s] = INVERSE_SCALE[q + SCALE_OFFSETS[s]]
             share = shares[(q >> 3) * 8 + context[3]]
@@ -360,7 +360,7 @@ def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any
 
 
 @kernel
-def mark_sample(level: int, row: Any, guess: Any, mean: int, centre: Any, inverse: Any, share: Any, mass: Any) -> None:
+def mark_sample(level: Any, row: Any, guess: Any, mean: Any, centre: Any, inverse: Any, share: Any, mass: Any) -> None:
     """Record the errors of all predictions of a known sample and update the components' weights."""
     exact = level << 6
     for i in range(PREDICTORS):

@@ -15,6 +15,7 @@ from codec.tables import PAD, TOP
 
 TILE_SAMPLES = 1 << 18
 SURVEY_SAMPLES = 24_000
+SPLIT_LOSS = 0.0005  # share of the code length given up to have a global part at all
 RAW_LOSS = 0.0005  # share of the code length that leaving planes unmodelled may cost
 NO_WORDS = np.zeros(0, np.uint32)
 # samples up to -> (numbers of classes to try, precision)
@@ -105,12 +106,14 @@ def count_global(plane: NDArray[np.int32], highest: int) -> tuple[float, int]:
 
 
 def _choose_split(parts: list[NDArray[np.int32]], highest: int, bits: int, gains: NDArray[np.float64]) -> int:
-    """The k with the least code length of G plus L given G; from the top down, until it is clearly worse."""
-    best_k, best = bits, 0.0
+    """The k with the least code length of G plus L given G; from the top down, until it is clearly worse.
+
+    Of splits that cost the same within SPLIT_LOSS the one with the larger global part.
+    """
+    extra = {bits: 0.0}
     for k in range(bits - 1, 0, -1):
-        total = sum(count_global(part >> k, highest >> k)[0] for part in parts) - float(gains[k])
-        if total < best:
-            best_k, best = k, total
-        elif total > best + 0.02 * float(gains[32]):
+        extra[k] = sum(count_global(part >> k, highest >> k)[0] for part in parts) - float(gains[k])
+        if extra[k] > min(extra.values()) + 0.02 * float(gains[32]):
             break
-    return best_k
+    allowed = min(extra.values()) + SPLIT_LOSS * float(gains[32])
+    return min(k for k, cost in extra.items() if cost <= allowed)

@@ -47,7 +47,7 @@ def transfer(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, start: int
 
 
 @kernel
-def code_bit(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, model: Any, context: int, bit: int) -> int:
+def code_bit(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, model: Any, context: int, bit: int) -> Any:
     """One adaptive binary decision. `model` int64[n, 3]: fast estimate, slow estimate (of 65536), count."""
     fast = model[context, 0]
     slow = model[context, 1]
@@ -70,7 +70,7 @@ NUMBER_CONTEXTS = NUMBER_UNARY + 40  # contexts that code_number uses from its b
 
 
 @kernel
-def code_number(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, model: Any, base: int, number: int) -> int:
+def code_number(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, model: Any, base: int, number: int) -> Any:
     """A number >= 0: up to 12 unary decisions, then Elias gamma of the rest + 1 (at most 20 bits, else failure)."""
     for step in range(NUMBER_UNARY):
         if not code_bit(io, words, starts, freqs, cost, model, base + step, 1 if number > step else 0):

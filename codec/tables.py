@@ -1,4 +1,4 @@
-"""The integer tables of the dual coder. docs/bitstream.md, section 6, gives the formula of each; a test pins their CRCs.
+"""The integer tables of the dual coder. docs/bitstream.md gives the formulas; a test pins their CRCs.
 
 Every entry is a real number rounded to the nearest integer; none lies close to a half, so that any platform's double
 precision gives the same integers (the test checks the margin).
@@ -34,7 +34,7 @@ def real_log2(number: int) -> float:
 
 def real_weight(distance: int) -> float:
     """Blend weight at `distance` sixteenths of an octave above the least error: 65536 / ratio^4."""
-    return 65536.0 * 2.0 ** (-distance / 4)
+    return 65536.0 * math.pow(2.0, -distance / 4)
 
 
 def real_logistic(place: int) -> float:
@@ -44,12 +44,12 @@ def real_logistic(place: int) -> float:
 
 def real_inverse_scale(q: int) -> float:
     """2^20 over the scale 2^(q/8) / 64."""
-    return float(1 << 26) / 2.0 ** (q / 8)
+    return float(1 << 26) / math.pow(2.0, q / 8)
 
 
 def real_first_error(half_octave: int) -> float:
     """First mean error (1/512 level) of a context whose neighbours' summed error is 2^(i/2) (1/16 level)."""
-    return 2.0 ** (half_octave / 2) * 16.0 / 3.0 + 1.0
+    return math.pow(2.0, half_octave / 2) * 16.0 / 3.0 + 1.0
 
 
 def _round(values: list[float]) -> NDArray[np.int64]:
