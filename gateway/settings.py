@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         default=(), description="comma-separated AE titles; empty: any in the demo profile, none in production"
     )
     max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
-    max_pdu: int = Field(default=0, ge=0, description="bytes; 0: unlimited (PS3.8 D.1), best with chunked receive")
+    max_pdu: int = Field(default=0, ge=0, description="bytes announced (PS3.8 D.1); 0: the listener's choice, 1 MiB")
     max_object_bytes: int = Field(default=8 * GIB, ge=1, description="bytes; more is refused while it arrives")
     network_timeout_seconds: float = Field(default=60.0, gt=0, description="idle, never whole-exchange")
 

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Awaitable, Callable
+
 import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
@@ -45,6 +48,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 NO_STORE = "no-store"
+STOP_GRACE_SECONDS = 10
 
 
 class SecurityHeaders:
@@ -82,17 +86,21 @@ def create_app(gateway: Gateway) -> FastAPI:
             include_in_schema=False,
         )
     problems.install(app)
-    app.add_exception_handler(PalimpsestError, _to_login(app.exception_handlers[PalimpsestError]))
+    app.add_exception_handler(PalimpsestError, _to_login(problems.palimpsest_error))
     app.add_middleware(SecurityHeaders)
     return app
 
 
-def _to_login(otherwise):  # type: ignore[no-untyped-def]
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
+
+
+def _to_login(otherwise: ErrorHandler) -> ErrorHandler:
     """A browser without a valid token is led to the form; everything else gets the problem."""
 
-    async def handler(request: Request, error: PalimpsestError) -> Response:
+    async def handler(request: Request, error: Exception) -> Response:
+        status = getattr(error, "http_status", 500)
         page = request.method == "GET" and request.url.path == COOKIE_PATH
-        if page and error.http_status in (401, 403) and "text/html" in request.headers.get("accept", ""):
+        if page and status in (401, 403) and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse(COOKIE_PATH + "/login", 303)
         return await otherwise(request, error)
 
@@ -100,7 +108,10 @@ def _to_login(otherwise):  # type: ignore[no-untyped-def]
 
 
 def run_api(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT, let requests under way end for some seconds, and return."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after its shutdown; a stop that was asked for is not a failure.
+        signal.signal(number, lambda _number, _frame: None)
     uvicorn.run(
         create_app(build(settings)),
         host=settings.http_host,
@@ -108,8 +119,7 @@ def run_api(settings: Settings) -> None:
         log_config=None,  # ours is configured; uvicorn's access log would hold UIDs and queries
         access_log=False,
         server_header=False,
-        date_header=True,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
 
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from gateway.errors import PalimpsestError, Unavailable
 from service.multipart import MultipartError
 
-__all__ = ["HttpProblem", "install", "problem_response"]
+__all__ = ["HttpProblem", "install", "palimpsest_error", "problem_response"]
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -47,7 +47,8 @@ def problem_response(
     return JSONResponse(body, status, headers, MEDIA_TYPE)
 
 
-async def _ours(request: Request, error: Exception) -> Response:
+async def palimpsest_error(request: Request, error: Exception) -> Response:
+    """The answer to one of our own errors: its problem, with Retry-After or WWW-Authenticate where they belong."""
     assert isinstance(error, PalimpsestError)
     body = error.problem()
     headers = _headers(error)
@@ -86,7 +87,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Install the handlers; every answer from 400 up is then application/problem+json."""
-    app.add_exception_handler(PalimpsestError, _ours)
+    app.add_exception_handler(PalimpsestError, palimpsest_error)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(MultipartError, _multipart)
     app.add_exception_handler(Exception, _unexpected)

@@ -13,7 +13,7 @@ from gateway.bootstrap import Gateway
 from service.access import Handler, RouteSpec, principal_of
 from service.media import accepts
 from service.qido import RETURNED, Query, parse_query, to_dicom_json
-from service.stow import DICOM_JSON, instance_url
+from service.stow_answer import DICOM_JSON, instance_url
 from service.trail import record
 
 __all__ = ["ROUTES"]

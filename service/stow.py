@@ -6,15 +6,16 @@ for an instance means what it means for C-STORE, because both doors call `gatewa
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from gateway.accept import accept_instance
 from gateway.blobs import storage_errors
@@ -25,35 +26,19 @@ from gateway.uids import UID, parse_uid
 from service.access import RouteSpec, principal_of
 from service.media import DICOM, accepts
 from service.multipart import MultipartError, PartBegin, PartData, PartEnd, RelatedParser, parse_media_type
-from service.problems import HttpProblem, problem_response
+from service.problems import HttpProblem
+from service.stow_answer import DICOM_JSON, Outcome, answer, instance_url
 from service.trail import refused
 
-__all__ = ["ROUTES", "Outcome", "StoreRequest", "answer"]
+__all__ = ["ROUTES", "StoreRequest"]
 
-DICOM_JSON = "application/dicom+json"
 #: Bytes gathered before a thread takes them: one hop a mebibyte instead of one per network read.
 BATCH_BYTES = 1 << 20
 SPACE_CHECK_BYTES = 16 << 20
 MEDIUM_PRIORITY = 5
 UNEXPECTED_FAILURE = 0x0110  # PS3.7 C.5.11: processing failure
-PRIVATE_CREATOR = "PALIMPSEST STORE 1"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one part. `failure` is 0 or the Failure Reason (0008,1197); UIDs are '' where the part did not
-    tell them.
-    """
-
-    failure: int = 0
-    http_status: int = 200
-    reason: str = ""
-    sop_class: str = ""
-    sop_instance: str = ""
-    study: str = ""
-    series: str = ""
 
 
 @dataclass
@@ -192,57 +177,6 @@ def _outcome(seen: Peek | None, failure: int = 0, status: int = 200, reason: str
     )
 
 
-def answer(outcomes: list[Outcome], url: Callable[..., str]) -> Response:
-    """The Store Instances response (PS3.18 10.5.3): 200 all stored, 202 some, 409 none; 413 or 507 when that was the
-    one reason.
-    """
-    failed = [outcome for outcome in outcomes if outcome.failure]
-    if failed and len(failed) == len(outcomes):
-        statuses = {outcome.http_status for outcome in failed}
-        if len(statuses) == 1 and (status := statuses.pop()) in (413, 503, 507):
-            headers = {"Retry-After": "60"} if status != 413 else None
-            return problem_response(status, failed[0].reason, "No instance was stored.", headers=headers)
-    status = 200 if not failed else 202 if len(failed) < len(outcomes) else 409
-    return JSONResponse(_body(outcomes, url), status, media_type=DICOM_JSON)
-
-
-def _body(outcomes: list[Outcome], url: Callable[..., str]) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    stored = [_stored_item(outcome, url) for outcome in outcomes if not outcome.failure]
-    failed = [_failed_item(outcome) for outcome in outcomes if outcome.failure and outcome.sop_instance]
-    other = [_failed_item(outcome) for outcome in outcomes if outcome.failure and not outcome.sop_instance]
-    studies = {outcome.study for outcome in outcomes if outcome.study and not outcome.failure}
-    if len(studies) == 1:
-        body["00081190"] = {"vr": "UR", "Value": [url(studies.pop())]}
-    for tag, items in (("00081198", failed), ("00081199", stored), ("0008119A", other)):
-        if items:
-            body[tag] = {"vr": "SQ", "Value": items}
-    return body
-
-
-def _stored_item(outcome: Outcome, url: Callable[..., str]) -> dict[str, Any]:
-    item = _reference(outcome)
-    if outcome.study and outcome.series:
-        item["00081190"] = {"vr": "UR", "Value": [url(outcome.study, outcome.series, outcome.sop_instance)]}
-    return item
-
-
-def _failed_item(outcome: Outcome) -> dict[str, Any]:
-    item = _reference(outcome) if outcome.sop_instance else {}
-    item["00081197"] = {"vr": "US", "Value": [outcome.failure]}
-    # The standard has no text here; a private element names the reason for people and for `palimpsest send`.
-    item["00090010"] = {"vr": "LO", "Value": [PRIVATE_CREATOR]}
-    item["00091001"] = {"vr": "LO", "Value": [outcome.reason]}
-    return item
-
-
-def _reference(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "00081150": {"vr": "UI", "Value": [outcome.sop_class]},
-        "00081155": {"vr": "UI", "Value": [outcome.sop_instance]},
-    }
-
-
 def _parser_for(request: Request) -> RelatedParser | None:
     media = parse_media_type(request.headers.get("content-type", ""))
     if media.essence == DICOM:
@@ -278,23 +212,27 @@ async def store(request: Request) -> Response:
 
 
 async def _receive(request: Request, job: StoreRequest) -> None:
+    """Feed the body to `job` in batches, in worker threads; the idle timeout is on each read, never on the whole."""
+    idle = job.gateway.settings.network_timeout_seconds
+    chunks = aiter(request.stream())
     batch = bytearray()
-    async for chunk in request.stream():
-        batch += chunk
-        if len(batch) >= BATCH_BYTES:
-            await run_in_threadpool(job.feed, bytes(batch))
-            batch.clear()
+    try:
+        while True:
+            async with asyncio.timeout(idle):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            batch += chunk
+            if len(batch) >= BATCH_BYTES:
+                await run_in_threadpool(job.feed, bytes(batch))
+                batch.clear()
+    except TimeoutError:
+        raise HttpProblem(408, "idle-timeout", "The body stopped arriving.") from None
+    except ClientDisconnect:
+        raise HttpProblem(400, "client-disconnected", "The client went away.") from None
     if batch:
         await run_in_threadpool(job.feed, bytes(batch))
     await run_in_threadpool(job.close)
-
-
-def instance_url(base: str, study: str, series: str = "", instance: str = "") -> str:
-    """The WADO-RS URL of a study, series or instance."""
-    url = f"{base}/dicomweb/studies/{study}"
-    if series:
-        url += f"/series/{series}"
-    return url + (f"/instances/{instance}" if instance else "")
 
 
 ROUTES: tuple[RouteSpec, ...] = (

@@ -9,9 +9,14 @@ import hashlib
 import json
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +37,7 @@ from gateway.bootstrap import Gateway, build
 from gateway.errors import Unavailable
 from gateway.instance import State
 from gateway.jobs import MemoryQueue
-from gateway.settings import Destination, load_settings
+from gateway.settings import Destination, child_environment, load_settings
 from gateway.tokens import mint_token
 from service.access import COOKIE, PUBLIC, RULES
 from service.api import create_app
@@ -47,6 +52,19 @@ pytestmark = [
 CT = Path(get_testdata_file("CT_small.dcm", download=False))
 RELATED = 'multipart/related; type="application/dicom"; boundary=B'
 ROLES = ("clinician", "admin", "auditor", "service")
+
+
+WAIT_SECONDS = 20.0
+
+
+def until(condition: Callable[[], Any]) -> bool:
+    """Wait for something that another thread or process does; False if it never came."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())
 
 
 class AnsweringQueue(MemoryQueue):
@@ -430,17 +448,21 @@ def test_metadata_and_rendered(web: TestClient, gateway: Gateway) -> None:
 # --- QIDO-RS and a client that is not ours -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def served(gateway: Gateway) -> Iterator[str]:
+@contextmanager
+def serving(gateway: Gateway) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(create_app(gateway), port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 20
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert until(lambda: server.started)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
-    thread.join(timeout=20)
+    thread.join(timeout=WAIT_SECONDS)
+
+
+@pytest.fixture
+def served(gateway: Gateway) -> Iterator[str]:
+    with serving(gateway) as base:
+        yield base
 
 
 def test_dicomweb_client_unmodified(served: str, gateway: Gateway) -> None:
@@ -499,6 +521,62 @@ def test_paging_and_warning(web: TestClient, gateway: Gateway) -> None:
     assert pages[0].json()[0]["00081190"]["Value"][0].startswith("http://testserver/dicomweb/studies/")
     bad = web.get("/dicomweb/studies?Nonsense=1", headers=headers)
     assert (bad.status_code, bad.json()["reason"]) == (400, "unknown-attribute")
+
+
+def test_a_client_that_goes_away_leaves_no_file(served: str, gateway: Gateway) -> None:
+    address = httpx.URL(served)
+    body = related(instance())
+    token = bearer(gateway, "service")["Authorization"]
+    lines = ["POST /dicomweb/studies HTTP/1.1", "Host: x", f"Authorization: {token}", f"Content-Type: {RELATED}"]
+    request = "\r\n".join([*lines, f"Content-Length: {len(body) + 2_000_000}", "", ""]).encode()
+    with socket.create_connection((address.host, address.port or 80)) as peer:
+        peer.sendall(request + body[:-5000] + b"x" * 1_200_000)  # more than a batch: a file was begun
+        assert until(lambda: incoming(gateway))
+    assert until(lambda: not incoming(gateway))
+    assert gateway.index.counts().total == 0
+
+
+def test_a_body_that_stops_is_a_408(tmp_path: Path) -> None:
+    settings = load_settings(home=tmp_path / "idle", watermark_bytes=1, network_timeout_seconds=0.2)
+    gateway = build(settings, queue=MemoryQueue())
+
+    def stalling() -> Iterator[bytes]:
+        yield related(instance())[:5000]
+        time.sleep(1.0)
+
+    with serving(gateway) as base:
+        headers = {**bearer(gateway, "service"), "Content-Type": RELATED}
+        answer = httpx.post(f"{base}/dicomweb/studies", content=stalling(), headers=headers, timeout=20)
+    assert (answer.status_code, answer.json()["reason"]) == (408, "idle-timeout")
+    assert incoming(gateway) == []
+    gateway.close()
+
+
+def test_the_process_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = load_settings(home=tmp_path / "process", http_port=port, watermark_bytes=1)
+    env = {
+        **child_environment(settings),
+        "PALIMPSEST_WATERMARK_BYTES": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "service.api"], env=env, stderr=subprocess.DEVNULL)
+    try:
+
+        def alive() -> bool:
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        assert until(alive)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=WAIT_SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 # --- running it --------------------------------------------------------------------------------------------------

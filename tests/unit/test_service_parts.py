@@ -1,0 +1,279 @@
+"""Smaller parts of the service: problems, tokens, access rules, transfer syntax order, bounded receive."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jwt
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom._uid_dict import UID_dictionary
+
+from gateway import errors
+from gateway.tokens import Role, TokenRefused, mint_token, verify_token
+from service import api, problems
+from service.access import PUBLIC, RULES, guard_for
+from service.listener_receive import SPACE_CHECK_BYTES, BoundedFile, ReceiveLimits
+from service.listener_store import MAX_COMMENT, store_status
+from service.listener_syntax import KNOWN_SYNTAXES, LOSSLESS, LOSSY, REFERENCED, UNCOMPRESSED, rank, sort_syntaxes
+from service.multipart import MultipartError
+from service.stow_answer import Outcome, answer
+
+SERVICE = Path(api.__file__).parent
+
+
+# --- problems ----------------------------------------------------------------------------------------------------
+
+
+def every_error() -> list[type[errors.PalimpsestError]]:
+    found, waiting = [], [errors.PalimpsestError]
+    while waiting:
+        kind = waiting.pop()
+        found.append(kind)
+        waiting += kind.__subclasses__()
+    return found
+
+
+def answering(error: Exception) -> Any:
+    app = FastAPI()
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    problems.install(app)
+    return TestClient(app, raise_server_exceptions=False).get("/")
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_every_error_has_its_status_and_problem(kind: type[errors.PalimpsestError]) -> None:
+    got = answering(kind("some-reason", "A sentence."))
+    assert got.status_code == kind.http_status
+    assert got.headers["content-type"] == "application/problem+json"
+    body = got.json()
+    assert (body["status"], body["reason"], body["detail"]) == (kind.http_status, "some-reason", "A sentence.")
+    assert body["type"] == "urn:palimpsest:problem:some-reason" and body["title"]
+    assert ("retry-after" in got.headers) == issubclass(kind, errors.Unavailable)
+    assert ("www-authenticate" in got.headers) == (kind.http_status == 401)
+
+
+def test_other_errors_are_problems_too_and_say_nothing() -> None:
+    got = answering(MultipartError("truncated", "the body ends before its closing delimiter"))
+    assert (got.status_code, got.json()["reason"]) == (400, "multipart-truncated")
+    got = answering(KeyError("Doe^John"))
+    assert (got.status_code, got.json()["reason"]) == (500, "internal-error")
+    assert "Doe" not in got.text
+
+
+# --- tokens and rules --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gateway() -> Any:
+    keys = SimpleNamespace(token_key=lambda: ("token-1", b"k" * 32))
+    return SimpleNamespace(keys=keys, settings=SimpleNamespace(token_ttl_seconds=60))
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_token_says_who_and_in_which_role(gateway: Any, role: Role) -> None:
+    principal = verify_token(gateway, mint_token(gateway, role, "dr.house@ward-3"))
+    assert (principal.subject, principal.role) == ("dr.house@ward-3", role)
+
+
+@pytest.mark.parametrize(
+    ("role", "subject", "ttl", "reason"),
+    [
+        ("root", "a", None, "unknown-role"), ("admin", "", None, "bad-subject"), ("admin", "a b", None, "bad-subject"),
+        ("admin", "a" * 65, None, "bad-subject"), ("admin", "a", 0, "bad-ttl"), ("admin", "a", 1e9, "bad-ttl"),
+    ],
+)  # fmt: skip
+def test_tokens_that_are_not_minted(gateway: Any, role: str, subject: str, ttl: Any, reason: str) -> None:
+    with pytest.raises(errors.PolicyRefused) as caught:
+        mint_token(gateway, role, subject, ttl)
+    assert caught.value.reason == reason
+
+
+def forged(key: bytes = b"k" * 32, algorithm: str = "HS256", kid: str = "token-1", **claims: Any) -> str:
+    base = {"iss": "palimpsest", "aud": "palimpsest", "sub": "x", "role": "admin", "iat": 1, "exp": 1 << 40, "jti": "j"}
+    merged = {name: value for name, value in {**base, **claims}.items() if value is not None}
+    return jwt.encode(merged, key if algorithm != "none" else "", algorithm=algorithm, headers={"kid": kid})
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (forged(exp=1000), "token-expired"),
+        (forged(key=b"x" * 32), "token-invalid"),
+        (forged(kid="token-0"), "token-invalid"),
+        (forged(algorithm="none"), "token-invalid"),
+        (forged(algorithm="HS512", key=b"k" * 64), "token-invalid"),
+        (forged(aud="other"), "token-invalid"),
+        (forged(iss="other"), "token-invalid"),
+        (forged(role="root"), "token-invalid"),
+        (forged(role=None), "token-invalid"),
+        (forged(exp=None), "token-invalid"),
+        (forged(sub=None), "token-invalid"),
+        (forged(jti=None), "token-invalid"),
+        ("", "token-invalid"),
+        ("a.b.c", "token-invalid"),
+        ("ü", "token-invalid"),
+    ],
+)
+def test_tokens_that_are_refused(gateway: Any, token: str, reason: str) -> None:
+    with pytest.raises(TokenRefused) as caught:
+        verify_token(gateway, token)
+    assert caught.value.reason == reason
+
+
+def test_a_route_without_a_rule_cannot_be_built() -> None:
+    with pytest.raises(KeyError):
+        guard_for("GET", "/secret")
+    assert guard_for("GET", "/healthz").roles == PUBLIC
+    assert not any(Role.ADMIN in roles for (_, path), roles in RULES.items() if path.startswith("/dicomweb"))
+
+
+# --- what the room may know --------------------------------------------------------------------------------------
+
+
+def test_the_service_imports_no_other_room_and_keeps_pynetdicom_in_the_listener() -> None:
+    for path in SERVICE.glob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        tops = {name.split(".")[0] for name in names}
+        assert not tops & {"worker", "codec", "stego", "torch", "numba", "celery", "palimpsest"}, path.name
+        assert "pynetdicom" not in tops or path.name.startswith("listener"), path.name
+
+
+def test_importing_the_api_does_no_work_and_loads_no_heavy_library() -> None:
+    heavy = ("torch", "numba", "imagecodecs", "pynetdicom", "worker", "codec", "stego")
+    code = f"import sys, service.api; print([n for n in {heavy!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SERVICE.parent, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+# --- transfer syntaxes -------------------------------------------------------------------------------------------
+
+NOT_FOR_STORAGE = {
+    "1.2.840.10008.1.2.6.1",  # MIME
+    "1.2.840.10008.1.2.6.2",  # XML
+    "1.2.840.10008.1.20",  # Papyrus 3
+}
+
+
+def test_every_transfer_syntax_of_ps36_has_a_rank() -> None:
+    known = {uid for uid, entry in UID_dictionary.items() if entry[1] == "Transfer Syntax"}
+    assert known - set(KNOWN_SYNTAXES) == NOT_FOR_STORAGE
+    assert len(set(KNOWN_SYNTAXES)) == len(KNOWN_SYNTAXES)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([*KNOWN_SYNTAXES, "1.2.3.private", "1.2.3.other"]), unique=True, max_size=12),
+    st.integers(),
+)
+def test_the_order_never_depends_on_the_proposer(proposed: list[str], seed: int) -> None:
+    ordered = sort_syntaxes(proposed)
+    shuffled = random.Random(seed).sample(proposed, len(proposed))
+    assert [rank(uid) for uid in sort_syntaxes(shuffled)] == [rank(uid) for uid in ordered]
+    assert sorted(ordered) == sorted(proposed)
+    groups = (UNCOMPRESSED, LOSSLESS, LOSSY, REFERENCED)
+    places = [next((n for n, group in enumerate(groups) if uid in group), len(groups)) for uid in ordered]
+    assert places == sorted(places)
+
+
+# --- receiving ---------------------------------------------------------------------------------------------------
+
+
+def bounded(path: Path, limit: int = 1000, space: Any = lambda: None) -> BoundedFile:
+    inner = tempfile.NamedTemporaryFile(dir=path, delete=False)  # noqa: SIM115  closed by the test
+    return BoundedFile(inner, ReceiveLimits(limit, 60, space))  # type: ignore[arg-type]
+
+
+def test_a_file_within_its_bound_is_written_as_it_came(tmp_path: Path) -> None:
+    file = bounded(tmp_path)
+    for piece in (b"a" * 400, b"", b"b" * 600):
+        assert file.write(piece) == len(piece)
+        file.file.flush()
+    file.finish()
+    assert Path(file.name).read_bytes() == b"a" * 400 + b"b" * 600
+    assert file.refused is None
+    file.close()
+
+
+def test_above_the_bound_the_file_is_cut_to_nothing(tmp_path: Path) -> None:
+    file = bounded(tmp_path)
+    for _ in range(50):
+        assert file.write(b"x" * 100) == 100
+    file.finish()
+    file.close()
+    assert file.refused is not None and file.refused.reason == "object-too-large"
+    assert Path(file.name).stat().st_size == 0
+
+
+def test_space_is_looked_at_while_receiving(tmp_path: Path) -> None:
+    looks = itertools.count()
+
+    def space() -> None:
+        if next(looks) == 2:
+            raise errors.OutOfResources("watermark")
+
+    file = bounded(tmp_path, limit=1 << 40, space=space)
+    for _ in range(3):
+        file.write(bytes(SPACE_CHECK_BYTES))
+    file.close()
+    assert file.refused is not None and file.refused.reason == "watermark"
+    assert Path(file.name).stat().st_size == 0
+
+
+def test_a_disk_that_cannot_be_written_is_a_refusal_not_a_crash(tmp_path: Path) -> None:
+    file = bounded(tmp_path)
+
+    def full(data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    file._inner.write = full  # type: ignore[method-assign]
+    assert file.write(b"abc") == 3
+    file.close()
+    assert file.refused is not None and file.refused.dimse_status == 0xA700
+
+
+def test_a_status_has_a_short_comment() -> None:
+    status = store_status(0xA900, "x" * 200)
+    assert (status.Status, len(status.ErrorComment)) == (0xA900, MAX_COMMENT)
+    assert "ErrorComment" not in store_status(0)
+
+
+# --- the answer of STOW-RS ---------------------------------------------------------------------------------------
+
+STORED = Outcome(sop_class="1.2", sop_instance="1.2.3", study="1.5", series="1.6")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        ([STORED], 200),
+        ([STORED, Outcome(0xC000, 400, "not-part10")], 202),
+        ([Outcome(0xC000, 400, "not-part10")], 409),
+        ([Outcome(0xA700, 507, "watermark"), Outcome(0xA700, 507, "watermark")], 507),
+        ([Outcome(0xA700, 413, "object-too-large")], 413),
+        ([Outcome(0xA700, 503, "database-unavailable")], 503),
+        ([Outcome(0xA700, 507, "watermark"), Outcome(0xC000, 400, "not-part10")], 409),
+        ([STORED, Outcome(0xA700, 507, "watermark")], 202),
+    ],
+)
+def test_the_status_of_a_store_request(outcomes: list[Outcome], status: int) -> None:
+    got = answer(outcomes, lambda *uids: "/".join(uids))
+    assert got.status_code == status
+    assert ("retry-after" in got.headers) == (status in (503, 507))
