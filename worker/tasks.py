@@ -144,7 +144,7 @@ TASKS: dict[str, TaskSpec] = {
 def register(app: Celery, runtime: Runtime) -> None:
     """Register every task with the application."""
     for name, spec in TASKS.items():
-        app.task(name=name)(_edge(runtime, name, spec))
+        app.task(name=name, shared=False)(_edge(runtime, name, spec))
 
 
 def _edge(runtime: Runtime, name: str, spec: TaskSpec) -> Callable[..., Reply]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from gateway.accept import accept_instance
+from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import IntegrityError, LeaseLost, NotFound, OutOfResources, Unavailable
 from gateway.instance import Form, State
@@ -76,8 +79,6 @@ def archived_bytes(gw: Gateway, instance_id: int) -> bytes:
 
 
 def events(gw: Gateway, instance_id: int) -> list[str]:
-    from gateway.audit import tail
-
     return [event["event"] for event in reversed(tail(gw.index)) if event["instance_id"] == instance_id]
 
 
@@ -126,7 +127,7 @@ def other_object() -> VerifyReport:
 
 
 def other_bytes() -> VerifyReport:
-    digest = __import__("hashlib").sha256(received("CT_small.dcm")).hexdigest()
+    digest = sha256(received("CT_small.dcm")).hexdigest()
     return VerifyReport(True, recorded_sha256=digest, sha256="1" * 64)
 
 
@@ -151,9 +152,7 @@ def test_a_failed_proof_quarantines_the_candidate_and_the_original_goes_on_whole
     assert "quarantined" in events(gw, instance_id)
 
 
-def test_an_unproven_passthrough_never_reaches_the_archive_and_waits_for_a_person(
-    gw: Gateway, prover: Prover
-) -> None:
+def test_an_unproven_passthrough_never_reaches_the_archive_and_waits_for_a_person(gw: Gateway, prover: Prover) -> None:
     instance_id = take_in(gw, "rtplan.dcm")
     prover.verdicts = [damaged()]
     with pytest.raises(IntegrityError, match="did not restore") as caught:
@@ -171,7 +170,9 @@ def test_a_file_that_kills_its_workers_goes_on_whole_without_the_codec(
 ) -> None:
     instance_id = take_in(gw, "CT_small.dcm")
     for crash in range(gw.settings.max_attempts):
-        assert gw.index.claim(instance_id, f"dead-{crash}", -1.0) is not None  # claimed, then killed: the lease runs out
+        assert (
+            gw.index.claim(instance_id, f"dead-{crash}", -1.0) is not None
+        )  # claimed, then killed: the lease runs out
 
     def explode(*_: Any, **__: Any) -> Candidate:
         raise AssertionError("the codec was touched")
@@ -208,10 +209,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 def test_a_kill_between_any_two_steps_costs_nothing(
     gw: Gateway, prover: Prover, monkeypatch: pytest.MonkeyPatch, owner: str, name: str
 ) -> None:
-    module, _, cls = owner.rpartition(".")
+    module, _, name_of_class = owner.rpartition(".")
+    target = getattr(import_module(module), name_of_class)
     instance_id = take_in(gw, "CT_small.dcm")
     with monkeypatch.context() as patched:
-        kill_after(patched, getattr(__import__(module, fromlist=[cls]), cls), name)
+        kill_after(patched, target, name)
         with pytest.raises(KeyboardInterrupt):
             process_instance(gw, prover, instance_id, "dead-1")
     expire_lease(gw, instance_id)

@@ -1,0 +1,224 @@
+"""Giving back, in every state from Success on, and the task edges that answer the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from shutil import copyfile
+from typing import Any
+
+import pytest
+from celery import Celery
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from gateway.accept import accept_instance
+from gateway.bootstrap import Gateway
+from gateway.errors import IntegrityError, InvalidInstance, NotFound, Unavailable
+from gateway.jobs import QUEUE_OF, MemoryQueue
+from gateway.settings import Settings
+from worker import retrieve
+from worker.delivery import forward_instance
+from worker.indexing import index_instance
+from worker.pipeline import process_instance
+from worker.retrieve import original_bytes, retrieve_failure
+from worker.sweep import release_spool
+from worker.tasks import TASKS, Runtime, register
+from worker.verify import VerifyReport, check_envelope
+
+
+class Prover:
+    def __init__(self, gw: Gateway) -> None:
+        self._gw = gw
+
+    def check(self, envelope: bytes) -> VerifyReport:
+        return check_envelope(envelope, self._gw.keys)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    monkeypatch.setattr("gateway.bootstrap.CeleryQueue", lambda _: MemoryQueue())
+    made = Runtime(Settings(home=tmp_path, watermark_bytes=0), "unit")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gw(runtime: Runtime) -> Gateway:
+    return runtime.gw
+
+
+def take_in(gw: Gateway, name: str = "CT_small.dcm") -> int:
+    incoming = gw.spool.incoming()
+    copyfile(str(get_testdata_file(name, download=False)), incoming)
+    return accept_instance(gw, incoming, source="stow", calling_ae="TEST").row.id
+
+
+def release(gw: Gateway, instance_id: int) -> None:
+    index_instance(gw, instance_id)
+    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    for row in gw.index.forwards(instance_id):
+        forward_instance(gw, row.id, "test-1")
+    assert release_spool(gw) == 1
+    assert not gw.spool.exists(gw.index.get(instance_id).digest)
+
+
+def cached(gw: Gateway, reply: dict[str, Any]) -> bytes:
+    data = (gw.settings.cache_dir / reply["path"]).read_bytes()
+    assert (sha256(data).hexdigest(), len(data)) == (reply["sha256"], reply["size"])
+    return data
+
+
+def received(name: str) -> bytes:
+    return Path(str(get_testdata_file(name, download=False))).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "rtplan.dcm"])
+def test_the_original_comes_from_the_spool_and_later_from_the_archive(gw: Gateway, name: str) -> None:
+    instance_id = take_in(gw, name)
+    assert cached(gw, retrieve.retrieve(gw, instance_id, "original")) == received(name)
+    release(gw, instance_id)
+    assert original_bytes(gw, gw.index.get(instance_id)) == received(name)
+
+
+def test_a_released_compressed_image_comes_back_with_every_pixel(gw: Gateway) -> None:
+    instance_id = take_in(gw, "MR_small_RLE.dcm")
+    release(gw, instance_id)
+    reply = retrieve.retrieve(gw, instance_id, "original")
+    cached(gw, reply)
+    restored = dcmread(gw.settings.cache_dir / reply["path"])
+    original = dcmread(str(get_testdata_file("MR_small_RLE.dcm", download=False)))
+    assert (restored.pixel_array == original.pixel_array).all()
+    assert restored.PatientName == original.PatientName
+    assert reply["sha256"] == gw.index.facts(instance_id)["restored_sha256"]
+
+
+def test_equal_requests_are_made_once(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance_id = take_in(gw)
+    first = retrieve.retrieve(gw, instance_id, "original")
+    monkeypatch.setattr(retrieve, "original_bytes", lambda *_: pytest.fail("made twice"))
+    assert retrieve.retrieve(gw, instance_id, "original") == first
+
+
+def test_metadata_before_and_after_indexing_is_the_same(gw: Gateway) -> None:
+    instance_id = take_in(gw)
+    before = json.loads(retrieve._metadata(gw, gw.index.get(instance_id)))
+    index_instance(gw, instance_id)
+    after = json.loads(cached(gw, retrieve.retrieve(gw, instance_id, "metadata")))
+    assert after == before
+    assert after["00100010"]["Value"] == [{"Alphabetic": "CompressedSamples^CT1"}]
+
+
+@pytest.mark.parametrize(("kind", "magic"), [("rendered:png:1", b"\x89PNG"), ("rendered:jpeg:1", b"\xff\xd8")])
+def test_a_rendered_frame(gw: Gateway, kind: str, magic: bytes) -> None:
+    assert cached(gw, retrieve.retrieve(gw, take_in(gw), kind)).startswith(magic)
+
+
+@pytest.mark.parametrize("kind", ["", "originals", "rendered:png:0", "rendered:gif:1", "rendered:png:1\n", "../x"])
+def test_a_kind_that_is_none_is_refused(gw: Gateway, kind: str) -> None:
+    with pytest.raises(InvalidInstance):
+        retrieve.retrieve(gw, take_in(gw), kind)
+
+
+def test_a_damaged_archive_object_gives_no_pixels_but_an_alert(gw: Gateway) -> None:
+    instance_id = take_in(gw)
+    release(gw, instance_id)
+    path = gw.settings.archive_dir / str(gw.index.get(instance_id).archive_key)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError) as caught:
+        retrieve.retrieve(gw, instance_id, "original")
+    reply = retrieve_failure(gw, instance_id, caught.value)
+    assert (reply["error"], reply["status"]) == ("digest-mismatch", 500)
+    assert [alert.kind for alert in gw.index.alerts()] == ["retrieve-integrity"]
+
+
+def test_a_damaged_spool_file_is_replaced_by_the_archive(gw: Gateway) -> None:
+    instance_id = take_in(gw)
+    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    row = gw.index.get(instance_id)
+    gw.spool.path(row.digest).write_bytes(b"rotten")
+    assert original_bytes(gw, row) == received("CT_small.dcm")
+
+
+def test_what_is_nowhere_is_not_found(gw: Gateway) -> None:
+    instance_id = take_in(gw)
+    gw.spool.remove(gw.index.get(instance_id).digest)
+    with pytest.raises(NotFound):
+        retrieve.retrieve(gw, instance_id, "original")
+
+
+# --- the task edges ---
+
+
+@pytest.fixture
+def app(runtime: Runtime) -> Celery:
+    made = Celery("unit", set_as_current=False)
+    register(made, runtime)
+    return made
+
+
+def test_every_message_the_gateway_sends_has_its_task(app: Celery) -> None:
+    assert set(TASKS) == set(QUEUE_OF)
+    assert set(TASKS) <= set(app.tasks)
+
+
+def test_the_encode_task_carries_an_instance_through_a_real_proving_process(app: Celery, gw: Gateway) -> None:
+    instance_id = take_in(gw)
+    assert app.tasks["palimpsest.encode"](instance_id) == {"state": "ARCHIVED"}
+    assert app.tasks["palimpsest.encode"](instance_id) == {"state": "not-claimed"}
+
+
+def test_an_error_in_a_task_is_recorded_and_told_without_its_text(
+    app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def explode(*_: Any) -> str:
+        raise RuntimeError("Doe^John 1.2.3")
+
+    instance_id = take_in(gw)
+    gw.index.claim(instance_id, "unit-x", 0.0)
+    monkeypatch.setattr("worker.pipeline.build_candidate", explode)
+    assert app.tasks["palimpsest.encode"](instance_id) == {"error": "internal-error"}
+    row = gw.index.get(instance_id)
+    assert (row.last_error, row.lease_owner, row.attempts) == ("internal-error", None, 2)
+    assert all("Doe" not in record.getMessage() for record in caplog.records)
+
+
+def test_a_database_that_is_away_leaves_the_task_edge_quiet(
+    app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise Unavailable("database-unavailable")
+
+    instance_id = take_in(gw)
+    for name in ("claim", "get", "release_claim"):
+        monkeypatch.setattr(type(gw.index), name, away)
+    assert app.tasks["palimpsest.encode"](instance_id) == {"error": "database-unavailable"}
+
+
+def test_a_retrieval_that_fails_answers_with_a_problem(app: Celery, gw: Gateway) -> None:
+    reply = app.tasks["palimpsest.retrieve"](404, "original")
+    assert (reply["error"], reply["status"]) == ("unknown-instance", 404)
+    reply = app.tasks["palimpsest.retrieve"](take_in(gw), "nonsense")
+    assert reply["error"] == "bad-kind"
+
+
+def test_a_forward_that_breaks_gives_its_row_back(
+    app: Celery, runtime: Runtime, gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance_id = take_in(gw)
+    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    [row] = gw.index.forward_add(instance_id, ["gone"])
+    assert app.tasks["palimpsest.forward"](row.id) == {"delivered": 0}
+
+    def explode(_: Gateway, forward_id: int, owner: str) -> int:
+        assert gw.index.forward_claim(forward_id, owner, 60.0) is not None
+        raise RuntimeError("broken")
+
+    gw.index.forward_replay(row.id, "admin")
+    monkeypatch.setattr("worker.tasks.forward_instance", explode)
+    assert app.tasks["palimpsest.forward"](row.id) == {"error": "internal-error"}
+    [row] = gw.index.forwards(instance_id)
+    assert (row.state, row.lease_owner) == ("WAITING", None)
