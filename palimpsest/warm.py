@@ -1,20 +1,34 @@
 """Compile every kernel that a worker needs into NUMBA_CACHE_DIR: `python -m palimpsest.warm`.
 
-Tiny frames of each kind go through the codec once, both ways. With a warm cache this takes seconds.
+Tiny frames of each kind go through the codec, and small sample files through the whole way of an object (decoders of
+compressed input, codec, carrier, seal, and back), with a key ring that is thrown away. With a warm cache: seconds.
 """
 
 from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from codec.frame import decode_frame, encode_frame
 from codec.pixelformat import PixelFormat
+from gateway.keys import KeyRing
+from palimpsest.samples import packaged_files
+from worker.candidate import build_candidate
+from worker.identity import Provenance
+from worker.restore import restore
 
 SIZE = 48
 KINDS = ((8, 8, False, 1), (16, 12, False, 1), (16, 16, True, 1), (8, 8, False, 3))
+OBJECTS = (
+    "CT_small.dcm", "SC_rgb_small_odd.dcm", "MR_small_RLE.dcm", "MR_small_jpeg_ls_lossless.dcm", "SC_rgb_jpeg_gdcm.dcm",
+    "MR_small_jp2klossless.dcm",
+)  # fmt: skip
 
 
-def warm() -> None:
+def warm_frames() -> None:
     """Encode and decode one small frame per pixel format. Raises what the codec raises: then it is broken."""
     ramp = np.add.outer(np.arange(SIZE), np.arange(SIZE))
     for allocated, stored, signed, samples in KINDS:
@@ -27,5 +41,19 @@ def warm() -> None:
             raise AssertionError("the codec does not give a frame back")
 
 
+def warm_objects() -> None:
+    """Take small sample files all the way and back; prints what became of each."""
+    files = packaged_files()
+    facts = Provenance(datetime.now(UTC).isoformat(), "dimse", "WARM_UP", "warm-up")
+    with tempfile.TemporaryDirectory(prefix="palimpsest-warm-") as folder:
+        ring = KeyRing.load_or_create(Path(folder, "keys"))
+        for name in OBJECTS:
+            if name in files:
+                candidate = build_candidate(files[name].read_bytes(), facts, ring)
+                restored = restore(candidate.envelope, ring)
+                print(name, candidate.form, candidate.coder or candidate.reason, f"exact={restored.exact}", flush=True)
+
+
 if __name__ == "__main__":
-    warm()
+    warm_frames()
+    warm_objects()
