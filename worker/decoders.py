@@ -17,7 +17,7 @@ from codec.bitplane import Words
 from codec.pixelformat import PixelFormat
 from gateway.errors import Unsupported
 from worker.codestream import CodestreamError, Declared, read_jpeg, read_jpeg2000
-from worker.jpeg2000_t800 import J2kError, decode_reversible
+from worker.jpeg2000_t800 import J2kError, J2kUnsupported, decode_reversible
 from worker.jpegls_t87 import JpegLSError
 from worker.jpegls_t87 import decode as decode_t87
 from worker.rle import RLEError, decode_rle
@@ -111,7 +111,7 @@ def find_pair(syntax: str) -> Pair:
 def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> Words:
     """Words of one frame as a native file would hold them (fmt.dtype, fmt.shape).
 
-    Raises Unsupported: ``undecodable``, ``codestream-header``, ``decoders-disagree``.
+    Raises Unsupported: ``undecodable``, ``one-decoder``, ``codestream-header``, ``decoders-disagree``.
     """
     declared = _declared(data, pair, fmt)
     first = _samples(pair.first, data, fmt, declared)
@@ -142,6 +142,8 @@ def _samples(decoder: Decoder, data: bytes, fmt: PixelFormat, declared: Declared
     """uint16 bit patterns, shape fmt.shape; negative numbers in two's complement of 16 bits."""
     try:
         found = decoder(data, fmt, declared)
+    except J2kUnsupported as error:
+        raise Unsupported("one-decoder", "only one decoder takes this codestream") from error
     except _FAILURES as error:
         raise Unsupported("undecodable", "a decoder refuses the frame") from error
     if found.dtype.kind not in "ui" or found.size != fmt.rows * fmt.columns * fmt.samples:
