@@ -10,21 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec import color
+from codec.dualformat import RADIUS, Plan, TileJob, Words, decode_index
 from codec.errors import CorruptBitstream
-from codec.fit import Predictors
 from codec.globalpath import code_global
 from codec.localpath import code_local
-from codec.plan import NO_WORDS, Plan, count_global, make_plan, padded
+from codec.plan import NO_WORDS, count_global, make_plan, padded
 from codec.rans import ENCODE, FAILED, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
 from codec.sideinfo import code_coefficients
 from codec.tables import PAD, TAPS, TOP
 from codec.wire import Reader, put_crc, put_signed, put_varint
 
-MAX_SETS = 12
-MAX_WORDS = 1 << 28
-MAX_ACTIVITY = 5 << 17
 NO_GAINS = np.zeros(0, np.float64)
-RADIUS = np.array([min(2, max(-row, abs(column)) - 1) for row, column in TAPS], np.int64)
 T = TypeVar("T")
 Done = TypeVar("Done")
 
@@ -123,100 +119,38 @@ def _encode_tile(tile: NDArray[np.int32], highest: int, plan: Plan) -> NDArray[n
     return words
 
 
-def decode_dual(reader: Reader, shape: tuple[int, ...], count: int, threads: int) -> NDArray[np.int32]:
-    """Level indices (int32, `shape`) from the dual coder's part, which ends where `reader` ends."""
-    start = reader.position
-    if len(shape) == 2:
-        return decode_plane(reader, start, (shape[0], shape[1]), count - 1, lambda job: decode_tiles(job, threads))
-    return decode_colour(reader, shape, count, lambda job: decode_tiles(job, threads))
+class KernelEngine:
+    """The fast decoder: numba kernels, tiles spread over `threads` threads."""
 
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
 
-class TileJob:
-    """Everything needed to decode the tiles of one plane: parameters and, per tile, (first row, anchor, words)."""
-
-    def __init__(self, shape: tuple[int, int], highest: int, plan: Plan) -> None:
-        self.shape, self.highest, self.plan = shape, highest, plan
-        self.tiles: list[tuple[int, int, NDArray[np.uint32]]] = []
-
-
-TileDecoder = Callable[[TileJob], NDArray[np.int32]]
-
-
-def decode_colour(reader: Reader, shape: tuple[int, ...], count: int, decoder: TileDecoder) -> NDArray[np.int32]:
-    """Three planes and the inverse colour transform."""
-    start = reader.position
-    kind = reader.byte()
-    if kind >= len(color.TRANSFORMS):
-        raise CorruptBitstream("unknown colour transform")
-    planes = []
-    for _ in range(3):
-        low, span = reader.signed(1 << 17), reader.varint((1 << 17) - 1)
-        plane = decode_plane(reader, start, (shape[0], shape[1]), span, decoder)
-        planes.append(plane + np.int32(low))
-        start = reader.position
-    index = color.inverse((planes[0], planes[1], planes[2]), kind)
-    if int(index.min()) < 0 or int(index.max()) >= count:
-        raise CorruptBitstream("sample outside the frame's levels")
-    return index
-
-
-def decode_plane(
-    reader: Reader, start: int, shape: tuple[int, int], highest: int, decoder: TileDecoder
-) -> NDArray[np.int32]:
-    """One plane (int32, `shape`): parameters, tiles, and `decoder` for the samples."""
-    if highest == 0:
-        reader.check_crc(start, "plane")
-        return np.zeros(shape, np.int32)
-    job = TileJob(shape, highest, _read_plan(reader, start, shape[0], highest))
-    for first in range(0, shape[0], job.plan.tile_rows):
-        start = reader.position
-        anchor, size = reader.varint(highest), reader.varint(MAX_WORDS)
-        words = np.frombuffer(reader.take(4 * size), "<u4").astype(np.uint32)
-        reader.check_crc(start, "tile")
-        job.tiles.append((first, anchor, words))
-    plane = decoder(job)
-    if int(plane.max()) > highest:
-        raise CorruptBitstream("sample outside the plane's range")
-    return plane
-
-
-def _read_plan(reader: Reader, start: int, rows: int, highest: int) -> Plan:
-    """A plane's parameters, checked against their CRC before they are used."""
-    split, tile_rows, layout = reader.byte(), reader.varint(rows), reader.byte()
-    k, raw, sets, precision = split & 31, split >> 5, layout & 15, layout >> 4
-    if not 1 <= k <= highest.bit_length() or raw > k or tile_rows == 0 or sets > MAX_SETS or precision > 4:
-        raise CorruptBitstream("plane parameters out of range")
-    thresholds, last = [], -1
-    for _ in range(max(0, sets - 2)):
-        last += 1 + reader.varint(MAX_ACTIVITY)
-        thresholds.append(last)
-    words = np.zeros(0, np.uint32)
-    if sets:
-        words = np.frombuffer(reader.take(4 * reader.varint(1 << 12)), "<u4").astype(np.uint32)
-    reader.check_crc(start, "plane header")
-    taps = np.zeros((sets, len(TAPS)), np.int32)
-    if sets:
+    def taps(self, words: Words, sets: int) -> NDArray[np.int32]:
+        """See Engine."""
+        taps = np.zeros((sets, len(TAPS)), np.int32)
         io, cost = np.zeros(IO_FIELDS, np.int64), np.zeros(1, np.float64)
         open_stream(io, words)
         code_coefficients(io, words, NO_WORDS, NO_WORDS, cost, taps, RADIUS)
         if not closed(io, words):
             raise CorruptBitstream("predictor coefficients are damaged")
-        taps = np.clip(taps.astype(np.int64) << precision, -32767, 32767).astype(np.int32)
-    return Plan(k, raw, tile_rows, precision, Predictors(np.array(thresholds, np.int64), taps))
+        return taps
+
+    def tiles(self, job: TileJob) -> NDArray[np.int32]:
+        """See Engine."""
+        out = np.empty(job.shape, np.int32)
+
+        def work(tile: tuple[int, int, int, Words]) -> bool:
+            first, rows, anchor, words = tile
+            return _decode_tile(out[first : first + rows], anchor, words, job.highest, job.plan)
+
+        if not all(_over_tiles(work, job.tiles, self._threads)):
+            raise CorruptBitstream("tile does not end where it should")
+        return out
 
 
-def decode_tiles(job: TileJob, threads: int) -> NDArray[np.int32]:
-    """All tiles of a plane with the numba kernels."""
-    out = np.empty(job.shape, np.int32)
-
-    def work(item: tuple[int, int, NDArray[np.uint32]]) -> bool:
-        first, anchor, words = item
-        rows = min(job.plan.tile_rows, job.shape[0] - first)
-        return _decode_tile(out[first : first + rows], anchor, words, job.highest, job.plan)
-
-    if not all(_over_tiles(work, job.tiles, threads)):
-        raise CorruptBitstream("tile does not end where it should")
-    return out
+def decode_dual(reader: Reader, shape: tuple[int, ...], count: int, threads: int) -> NDArray[np.int32]:
+    """Level indices (int32, `shape`) from the dual coder's part, by the kernels."""
+    return decode_index(reader, shape, count, KernelEngine(threads))
 
 
 def _decode_tile(out: Any, anchor: int, words: NDArray[np.uint32], highest: int, plan: Plan) -> bool:

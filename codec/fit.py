@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.dualformat import Predictors
 from codec.localpath import class_of
 from codec.rans import kernel
 from codec.tables import PAD, TAPS, TOP
@@ -16,14 +16,6 @@ SAMPLES = 120_000  # enough for 7 x 35 unknowns; more costs time and gains nothi
 TAP_ROW = np.array([row for row, _ in TAPS], np.int64)
 TAP_COLUMN = np.array([column for _, column in TAPS], np.int64)
 UNKNOWNS = len(TAPS)
-
-
-@dataclass(frozen=True)
-class Predictors:
-    """Least-squares predictors: activity thresholds (int64, increasing) and taps int32[0, 1 or classes + 1, 35]."""
-
-    thresholds: NDArray[np.int64]
-    taps: NDArray[np.int32]
 
 
 NO_PREDICTORS = Predictors(np.zeros(0, np.int64), np.zeros((0, UNKNOWNS), np.int32))

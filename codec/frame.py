@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.bitplane import LevelTable, Words, choose_levels, join_words, split_words
-from codec.dual import decode_dual, encode_dual
+from codec.bitplane import LevelTable, Words, choose_levels, split_words
+from codec.blob import Frame, decode_with
+from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
-from codec.header import UNUSED_STORED, Header, classify_unused, read_header, write_header
+from codec.header import UNUSED_STORED, Header, classify_unused, write_header
 from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
-from codec.standard import STANDARD, Plane, decode_standard, pack_bits, unpack_bits
-from codec.wire import Reader, put_crc
+from codec.standard import STANDARD, Plane, pack_bits
+from codec.wire import put_crc
 
 ALL_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
@@ -31,15 +32,6 @@ class EncodedFrame:
     coder: str
     lengths: dict[str, int]
     details: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A decoded frame: stored words (C order, fmt.dtype, fmt.shape), its format and its level table."""
-
-    words: Words
-    fmt: PixelFormat
-    levels: LevelTable
 
 
 def encode_frame(
@@ -137,34 +129,4 @@ def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int) -> bool:
 def decode_frame(blob: bytes, *, threads: int = 1, limits: Limits = DEFAULT_LIMITS) -> Frame:
     """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time."""
 
-    def dual(reader: Reader, shape: tuple[int, ...], count: int) -> NDArray[np.int32]:
-        return decode_dual(reader, shape, count, threads)
-
-    return decode_with(blob, dual, limits)
-
-
-DualDecoder = Callable[[Reader, tuple[int, ...], int], NDArray[np.int32]]
-
-
-def decode_with(blob: bytes, dual: DualDecoder, limits: Limits) -> Frame:
-    """Decode a blob; `dual` reads the dual coder's part (there are two implementations of that)."""
-    reader = Reader(blob)
-    header = read_header(reader, limits)
-    shape, count = header.fmt.shape, header.levels.count
-    if header.coder == "dual":
-        index = dual(reader, shape, count).astype(np.uint16)
-    else:
-        start = reader.position
-        body = bytes(reader.take(reader.left - 4))
-        reader.check_crc(start, "coded frame")
-        if header.coder == "raw":
-            index = unpack_bits(body, (count - 1).bit_length(), int(np.prod(shape))).reshape(shape)
-        else:
-            index = decode_standard(header.coder, body, shape)
-    if reader.left:
-        raise CorruptBitstream(f"{reader.left} bytes after the end")
-    try:
-        values = header.levels.value(index)
-    except CodecError as error:
-        raise CorruptBitstream("sample outside the frame's levels") from error
-    return Frame(join_words(values, header.unused_bits(values), header.fmt), header.fmt, header.levels)
+    return decode_with(blob, KernelEngine(threads), limits)

@@ -29,14 +29,16 @@ from codec.tables import (
     Z_STEPS,
 )
 
-CENTRES, WIDTHS = 3, 5
-COMPONENTS = CENTRES * WIDTHS
+CENTRES, WIDTHS, SPIKES = 3, 5, 4
+LAWS = CENTRES * WIDTHS
+COMPONENTS = LAWS + SPIKES
+FIRST_SPIKE = 200
 PREDICTORS = 14
 FINAL, BLEND = 15, 14  # slots of the final and the blended prediction among the errors
 ERROR_CAP = 1 << 20
 BIAS_WINDOW, BIAS_PRIOR = 128, 8
 SCALE_MEMORY = 60
-SHARE_RATE, SHARE_FLOOR = 4, 32
+SHARE_RATE, SHARE_FLOOR = 3, 32
 RAW_CHOICES = 5
 
 
@@ -71,6 +73,9 @@ def cumulative(level: Any, centre: Any, inverse: Any, share: Any) -> Any:
         offset = edge - centre[c]
         for s in range(WIDTHS):
             total += share[c * WIDTHS + s] * logistic(offset, inverse[s])
+    for j in range(SPIKES):
+        if edge > centre[CENTRES + j]:
+            total += share[LAWS + j] << 26
     return total >> 16
 
 
@@ -244,9 +249,10 @@ def fresh_contexts() -> Any:
 @kernel
 def fresh_shares() -> Any:
     """First weights of the components: int64[32 x 8, 15]."""
-    shares = np.zeros((256, COMPONENTS), np.int64)
-    for place in range(256):
-        for j in range(COMPONENTS):
+    shares = np.zeros((768, COMPONENTS), np.int64)
+    shares[:] = FIRST_SPIKE
+    for place in range(768):
+        for j in range(LAWS):
             shares[place, j] = FIRST_SHARES[j % WIDTHS]
     return shares
 
@@ -274,6 +280,15 @@ def bias_context(buf: Any, y: Any, p: Any, mean: Any, second: Any, west: Any, no
     context |= (np.int64(buf[y, p - 1]) << 6 > mean) << 4 | (np.int64(r1[p + 1]) << 6 > mean) << 5
     context |= ((2 * np.int64(r1[p]) - np.int64(buf[y - 2, p])) << 6 > mean) << 6
     return context | (energy >> 1) << 7
+
+
+@kernel
+def flatness(buf: Any, y: Any, p: Any) -> Any:
+    """0: W and N differ; 1: they are equal; 2: W, N, NW and NE are all equal."""
+    w, n = buf[y, p - 1], buf[y - 1, p]
+    if w != n:
+        return 0
+    return 2 if n == buf[y - 1, p - 1] and n == buf[y - 1, p + 1] else 1
 
 
 @kernel
@@ -313,7 +328,7 @@ def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any
     errors = np.zeros((3, columns + 2 * PAD, 16), np.int32)
     signed = np.zeros((2, columns + 2 * PAD), np.int64)
     guess, near, logs = np.zeros(16, np.int64), np.zeros(16, np.int64), np.zeros(16, np.int64)
-    centre, inverse = np.zeros(CENTRES, np.int64), np.zeros(WIDTHS, np.int64)
+    centre, inverse = np.zeros(CENTRES + SPIKES, np.int64), np.zeros(WIDTHS, np.int64)
     mass, context = np.zeros(COMPONENTS, np.int64), np.zeros(5, np.int64)
     state, shares, bias = fresh_contexts(), fresh_shares(), np.zeros((2048, 2), np.int64)
     for row in range(rows):
@@ -327,14 +342,15 @@ def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any
             scale_contexts(near, guess, mean, activity, s0[p - 1], s1[p], context)
             cell = bias[bias_context(buf, y, p, mean, guess[13], s0[p - 1], s1[p], context[4])]
             centre[0] = min(max(mean + cell[0] // (cell[1] + BIAS_PRIOR), 0), highest << 6)
-            centre[1], centre[2] = guess[13], mean
+            centre[1], centre[2], centre[3], centre[4] = guess[13], mean, guess[0], guess[1]
+            centre[5], centre[6] = guess[3], np.int64(buf[y - 1, p - 1]) << 6
             logsum = np.int64(0)
             for table in range(3):
                 logsum += log16(state[table, context[table], 0])
             q: Any = min(max(logsum // 6 - 28, SCALE_LOWEST), SCALE_HIGHEST)
             for s in range(WIDTHS):
                 inverse[s] = INVERSE_SCALE[q + SCALE_OFFSETS[s]]
-            share = shares[(q >> 3) * 8 + context[3]]
+            share = shares[((q >> 3) * 8 + context[3]) * 3 + flatness(buf, y, p)]
             level = np.int64(buf[y, p])
             if gains.size:
                 survey_sample(level, highest, k, centre, inverse, share, gains)
@@ -374,4 +390,8 @@ def mark_sample(level: Any, row: Any, guess: Any, mean: Any, centre: Any, invers
             part = logistic(offset + 64, inverse[s]) - logistic(offset, inverse[s])
             mass[c * WIDTHS + s] = share[c * WIDTHS + s] * part
             total += share[c * WIDTHS + s] * part
+    for j in range(SPIKES):
+        part = share[LAWS + j] << 26 if exact == centre[CENTRES + j] else 0
+        mass[LAWS + j] = part
+        total += part
     update_shares(share, mass, total)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.fit import Predictors, fit_predictors
+from codec.dualformat import Plan, Predictors
+from codec.fit import fit_predictors
 from codec.globalpath import code_global
 from codec.localpath import RAW_CHOICES, code_local
 from codec.rans import COUNT, IO_FIELDS, MODE, SYMBOL
@@ -26,17 +25,6 @@ CLASS_CHOICES = (
     (1 << 20, (6,), 0),
     (1 << 62, (8,), 0),
 )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a plane is coded. `precision`: taps are multiples of 2^precision."""
-
-    k: int
-    raw: int
-    tile_rows: int
-    precision: int
-    predictors: Predictors
 
 
 def padded(plane: NDArray[np.int32], anchor: int) -> NDArray[np.int32]:
