@@ -126,7 +126,7 @@ def _pixels_if_known_uid(gw: Gateway, found: Peek, stored: StoredFile, path: Pat
     The served row's own digest is filled in from the spool if its index task has not come to it yet.
     """
     served = gw.index.by_sop(found.sop_instance_uid)
-    if served is None or served.digest == stored.digest:
+    if served is None or served.dataset_digest == stored.dataset_digest:
         return None
     if served.pixel_digest is None and gw.spool.exists(served.digest):
         earlier = pixel_digest(gw.spool.path(served.digest))

@@ -87,7 +87,11 @@ def append(conn: Connection, event: AuditEvent, now: float) -> int:
 
 def verify(database: Database, head_path: Path | None = None) -> AuditReport:
     """Walk the whole chain, and compare it with the head kept outside, if there is one."""
-    previous, expected_seq, hashes_at = GENESIS, 1, _kept_head(head_path)
+    previous, expected_seq = GENESIS, 1
+    try:
+        hashes_at = _kept_head(head_path)
+    except (ValueError, KeyError, TypeError):
+        return AuditReport(False, 0, GENESIS, "the head kept outside the database cannot be read")
     for row in _rows(database):
         if row["seq"] != expected_seq:
             return AuditReport(False, expected_seq - 1, previous, "events are missing or out of order", expected_seq)

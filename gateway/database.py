@@ -153,8 +153,6 @@ def _translated() -> Iterator[None]:
     """Driver errors become ours; their texts are dropped, for they quote parameters (patient data)."""
     try:
         yield
-    except ConstraintError:
-        raise IntegrityError("constraint", "the database refused a row that contradicts another") from None
     except DBAPIError as error:
         raise _translate(error) from None
     except (PoolTimeout, OSError) as error:
@@ -167,4 +165,6 @@ def _translate(error: DBAPIError) -> PalimpsestError:
         return OutOfResources("database-full", "no space left for the database")
     if "append-only" in str(error.orig):
         return IntegrityError("audit-append-only", "the audit trail cannot be changed")
+    if isinstance(error, ConstraintError):
+        return IntegrityError("constraint", "the database refused a row that contradicts another")
     return Unavailable("database-unavailable", f"the database did not answer ({type(error.orig).__name__})")

@@ -1,4 +1,4 @@
-"""What every test may lean on: an environment without settings from outside, a place for compiled kernels, a gateway."""
+"""What every test may lean on: no settings from outside, a place for compiled kernels, a gateway, an empty database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _kernel_cache() -> Path:
-    """A folder that outlives the run, so that kernels are compiled once: var/ of the checkout, else the temporary folder."""
+    """A folder that outlives the run, so that kernels are compiled once: in the checkout, else the temporary folder."""
     if os.access(ROOT, os.W_OK):
         return ROOT / "var" / "numba-tests"
     return Path(tempfile.gettempdir()) / f"palimpsest-numba-tests-{os.getuid()}"
@@ -32,7 +32,8 @@ from gateway.settings import Settings, load_settings  # noqa: E402
 def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the developer's own PALIMPSEST_*, REDIS_URL or DATABASE_URL."""
     for name in list(os.environ):
-        if name.startswith("PALIMPSEST_") and name != "PALIMPSEST_REQUIRE_PEERS" or name in ("REDIS_URL", "DATABASE_URL"):
+        ours = name.startswith("PALIMPSEST_") and name != "PALIMPSEST_REQUIRE_PEERS"
+        if ours or name in ("REDIS_URL", "DATABASE_URL"):
             monkeypatch.delenv(name)
 
 

@@ -40,6 +40,7 @@ ONLY_IN = {
 }
 #: modules with an edge where anything may come in: the DIMSE handler, the Celery task, the FastAPI exception handler
 BROAD_EXCEPT_EDGES = ("service/listener", "worker/tasks.py", "service/problems.py", "service/api.py", "service/edge.py")
+BROAD = ("Exception", "BaseException")
 MAX_LINES = 500
 MAX_FUNCTION_LINES = 60
 NO_ROOM = ("utils", "util", "helper", "helpers", "common", "manager", "misc")
@@ -52,7 +53,7 @@ def modules(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Full names of imported modules, relative imports excluded (they cannot leave a room); typing-only ones count too."""
+    """Full names of imported modules; relative imports are left out, for they cannot leave a room."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -121,7 +122,7 @@ def test_settings_is_the_only_reader_of_the_environment() -> None:
 
 def broad(handler: ast.ExceptHandler) -> bool:
     names = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-    return any(name is None or isinstance(name, ast.Name) and name.id in ("Exception", "BaseException") for name in names)
+    return any(name is None or (isinstance(name, ast.Name) and name.id in BROAD) for name in names)
 
 
 def only_cleans_up(handler: ast.ExceptHandler) -> bool:
@@ -162,7 +163,7 @@ def test_size_of_modules_and_functions() -> None:
 
 def is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """True for numba kernels: their types are those of the arrays they meet."""
-    return any("jit" in ast.unparse(decorator) or "kernel" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return any(word in ast.unparse(decorator) for decorator in node.decorator_list for word in ("jit", "kernel"))
 
 
 def test_every_function_is_typed() -> None:
@@ -187,7 +188,7 @@ EVENTS = ("socket.connect", "socket.bind", "subprocess.Popen", "sqlite3.connect"
 found = []
 
 def ours():
-    # a library that our module imports may do as it likes; what counts is the nearest caller outside the standard library
+    # a library may do as it likes when imported: what counts is the nearest caller outside the standard library
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
