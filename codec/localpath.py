@@ -301,14 +301,14 @@ def learn(state: Any, context: Any, error: Any) -> None:
 
 
 @kernel
-def pad_row(buf: Any, y: Any, columns: Any, errors: Any) -> None:
-    """Fill the padding right of row y and left of the next row, and the padding of the row's errors."""
+def pad_row(buf: Any, y: Any, columns: Any, errors: Any, following: Any) -> None:
+    """Fill the padding right of row y and left of the next row, in the samples and in the errors."""
     for d in range(PAD):
         buf[y, PAD + columns + d] = buf[y, PAD + columns - 1]
         if y + 1 < buf.shape[0]:
             buf[y + 1, d] = buf[y, PAD]
         for i in range(16):
-            errors[d, i] = errors[PAD, i]
+            following[d, i] = errors[PAD, i]
             errors[PAD + columns + d, i] = errors[PAD + columns - 1, i]
 
 
@@ -372,7 +372,7 @@ def code_local(io: Any, words: Any, starts: Any, freqs: Any, cost: Any, buf: Any
                 cell[1] >>= 1
         if io[FAILED]:
             return
-        pad_row(buf, y, columns, e0)
+        pad_row(buf, y, columns, e0, e2)
 
 
 @kernel
