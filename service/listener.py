@@ -29,6 +29,7 @@ __all__ = ["Listener", "main", "run_listener"]
 #: and so in memory.
 DEFAULT_PDU = MIB
 STOP_GRACE_SECONDS = 5.0
+ABORT_SECONDS = 2.0
 ACSE_TIMEOUT_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
@@ -101,10 +102,13 @@ class Listener:
         deadline = time.monotonic() + grace_seconds
         while self._server.active_associations and time.monotonic() < deadline:
             time.sleep(0.05)
-        for association in self._server.active_associations:
-            association.abort()
-        for association in self._server.active_associations:
-            association.join(timeout=2)
+        left = self._server.active_associations
+        for association in left:  # in threads: aborting waits for a peer that may be silent in the middle of a PDU
+            threading.Thread(target=association.abort, daemon=True).start()
+        deadline = time.monotonic() + ABORT_SECONDS
+        for association in left:
+            association.join(timeout=max(0.0, deadline - time.monotonic()))
+            association.dimse.discard_leftovers()
 
 
 def _allowed_titles(settings: Settings) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from service.multipart import parse_media_type
@@ -13,6 +14,7 @@ DICOM = "application/dicom"
 #: What each rendered format is called (PS3.18 8.7.4); the first is given when the client does not care.
 IMAGES = {"image/jpeg": "jpeg", "image/png": "png"}
 MAX_RANGES = 64
+_QVALUE = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")  # RFC 9110 12.4.2
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,8 @@ def parse_accept(header: str | None) -> list[Wanted]:
     wanted = []
     for item in _split(header)[:MAX_RANGES]:
         media = parse_media_type(item.strip())
-        try:
-            q = min(1.0, max(0.0, float(media.parameters.get("q", "1"))))
-        except ValueError:
-            q = 0.0
+        weight = media.parameters.get("q", "1")
+        q = float(weight) if _QVALUE.fullmatch(weight) else 0.0
         if media.essence and q > 0:
             syntax = media.parameters.get("transfer-syntax", "").strip()
             wanted.append(Wanted(media.essence, media.parameters.get("type", "").lower(), syntax, q))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from email.message import Message
 from enum import Enum
 
 __all__ = [
@@ -51,15 +50,25 @@ class MediaType:
     parameters: Mapping[str, str]
 
 
+#: One parameter (RFC 9110 5.6.6), its value a token or a quoted string; lenient about what a bare value holds.
+_PARAMETER = re.compile(
+    r';\s*(?P<name>[!#-+\-.0-9A-Za-z^_`|~]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^;"]*))'
+)
+_ESSENCE = re.compile(r"[!#-.0-9A-Za-z^-z|~*]+/[!#-.0-9A-Za-z^-z|~*]+")
+
+
 def parse_media_type(text: str) -> MediaType:
-    """Parse a Content-Type or one Accept element (RFC 9110 8.3.1); a value that is none gives essence ''."""
-    message = Message()
-    message["content-type"] = text.replace("\r", " ").replace("\n", " ")
-    parameters: dict[str, str] = {}
-    for name, value in (message.get_params(failobj=[]) or [])[1:]:
-        parameters.setdefault(name.lower(), value if isinstance(value, str) else value[2])
+    """Parse a Content-Type or one Accept element (RFC 9110 8.3.1); a value that is none gives essence ''.
+
+    Of equal parameters the first counts. Not by the standard library: its RFC 2231 parsing raises on hostile names.
+    """
     essence = text.split(";", 1)[0].strip().lower()
-    return MediaType(essence if re.fullmatch(r"[!-.0-~]+/[!-.0-~]+", essence) else "", parameters)
+    parameters: dict[str, str] = {}
+    for match in _PARAMETER.finditer(text):
+        quoted = match["quoted"]
+        value = match["bare"].strip() if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        parameters.setdefault(match["name"].lower(), value)
+    return MediaType(essence if _ESSENCE.fullmatch(essence) else "", parameters)
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class RelatedParser:
         True: it is one, and the state moved on. None: more bytes are needed. False: it is content that only looks like
         one.
         """
-        rest = self._buffer[len(self._delimiter) : len(self._delimiter) + 1024]
+        rest = bytes(self._buffer[len(self._delimiter) : len(self._delimiter) + 1024])
         if rest[:2] == b"--":
             self._at = _At.EPILOGUE
             return True

@@ -315,6 +315,21 @@ def test_a_transfer_that_breaks_off_leaves_no_file(make_gateway: Any, listen: An
     assoc.kill()
 
 
+def test_a_sender_that_falls_silent_is_dropped_and_leaves_no_file(make_gateway: Any, listen: Any) -> None:
+    gateway = make_gateway(network_timeout_seconds=0.5)
+    port = listen(gateway).port
+    assoc = half_sent(port)
+    assert until(lambda: incoming(gateway))
+    assert until(lambda: not incoming(gateway))
+    assoc.kill()
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_SECONDS) as peer:
+        peer.sendall(b"\x01\x00" + struct.pack(">L", 200) + b"\x00" * 50)  # a PDU that never ends
+        assert peer.recv(64)[:1] in (b"", b"\x07")
+    idle = associate(port, [(Verification, [ImplicitVRLittleEndian])])
+    assert idle.is_established
+    assert until(lambda: not idle.is_established)
+
+
 def test_a_pdu_of_4_gib_is_not_believed(make_gateway: Any, listen: Any) -> None:
     port = listen(make_gateway()).port
     with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:

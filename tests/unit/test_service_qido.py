@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadUID
 from gateway.index_search import COLUMNS
-from service.media import accepts, wants_dicom, wants_image
+from service.media import accepts, parse_accept, wants_dicom, wants_image
 from service.problems import HttpProblem
 from service.qido import MAX_LIMIT, RETURNED, SEARCHABLE, parse_query, to_dicom_json
 
@@ -166,3 +166,18 @@ def test_accept_of_images_and_json() -> None:
     )
     with pytest.raises(HttpProblem):
         wants_image("image/gif")
+
+
+HEADERISH = st.text(alphabet="abc/*;=,\"' \\q0.1%*utf8-multipart\x85é", max_size=60)
+
+
+@settings(max_examples=300, deadline=None)
+@given(HEADERISH, st.lists(st.sampled_from(["type*0", "type*", "q", "boundary", "transfer-syntax"]), max_size=3))
+def test_any_accept_header_is_parsed_or_refused(text: str, names: list[str]) -> None:
+    header = text + "".join(f";{name}=%'x''\"" for name in names)
+    for wanted in parse_accept(header):
+        assert wanted.essence and 0 < wanted.q <= 1
+    try:
+        wants_dicom(header)
+    except HttpProblem as problem:
+        assert problem.status_code == 406
