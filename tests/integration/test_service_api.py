@@ -655,6 +655,19 @@ def test_dead_letters_are_shown_and_replayed(web: TestClient, gateway: Gateway) 
     assert "replay" in events(gateway)
 
 
+def test_a_failure_is_shown_by_reason_and_tried_again(web: TestClient, gateway: Gateway) -> None:
+    stow(web, gateway, instance())
+    assert gateway.index.claim(1, "w", 60) is not None
+    gateway.index.release_claim(1, "w", due_at=time.time() + 3600, reason="archive-unavailable")
+    admin = bearer(gateway, "admin")
+    group = web.get("/api/failures", headers=admin).json()["failures"][0]
+    assert (group["kind"], group["reason"], group["ids"]) == ("instance", "archive-unavailable", [1])
+    assert "archive-unavailable" in web.get("/admin", headers=admin).text
+    assert web.post("/api/failures/replay", json={"reason": group["reason"]}, headers=admin).json() == {"replayed": 1}
+    assert gateway.index.get(1).due_at < time.time() + 60  # type: ignore[operator]
+    assert web.get("/api/failures", headers=admin).json()["failures"] == []
+
+
 # --- the admin page ----------------------------------------------------------------------------------------------
 
 

@@ -316,7 +316,7 @@ def test_a_transfer_that_breaks_off_leaves_no_file(make_gateway: Any, listen: An
 
 
 def test_a_sender_that_falls_silent_is_dropped_and_leaves_no_file(make_gateway: Any, listen: Any) -> None:
-    gateway = make_gateway(network_timeout_seconds=0.5)
+    gateway = make_gateway(network_timeout_seconds=1.5)
     port = listen(gateway).port
     assoc = half_sent(port)
     assert until(lambda: incoming(gateway))
