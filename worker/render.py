@@ -73,7 +73,7 @@ def _count(header: Dataset, name: str) -> int:
 
 
 def _pixels(data: bytes, header: Dataset, index: int) -> npt.NDArray[Any]:
-    """Sample values of one frame, colour as RGB: by pydicom, which shows what we do not code too, else by our reader."""
+    """Sample values of one frame, colour as RGB: by pydicom, which shows more than we code, else by our reader."""
     try:
         return pixel_array(header, index=index)
     except _FAILURES:
