@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec import color
-from codec.dualformat import RADIUS, Plan, TileJob, Words, decode_index
+from codec.dualformat import RADIUS, Plan, TileJob, Words
 from codec.errors import CorruptBitstream
 from codec.globalpath import code_global
 from codec.localpath import code_local
-from codec.plan import NO_WORDS, count_global, make_plan, padded
+from codec.plan import NO_WORDS, TILE_SAMPLES, count_global, make_plan, padded
 from codec.rans import ENCODE, FAILED, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
 from codec.sideinfo import code_coefficients
 from codec.tables import PAD, TAPS, TOP
-from codec.wire import Reader, put_crc, put_signed, put_varint
+from codec.wire import put_crc, put_signed, put_varint
 
 NO_GAINS = np.zeros(0, np.float64)
 T = TypeVar("T")
@@ -34,11 +34,13 @@ def _over_tiles(work: Callable[[T], Done], tiles: Iterable[T], threads: int) -> 
         return list(pool.map(work, items))
 
 
-def encode_dual(index: NDArray[np.uint16], count: int, threads: int) -> tuple[bytes, dict[str, int]]:
+def encode_dual(
+    index: NDArray[np.uint16], count: int, threads: int, tile_samples: int = TILE_SAMPLES
+) -> tuple[bytes, dict[str, int]]:
     """Code level indices, (rows, columns) or (rows, columns, 3), all below `count`; the bytes and facts about them."""
     out, facts = bytearray(), {}
     if index.ndim == 2:
-        facts = _encode_plane(out, 0, index.astype(np.int32), count - 1, threads)
+        facts = _encode_plane(out, 0, index.astype(np.int32), count - 1, threads, tile_samples)
         return bytes(out), facts
     kind = color.choose_transform(index)
     out.append(kind)
@@ -48,7 +50,7 @@ def encode_dual(index: NDArray[np.uint16], count: int, threads: int) -> tuple[by
         put_signed(out, low)
         put_varint(out, high - low)
         shifted = np.ascontiguousarray(plane - np.int32(low))
-        for name, fact in _encode_plane(out, start, shifted, high - low, threads).items():
+        for name, fact in _encode_plane(out, start, shifted, high - low, threads, tile_samples).items():
             facts[f"{name}{number}"] = fact
         start = len(out)
     facts["transform"] = kind
@@ -56,13 +58,13 @@ def encode_dual(index: NDArray[np.uint16], count: int, threads: int) -> tuple[by
 
 
 def _encode_plane(
-    out: bytearray, start: int, plane: NDArray[np.int32], highest: int, threads: int
+    out: bytearray, start: int, plane: NDArray[np.int32], highest: int, threads: int, tile_samples: int
 ) -> dict[str, int]:
     """Append one plane (values 0..highest); its header's checksum begins at `start` of `out`."""
     if highest == 0:
         put_crc(out, start)
         return {"k": 0, "raw": 0, "tiles": 0}
-    plan = make_plan(plane, highest)
+    plan = make_plan(plane, highest, tile_samples)
     side = len(out)
     _put_plan(out, plan)
     side = len(out) - side
@@ -146,11 +148,6 @@ class KernelEngine:
         if not all(_over_tiles(work, job.tiles, self._threads)):
             raise CorruptBitstream("tile does not end where it should")
         return out
-
-
-def decode_dual(reader: Reader, shape: tuple[int, ...], count: int, threads: int) -> NDArray[np.int32]:
-    """Level indices (int32, `shape`) from the dual coder's part, by the kernels."""
-    return decode_index(reader, shape, count, KernelEngine(threads))
 
 
 def _decode_tile(out: Any, anchor: int, words: NDArray[np.uint32], highest: int, plan: Plan) -> bool:

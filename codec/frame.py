@@ -15,6 +15,7 @@ from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
 from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
+from codec.plan import TILE_SAMPLES
 from codec.standard import STANDARD, Plane, pack_bits
 from codec.wire import put_crc
 
@@ -42,11 +43,13 @@ def encode_frame(
     coders: Sequence[str] = ALL_CODERS,
     threads: int = 1,
     effort: int | None = None,
+    tile_samples: int = TILE_SAMPLES,
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
     `levels` may be any superset of the levels used. `effort` is JPEG XL's; None: quick, and full where the quick
-    result says that it might win. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when
+    result says that it might win. `tile_samples`: about how many samples the dual path codes as one independent tile
+    (the unit of threads). Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when
     no candidate reproduces the words.
     """
     unknown = set(coders) - set(ALL_CODERS)
@@ -58,7 +61,7 @@ def encode_frame(
     table = choose_levels(values) if levels is None else levels
     kind = classify_unused(values, unused, fmt)
     header = Header(fmt, table, "raw", kind, unused if kind == UNUSED_STORED else None)
-    race = _Race(table.rank(values), header, threads)
+    race = _Race(table.rank(values), header, threads, tile_samples)
     for name in coders:
         race.enter(name, effort)
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
@@ -71,8 +74,8 @@ def encode_frame(
 class _Race:
     """The candidates of one frame. A library codec that refuses the frame's shape is left out."""
 
-    def __init__(self, index: NDArray[np.uint16], header: Header, threads: int) -> None:
-        self.index, self.header, self.threads = index, header, threads
+    def __init__(self, index: NDArray[np.uint16], header: Header, threads: int, tile_samples: int) -> None:
+        self.index, self.header, self.threads, self.tile_samples = index, header, threads, tile_samples
         self.small: Plane = index.astype(np.uint8) if header.levels.count <= 256 else index
         self.blobs: dict[str, bytes] = {}
         self.details: dict[str, int] = {}
@@ -80,7 +83,9 @@ class _Race:
     def enter(self, name: str, effort: int | None) -> None:
         """Code the frame by one coder and keep the blob."""
         if name == "dual":
-            body, self.details = encode_dual(self.index, self.header.levels.count, self.threads)
+            body, self.details = encode_dual(
+                self.index, self.header.levels.count, self.threads, self.tile_samples
+            )
             self._keep(name, body)
         elif name == "raw":
             self._keep(name, _with_crc(pack_bits(self.index, (self.header.levels.count - 1).bit_length())))

@@ -37,11 +37,11 @@ def padded(plane: NDArray[np.int32], anchor: int) -> NDArray[np.int32]:
     return buf
 
 
-def make_plan(plane: NDArray[np.int32], highest: int) -> Plan:
+def make_plan(plane: NDArray[np.int32], highest: int, tile_samples: int) -> Plan:
     """Choose by estimated code length, surveyed on parts of the plane (int32, 0..highest, highest > 0)."""
     rows, columns = plane.shape
-    tiles = max(1, round(plane.size / TILE_SAMPLES))
-    tile_rows = -(-rows // tiles)
+    tiles = max(1, round(plane.size / tile_samples))
+    tile_rows = -(-rows // min(tiles, rows))
     whole = padded(plane, int(plane[0, 0]))
     parts = _survey_parts(plane)
     surveyed = sum(part.size for part in parts)
