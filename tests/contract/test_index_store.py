@@ -450,8 +450,8 @@ def _write_many(url: str, start: int) -> None:
 
 
 def test_eight_processes_write_at_once(database_url: str) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_write_many, args=(database_url, n * 1000)) for n in range(8)]
+    fork = multiprocessing.get_context("fork")  # nothing is connected yet in this process
+    processes = [fork.Process(target=_write_many, args=(database_url, n * 1000)) for n in range(8)]
     for process in processes:
         process.start()
     for process in processes:
