@@ -1,0 +1,53 @@
+"""docs/conformance.md says what the code does: its checked tables are read here and compared."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway import errors
+from gateway.settings import Settings
+from service import listener_syntax
+from service.access import RULES
+
+TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    """The text after a `*checked: title*` mark, up to the next heading."""
+    found = re.search(rf"^\*checked: {title}\*$(.*?)(?=^#)", TEXT, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/conformance.md has no table marked {title}"
+    return found.group(1)
+
+
+def rows(title: str) -> list[list[str]]:
+    """Cells of the table's body rows, without back quotes."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")][2:]
+    return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_transfer_syntaxes_are_those_of_the_listener_in_its_order() -> None:
+    documented = [uid.strip() for row in rows("order") for uid in row[1].split(",")]
+    assert documented == list(listener_syntax.KNOWN_SYNTAXES)
+
+
+def test_every_status_of_the_door_is_documented() -> None:
+    door = (errors.InvalidInstance, errors.BadUID, errors.UIDMismatch, errors.NotDicom, errors.PolicyRefused,
+            errors.OutOfResources, errors.Unavailable, errors.Unsupported)  # fmt: skip
+    documented = {int(row[0], 16) for row in rows("status")}
+    assert documented == {0x0000} | {error.dimse_status for error in door}
+
+
+def test_dicomweb_routes_and_roles_are_those_served() -> None:
+    documented = {(method, path): set(roles.split(", ")) for method, path, roles in rows("routes")}
+    served = {key: {role.value for role in roles} for key, roles in RULES.items() if key[1].startswith("/dicomweb")}
+    assert documented == served
+
+
+@pytest.mark.parametrize("field", ["ae_title", "dicom_port", "max_associations"])
+def test_defaults_of_the_application_entity_are_documented(field: str) -> None:
+    default = Settings.model_fields[field].default
+    line = next(line for line in TEXT.splitlines() if f"PALIMPSEST_{field.upper()}" in line and line.startswith("|"))
+    assert re.search(rf"\b{default}\b", line)
