@@ -94,7 +94,7 @@ class WebClient:
                     if answer.status_code == 200:
                         for chunk in answer.iter_bytes():
                             body.write(chunk)
-                        return answer.headers.get("content-type", "")
+                        return str(answer.headers.get("content-type", ""))
                     answer.read()
                     problem = _problem(answer)
                     wait = _retry_after(answer) if answer.status_code == 503 else None

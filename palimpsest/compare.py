@@ -151,5 +151,5 @@ def _raw_pixels(path: Path) -> np.ndarray:
         syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
         decoder = get_decoder(syntax)
         plugin = {"decoding_plugin": "gdcm"} if "gdcm" in decoder.available_plugins else {}
-        pixels, _ = decoder.as_array(dataset, raw=True, **plugin)
+        pixels, _ = decoder.as_array(dataset, raw=True, **plugin)  # type: ignore[arg-type]
     return pixels

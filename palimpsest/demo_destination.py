@@ -26,7 +26,7 @@ SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 
 def store(event: Event, folder: Path) -> int:
     """C-STORE handler: writes one Part 10 file into `folder`; returns the DIMSE status."""
-    uid = str(event.request.AffectedSOPInstanceUID)
+    uid = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
     if not uid or not set(uid) <= set("0123456789."):
         return CANNOT_UNDERSTAND
     target = folder / f"{uid}.dcm"

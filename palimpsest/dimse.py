@@ -12,13 +12,14 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dsutils import split_dataset
@@ -126,7 +127,7 @@ def send_all(
 class _Line:
     """One association with its contexts, opened again when it is lost."""
 
-    def __init__(self, target: Target, contexts: list[tuple[str, str]]) -> None:
+    def __init__(self, target: Target, contexts: Sequence[tuple[str, str]]) -> None:
         self._target = target
         self._ae = AE(ae_title=target.calling_ae)
         self._ae.requested_contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in contexts]
@@ -236,13 +237,13 @@ def _sendable(found: Found) -> Iterator[Path]:
 
 def _write_copy(found: Found, copy: Path) -> None:
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = found.head.sop_class_uid
-    meta.MediaStorageSOPInstanceUID = found.head.sop_instance_uid
-    meta.TransferSyntaxUID = found.head.transfer_syntax
-    meta.ImplementationClassUID = "1.2.826.0.1.3680043.8.498.1"  # pydicom's root
+    meta.MediaStorageSOPClassUID = UID(found.head.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(found.head.sop_instance_uid)
+    meta.TransferSyntaxUID = UID(found.head.transfer_syntax)
+    meta.ImplementationClassUID = UID("1.2.826.0.1.3680043.8.498.1")  # pydicom's root
     with copy.open("wb") as out, found.path.open("rb") as source:
         out.write(b"\0" * 128 + b"DICM")
-        write_file_meta_info(out, meta, enforce_standard=True)
+        write_file_meta_info(out, meta, enforce_standard=True)  # type: ignore[arg-type]
         source.seek(found.head.dataset_offset)
         while chunk := source.read(1 << 20):
             out.write(chunk)

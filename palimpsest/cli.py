@@ -1,0 +1,250 @@
+"""The command line `palimpsest`. Every command loads only the rooms it needs, when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from gateway.errors import PalimpsestError
+from palimpsest import cli_care
+
+if TYPE_CHECKING:
+    from gateway.bootstrap import Gateway
+    from gateway.settings import Settings
+
+HELP = """Palimpsest: a DICOM gateway between your scanners and your archive.
+
+It takes images in (C-STORE, STOW-RS), compresses them without loss, seals the patient's data inside the image,
+proves that the original can be restored, archives and forwards the result, and gives originals back (DICOMweb).
+
+New here? `palimpsest run` starts everything on this machine and sends itself a sample study.
+Then, in another terminal, `palimpsest send FOLDER` does the same with your own files.
+"""
+
+Home = Annotated[
+    Path | None, typer.Option(help="Folder that holds all state. Default: PALIMPSEST_HOME, else ./var.", metavar="DIR")
+]
+console = Console(width=None if sys.stdout.isatty() else 140)  # a log file has no width; the table wants this much
+
+
+class _Commands(TyperGroup):
+    """Turns our errors into one line and exit status 1, instead of a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        from palimpsest.client import FetchError
+        from palimpsest.dimse import SendError
+
+        try:
+            return super().invoke(ctx)
+        except (PalimpsestError, SendError, FetchError) as error:
+            Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    name="palimpsest", help=HELP, cls=_Commands, no_args_is_help=True, rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+cli_care.register(app)
+
+
+def _settings(home: Path | None) -> Settings:
+    """Settings of this command; a home folder given on the command line counts for child processes too."""
+    from gateway.settings import load_settings
+
+    if home is not None:
+        os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
+    return load_settings()
+
+
+def _gateway(home: Path | None) -> Gateway:
+    from gateway.bootstrap import build
+
+    return build(_settings(home))
+
+
+@app.command(rich_help_panel="Start here")
+def run(
+    once: Annotated[
+        bool, typer.Option("--once", help="Send the samples through, judge, stop. Exit 0 if all is well.")
+    ] = False,
+    no_samples: Annotated[bool, typer.Option("--no-samples", help="Do not send the sample study.")] = False,
+    limit: Annotated[float, typer.Option(help="With --once: give up after so many seconds.")] = 900.0,
+    home: Home = None,
+) -> None:
+    """Start everything on this machine: broker, DICOM listener, web side, workers, sweep.
+
+    On the first start a sample study is sent by C-STORE and followed until every original has come back. Ctrl-C stops
+    everything. Ports: PALIMPSEST_DICOM_PORT (11112), PALIMPSEST_HTTP_PORT (8080).
+    """
+    from palimpsest.main_job import run_everything
+
+    raise typer.Exit(run_everything(_settings(home), console, once=once, samples=not no_samples, limit_seconds=limit))
+
+
+@app.command(rich_help_panel="Start here")
+def send(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders that hold some.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write a report of every file there.", metavar="FILE")
+    ] = None,
+    no_fetch: Annotated[bool, typer.Option("--no-fetch", help="Do not get the originals back and compare.")] = False,
+    associations: Annotated[int, typer.Option(min=1, max=16, help="Associations at once.")] = 2,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="One line per file only where something is wrong.")
+    ] = False,
+    patience: Annotated[float, typer.Option(help="Give up when nothing changed for so many seconds.")] = 900.0,
+    home: Home = None,
+) -> None:
+    """Send files to the running gateway, wait until they are archived and forwarded, get them back and compare.
+
+    Files that the gateway has already are not sent again, so a broken run is resumed by repeating it. Files that
+    are not DICOM are named with the reason. Exit 0 if something was accepted, and all of that came back equal.
+    """
+    from palimpsest.report import as_json, print_summary, write_json
+    from palimpsest.send import default_plan, send_paths
+
+    gateway = _gateway(home)
+    try:
+        plan = replace(default_plan(gateway), associations=associations, fetch=not no_fetch, quiet_seconds=patience)
+        summary, tracker = send_paths(gateway, paths, console, _stop_event(), plan, quiet=quiet)
+    finally:
+        gateway.close()
+    print_summary(console, summary)
+    if not plan.wait_release:
+        console.print(
+            "no current key backup: the spool keeps the originals, and this proof used it (palimpsest keys backup)"
+        )
+    if json_file is not None:
+        write_json(json_file, as_json(summary, tracker.journeys, tracker.skipped))
+    raise typer.Exit(0 if summary.accepted and summary.clean else 1)
+
+
+@app.command(rich_help_panel="Start here")
+def fetch(
+    study: Annotated[str | None, typer.Argument(help="Study Instance UID.")] = None,
+    series: Annotated[str | None, typer.Argument(help="Series Instance UID.")] = None,
+    instance: Annotated[str | None, typer.Argument(help="SOP Instance UID.")] = None,
+    digest: Annotated[
+        str | None, typer.Option(help="One version: SHA-256 of the file as received.", metavar="HEX")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("."),
+    url: Annotated[str | None, typer.Option(help="Another gateway's address, e.g. http://gateway:8080.")] = None,
+    token: Annotated[str | None, typer.Option(help="A bearer token for it.", envvar="PALIMPSEST_TOKEN")] = None,
+    home: Home = None,
+) -> None:
+    """Get originals back by WADO-RS: a study, a series, one instance, or one version by its digest."""
+    from palimpsest import fetch as fetching
+
+    if (study is None) == (digest is None):
+        raise typer.BadParameter("name a study (and series, and instance), or a digest")
+    written = fetching.fetch_files(
+        fetching.web_client(lambda: _gateway(home), url, token), fetching.route(study, series, instance, digest), out
+    )
+    for path in written:
+        console.print(str(path), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command(rich_help_panel="Start here")
+def status(
+    json_out: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    home: Home = None,
+) -> None:
+    """What runs, what is waiting, what is archived, what failed and why."""
+    from palimpsest.status import print_status
+
+    gateway = _gateway(home)
+    try:
+        print_status(gateway, console, as_json=json_out)
+    finally:
+        gateway.close()
+
+
+@app.command(rich_help_panel="Start here")
+def token(
+    role: Annotated[
+        str, typer.Option(help="clinician (find, read), admin (run), auditor (trail), service (store, read).")
+    ] = "clinician",
+    subject: Annotated[str, typer.Option(help="Whose token it is; goes into the audit trail.")] = "local",
+    hours: Annotated[float, typer.Option(help="How long it is valid.")] = 12.0,
+    home: Home = None,
+) -> None:
+    """Print a bearer token for the web side (only someone who can read the key ring can make one)."""
+    from gateway.tokens import mint_token
+
+    gateway = _gateway(home)
+    try:
+        typer.echo(mint_token(gateway, role, subject, hours * 3600))
+    finally:
+        gateway.close()
+
+
+@app.command(rich_help_panel="Single processes")
+def listen(home: Home = None) -> None:
+    """Run only the DICOM listener (C-STORE, C-ECHO)."""
+    _settings(home)
+    from service.listener import main
+
+    main()
+
+
+@app.command(rich_help_panel="Single processes")
+def serve(home: Home = None) -> None:
+    """Run only the web side: DICOMweb, health, admin page."""
+    _settings(home)
+    from service.api import main
+
+    main()
+
+
+@app.command(rich_help_panel="Single processes")
+def work(
+    queues: Annotated[str, typer.Option(help="Comma-separated: index, encode, forward, retrieve.")] = "index,encode",
+    concurrency: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    name: Annotated[str, typer.Option(help="Name in logs and leases.")] = "worker",
+    home: Home = None,
+) -> None:
+    """Run only workers, for the queues named."""
+    _settings(home)
+    from worker.process import main
+
+    main(["--queues", queues, "--concurrency", str(concurrency), "--name", name])
+
+
+@app.command(rich_help_panel="Single processes")
+def sweep(home: Home = None) -> None:
+    """Run only the sweep: sends what is due, adopts what was orphaned, releases what is proven."""
+    _settings(home)
+    from worker.sweep import main
+
+    main()
+
+
+@app.command(rich_help_panel="Single processes")
+def migrate(home: Home = None) -> None:
+    """Prepare folders, database and key ring, then stop: once before single processes are started."""
+    gateway = _gateway(home)
+    gateway.close()
+    console.print(f"ready: {gateway.settings.home}", highlight=False, soft_wrap=True)
+
+
+def _stop_event() -> threading.Event:
+    """Set by Ctrl-C, so that a report is still printed; the second Ctrl-C ends at once."""
+    stopping = threading.Event()
+
+    def on_interrupt(*_: object) -> None:
+        stopping.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    return stopping
