@@ -144,7 +144,8 @@ def _rough_bits(index: NDArray[np.uint16]) -> float:
     near[:, 1:] += errors[:, :-1]
     near[1:, 1:] += errors[:-1, :-1]
     scale = near / 3.0 + 0.3
-    return float((np.log2(scale) + 0.7 * errors / scale).sum()) + float(rows * columns)
+    modelled = float((np.log2(scale) + 0.7 * errors / scale).sum()) + float(rows * columns)
+    return min(modelled, index.size * float(np.log2(1 + int(index.max()))))
 
 
 def med_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:
