@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from codec.bitplane import Words
+from codec.blob import Frame
 from codec.errors import CorruptBitstream
-from codec.frame import Frame, decode_frame
+from codec.frame import decode_frame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError, Unsupported
 from gateway.instance import Form
