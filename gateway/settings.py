@@ -247,6 +247,11 @@ def python_environment(root: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
+def use_home(home: Path) -> None:
+    """Make `home` the home folder of this process and of those it starts, as PALIMPSEST_HOME would."""
+    os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
+
+
 def use_numba_cache(settings: Settings) -> None:
     """Point numba's cache at the home folder; call before the first kernel is imported (installs may be read-only)."""
     settings.numba_cache_dir.mkdir(parents=True, exist_ok=True)

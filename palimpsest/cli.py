@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -60,10 +59,10 @@ cli_care.register(app)
 
 def _settings(home: Path | None) -> Settings:
     """Settings of this command; a home folder given on the command line counts for child processes too."""
-    from gateway.settings import load_settings
+    from gateway.settings import load_settings, use_home
 
     if home is not None:
-        os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
+        use_home(home)
     return load_settings()
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder  # type: ignore[attr-defined]
 from pydicom.uid import UID
 
 from gateway import part10

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
+from pydicom.uid import UID
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _with_own_uid(content: bytes, seen: set[str]) -> tuple[str, bytes]:
     if uid not in seen:
         return uid, content
     dataset = dcmread(io.BytesIO(content))
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = fresh_uid(content)
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = UID(fresh_uid(content))
     out = io.BytesIO()
     dcmwrite(out, dataset, enforce_file_format=True)
     return str(dataset.SOPInstanceUID), out.getvalue()
