@@ -7,9 +7,14 @@ Nothing that holds a connection, a thread or a compiled kernel exists before the
 from __future__ import annotations
 
 import os
+import signal
+from threading import Event
+from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from gateway.jobs import celery_app
 from gateway.log import configure_logging
@@ -19,11 +24,14 @@ from worker.tasks import Runtime, register
 
 __all__ = ["build_app"]
 
+WATCH_SECONDS = 1.0
 
-def build_app(settings: Settings, name: str) -> Celery:
+
+def build_app(settings: Settings, name: str, restart: Event) -> Celery:
     """The Celery application with every task registered and the pool children's start and end wired.
 
-    `name` goes into lease owners and logs.  Called in the pool's parent process: its pid is what the children watch.
+    `name` goes into lease owners and logs. `restart` is set, and a warm shutdown begun, when the broker was replaced.
+    Called in the pool's parent process: its pid is what the children watch.
     """
     app = celery_app(settings)
     runtime = Runtime(settings, name)
@@ -43,5 +51,39 @@ def build_app(settings: Settings, name: str) -> Celery:
     setup_logging.connect(logging_wanted, weak=False)  # with a receiver here, Celery leaves logging alone
     worker_process_init.connect(child_started, weak=False)
     worker_process_shutdown.connect(child_ended, weak=False)
+    app.steps["worker"].add(broker_watch(restart))
     register(app, runtime)
     return app
+
+
+def broker_watch(restart: Event) -> type[bootsteps.StartStopStep]:
+    """A worker step that ends the worker, warm, when the broker it started with is gone.
+
+    Measured with Celery and kombu 5.7: an acknowledgement that fails because the broker died is logged and dropped, its
+    prefetch slot is never given back, and a worker whose slots were all taken consumes nothing ever again. A fresh
+    process is the one state that is known to be right; what was lost on the way is sent again by the sweep.
+    """
+
+    class BrokerWatch(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Compares the server's run id (new at each start of a Redis-protocol server) with the first one seen."""
+
+        requires = {"celery.worker.components:Timer"}
+        first: str | None = None
+
+        def start(self, worker: Any) -> None:
+            """Look now and then, in the worker's own event loop: no thread lives in a process that forks."""
+            worker.timer.call_repeatedly(WATCH_SECONDS, self.look, (worker,))
+
+        def look(self, worker: Any) -> None:
+            """Begin a warm shutdown if the broker is another one now; a broker that is away is waited for."""
+            try:
+                with worker.app.connection_for_read() as connection:
+                    found = str(connection.default_channel.client.info("server")["run_id"])
+            except (KombuError, RedisError, OSError):
+                return
+            self.first = self.first or found
+            if found != self.first and not restart.is_set():
+                restart.set()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return BrokerWatch

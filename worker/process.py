@@ -13,6 +13,8 @@ import ctypes
 import os
 import resource
 import signal
+import sys
+import threading
 from collections.abc import Sequence
 
 from gateway.settings import Settings, load_settings, use_numba_cache
@@ -46,6 +48,13 @@ def limit_memory(limit_bytes: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     cap = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (cap, hard))
+
+
+def pool_size(settings: Settings, queues: Sequence[str], wanted: int) -> int:
+    """Pool children: forwarding takes one per destination and one more, so that a slow destination delays no other."""
+    if "forward" not in queues:
+        return wanted
+    return max(wanted, len(settings.destinations) + 1)
 
 
 def worker_arguments(settings: Settings, queues: Sequence[str], concurrency: int, name: str) -> list[str]:
@@ -94,8 +103,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     use_numba_cache(settings)
     from worker.app import build_app  # after the environment is set: imports reach numba only in the children
 
-    app = build_app(settings, arguments.name)
-    app.worker_main(worker_arguments(settings, arguments.queues, arguments.concurrency, arguments.name))
+    restart = threading.Event()
+    concurrency = pool_size(settings, arguments.queues, arguments.concurrency)
+    app = build_app(settings, arguments.name, restart)
+    try:
+        app.worker_main(worker_arguments(settings, arguments.queues, concurrency, arguments.name))
+    finally:
+        if restart.is_set():  # same pid, same parent, same death signal (prctl(2): kept over execve)
+            os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from typing import Any
 
 from celery import Celery
 
+from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
 from gateway.errors import IntegrityError, NotFound, PalimpsestError
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
-from gateway.jobs import flush_outbox, new_owner
+from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
 from worker.indexing import index_instance
@@ -87,7 +88,7 @@ class TaskSpec:
 def run_encode(runtime: Runtime, instance_id: int) -> Reply:
     """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once."""
     state = process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)
-    flush_outbox(runtime.gw.index, runtime.gw.queue)
+    wake_up(runtime.gw, instance_id)
     return {"state": state}
 
 
