@@ -37,6 +37,7 @@ class Database:
         """url: SQLAlchemy URL. Opens nothing. clock: seconds since the epoch."""
         self._url = sa.make_url(url)
         self._engine = _engine(self._url)
+        self._relaxed = _engine(self._url, relaxed=True)
         self.now = clock
 
     @property
@@ -62,6 +63,7 @@ class Database:
     def close(self) -> None:
         """Close all connections; the object stays usable and opens new ones."""
         self._engine.dispose()
+        self._relaxed.dispose()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -70,13 +72,18 @@ class Database:
             yield conn
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A durable transaction, alone among writers; rolled back whole if the block raises."""
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A durable transaction, alone among writers; rolled back whole if the block raises.
+
+        durable=False: power loss (not a crash) may take it back, which saves an fsync. Only for what is repeated
+        anyway: sent marks, heartbeats. The next durable commit makes it durable, too.
+        """
+        engine = self._engine if durable else self._relaxed
         with ExitStack() as stack:
             stack.enter_context(_translated())
             if lock := self._lock_path():
                 stack.enter_context(_file_lock(lock))
-            conn = stack.enter_context(self._engine.connect().execution_options(palimpsest_write=True))
+            conn = stack.enter_context(engine.connect().execution_options(palimpsest_write=True))
             with conn.begin():
                 yield conn
 
@@ -102,14 +109,16 @@ class Database:
             command.upgrade(config, "head")
 
 
-def _engine(url: sa.URL) -> Engine:
+def _engine(url: sa.URL, *, relaxed: bool = False) -> Engine:
     if url.get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS}, pool_size=8, max_overflow=64)
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", _prepare_sqlite_relaxed if relaxed else _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     engine = sa.create_engine(url, pool_pre_ping=True, max_overflow=64, connect_args={"connect_timeout": 5})
     event.listen(engine, "begin", _begin_postgresql)
+    if relaxed:
+        event.listen(engine, "begin", lambda conn: conn.exec_driver_sql("SET LOCAL synchronous_commit TO OFF"))
     return engine
 
 
@@ -123,6 +132,11 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         "case_sensitive_like=ON",  # as PostgreSQL
     ):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _prepare_sqlite_relaxed(connection: sqlite3.Connection, record: Any) -> None:
+    _prepare_sqlite(connection, record)
+    connection.execute("PRAGMA synchronous=NORMAL").close()
 
 
 def _begin_sqlite(conn: Connection) -> None:

@@ -41,7 +41,7 @@ class Forwarding(Database):
 
     def forward_heartbeat(self, forward_id: int, owner: str, lease_seconds: float) -> None:
         """Prolong the lease. Raises LeaseLost."""
-        with self.write() as conn:
+        with self.write(durable=False) as conn:
             _owned(conn, forward_id, owner)
             _set(conn, forward_id, lease_until=self.now() + lease_seconds)
 
@@ -152,7 +152,7 @@ class Forwarding(Database):
 
     def forwards_touch_queued(self, ids: Sequence[int]) -> None:
         """Note that these forwards were just sent to the queue (again)."""
-        with self.write() as conn:
+        with self.write(durable=False) as conn:
             conn.execute(sa.update(forward).where(forward.c.id.in_(ids)).values(queued_at=self.now()))
 
     def outbox_due(self, limit: int = 500, instance_id: int | None = None) -> list[OutboxMessage]:
@@ -170,7 +170,7 @@ class Forwarding(Database):
     def outbox_sent(self, ids: Sequence[int]) -> None:
         """The queue has these: forget them. Should it lose them, `overdue` finds their rows."""
         if ids:
-            with self.write() as conn:
+            with self.write(durable=False) as conn:
                 conn.execute(sa.delete(outbox).where(outbox.c.id.in_(ids)))
 
 

@@ -40,7 +40,7 @@ class Work(Database):
 
     def heartbeat(self, instance_id: int, owner: str, lease_seconds: float) -> None:
         """Prolong the lease. Raises LeaseLost if another has it or nobody."""
-        with self.write() as conn:
+        with self.write(durable=False) as conn:
             self._owned(conn, instance_id, owner)
             self._set(conn, instance_id, lease_until=self.now() + lease_seconds)
 
@@ -197,7 +197,7 @@ class Work(Database):
 
     def touch_queued(self, ids: Sequence[int]) -> None:
         """Note that these instances were just sent to the queue (again)."""
-        with self.write() as conn:
+        with self.write(durable=False) as conn:
             conn.execute(sa.update(instance).where(instance.c.id.in_(ids)).values(queued_at=self.now()))
 
     def releasable(self, limit: int, *, need_sent: bool = True) -> list[InstanceRow]:
