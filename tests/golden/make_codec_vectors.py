@@ -36,7 +36,7 @@ def frames() -> dict[str, tuple[Words, PixelFormat, dict[str, object]]]:
     add("grey8", byte, picture(byte, 3, 1))
     signed = PixelFormat(40, 40, 1, 16, 16, 15, True)
     add("signed16", signed, picture(signed, 4, 300))
-    add("noisy-raw-planes", signed, picture(signed, 5, 9000), levels=LevelTable(-32768, 65536))
+    add("noisy16", signed, picture(signed, 5, 9000), levels=LevelTable(-32768, 65536))
     sparse = PixelFormat(40, 40, 1, 16, 14, 13, False)
     add("sparse-levels", sparse, picture(PixelFormat(40, 40, 1, 16, 9, 8, False), 6, 4) * np.int32(13))
     high = PixelFormat(30, 31, 1, 16, 10, 12, False)

@@ -60,7 +60,7 @@ def test_any_bytes_are_refused(data: bytes, magic: bool) -> None:
         decode_frame((b"\x50\x01" if magic else b"") + data)
 
 
-STREAMS = ["grey8", "activity-classes", "global-part", "noisy-raw-planes", "bitmap", "one-row"]
+STREAMS = ["grey8", "activity-classes", "global-part", "noisy16", "bitmap", "one-row"]
 
 
 def _next_crc(blob: bytes, start: int, first: int) -> int:
