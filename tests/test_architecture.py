@@ -32,7 +32,7 @@ FORBIDDEN = {
 #: library -> the only modules that may import it (prefixes of paths)
 ONLY_IN = {
     "celery": ("gateway/jobs.py", "worker/app.py", "worker/tasks.py"),
-    "kombu": ("gateway/jobs.py",),
+    "kombu": ("gateway/jobs.py", "worker/app.py", "worker/tasks.py"),
     "pynetdicom": ("service/listener", "worker/forward.py", "palimpsest/"),
     "torch": (),
     "sqlalchemy": ("gateway/",),
