@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,7 @@ Then, in another terminal, `palimpsest send FOLDER` does the same with your own 
 Home = Annotated[
     Path | None, typer.Option(help="Folder that holds all state. Default: PALIMPSEST_HOME, else ./var.", metavar="DIR")
 ]
-console = Console(width=None if sys.stdout.isatty() else 140)  # a log file has no width; the table wants this much
+console = Console(width=None if sys.stdout.isatty() else 150)  # a log file has no width; the table wants this much
 
 
 class _Commands(TyperGroup):
@@ -98,6 +98,9 @@ def send(
         Path | None, typer.Option("--json", help="Write a report of every file there.", metavar="FILE")
     ] = None,
     no_fetch: Annotated[bool, typer.Option("--no-fetch", help="Do not get the originals back and compare.")] = False,
+    standards: Annotated[
+        bool, typer.Option("--standards", help="Also weigh the files as JPEG XL and JPEG-LS DICOM objects (slow).")
+    ] = False,
     associations: Annotated[int, typer.Option(min=1, max=16, help="Associations at once.")] = 2,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="One line per file only where something is wrong.")
@@ -110,8 +113,9 @@ def send(
     Files that the gateway has already are not sent again, so a broken run is resumed by repeating it. Files that
     are not DICOM are named with the reason. Exit 0 if something was accepted, and all of that came back equal.
     """
-    from palimpsest.report import as_json, print_summary, write_json
+    from palimpsest.report import as_json, print_standards, print_summary, write_json
     from palimpsest.send import default_plan, send_paths
+    from palimpsest.standards import measure_all
 
     gateway = _gateway(home)
     try:
@@ -124,8 +128,13 @@ def send(
         console.print(
             "no current key backup: the spool keeps the originals, and this proof used it (palimpsest keys backup)"
         )
+    report = as_json(summary, tracker.journeys, tracker.skipped)
+    if standards:
+        sums = measure_all(tracker.journeys)
+        print_standards(console, sums)
+        report["standards"] = {name: asdict(one) for name, one in sums.items()}
     if json_file is not None:
-        write_json(json_file, as_json(summary, tracker.journeys, tracker.skipped))
+        write_json(json_file, report)
     raise typer.Exit(0 if summary.accepted and summary.clean else 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.table import Table
 from gateway.instance import Form
 from palimpsest.journey import IN_ARCHIVE, Journey
 from palimpsest.scan import Skipped
+from palimpsest.standards import CODECS, Yardstick
 
 
 @dataclass
@@ -145,6 +146,28 @@ def _ratio_table(summary: Summary) -> Table:
             end_section=name == rows[-2][0],
         )  # fmt: skip
     return table
+
+
+def print_standards(console: Console, sums: Mapping[str, Yardstick]) -> None:
+    """Our bytes beside those of the standard codecs, whole files and codestreams, for the coded files."""
+    table = Table(
+        title="coded files against the same as JPEG XL and JPEG-LS", title_justify="left", header_style="bold"
+    )
+    names = ("modality", "files", "archived", "vs JPEG XL", "vs JPEG-LS", "codec alone", "vs JPEG XL", "vs JPEG-LS")
+    for name in names:
+        table.add_column(name, justify="left" if name == "modality" else "right")
+    total = Yardstick()
+    for one in sums.values():
+        total.add(one)
+    for name, one in [*sums.items(), ("all", total)]:
+        whole = [_percent(one.archived, one.objects[codec]) for codec in CODECS]
+        alone = [_percent(one.codec, one.pixels[codec]) for codec in CODECS]
+        table.add_row(name, str(one.files), f"{one.archived:,}", *whole, f"{one.codec:,}", *alone)
+    console.print(table)
+
+
+def _percent(ours: int, theirs: int) -> str:
+    return f"{100 * (ours / theirs - 1):+.1f} %" if theirs else ""
 
 
 def as_json(summary: Summary, journeys: Sequence[Journey], skipped: Sequence[Skipped]) -> dict[str, Any]:
