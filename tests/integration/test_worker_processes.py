@@ -1,0 +1,102 @@
+"""Worker processes as they run: the reserved retriever, a wiped queue, children that do not outlive their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from shutil import copyfile
+
+import psutil
+import pytest
+import redis
+from pydicom.data import get_testdata_file
+
+from gateway.accept import accept_instance
+from tests.running import Rig
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with Rig(tmp_path_factory.mktemp("rig") / "home", lease_seconds=4.0) as made:
+        made.start("broker")
+        made.wait("broker", made.broker_answers)
+        made.start("encode", "retrieve", "sweep")
+        yield made
+
+
+def take_in(rig: Rig, name: str) -> int:
+    incoming = rig.gw.spool.incoming()
+    copyfile(str(get_testdata_file(name, download=False)), incoming)
+    return accept_instance(rig.gw, incoming, source="stow", calling_ae="TEST").row.id
+
+
+def is_released(rig: Rig, instance_id: int) -> bool:
+    return rig.gw.index.get(instance_id).state == "RELEASED"
+
+
+@contextmanager
+def frozen(rig: Rig, name: str) -> Iterator[None]:
+    """The process and all it started stand still."""
+    processes = [psutil.Process(rig.pid(name)), *psutil.Process(rig.pid(name)).children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def test_an_object_walks_from_receipt_to_release_without_anyones_help(rig: Rig) -> None:
+    instance_id = take_in(rig, "CT_small.dcm")
+    rig.wait("released", lambda: is_released(rig, instance_id), 120.0)
+    row = rig.gw.index.get(instance_id)
+    assert (row.form, row.modality, row.attempts) == ("CODED", "CT", 1)
+    assert rig.gw.index.alerts() == []
+
+
+def test_retrieval_answers_while_every_encoder_stands_still(rig: Rig) -> None:
+    released = take_in(rig, "CT_small.dcm")
+    rig.wait("released", lambda: is_released(rig, released), 120.0)
+    with frozen(rig, "encode"):
+        waiting = take_in(rig, "MR_small.dcm")
+        for instance_id, name in ((released, "CT_small.dcm"), (waiting, "MR_small.dcm")):
+            reply = rig.gw.queue.call("palimpsest.retrieve", [instance_id, "original"], "retrieve", 60.0)
+            data = (rig.settings.cache_dir / reply["path"]).read_bytes()
+            assert data == Path(str(get_testdata_file(name, download=False))).read_bytes()
+            assert sha256(data).hexdigest() == reply["sha256"]
+    rig.wait("released", lambda: is_released(rig, waiting), 120.0)
+
+
+def test_a_problem_comes_back_as_one(rig: Rig) -> None:
+    reply = rig.gw.queue.call("palimpsest.retrieve", [987654, "original"], "retrieve", 60.0)
+    assert (reply["error"], reply["status"]) == ("unknown-instance", 404)
+
+
+def test_a_wiped_queue_loses_nothing(rig: Rig) -> None:
+    with frozen(rig, "encode"), redis.Redis(unix_socket_path=str(rig.settings.redis_socket)) as client:
+        ids = [take_in(rig, name) for name in ("rtplan.dcm", "rtdose.dcm", "SC_rgb_small_odd.dcm")]
+        client.flushall()
+    rig.wait("all released", lambda: all(is_released(rig, instance_id) for instance_id in ids), 120.0)
+
+
+def test_a_killed_pool_child_is_replaced_and_its_work_done_again(rig: Rig) -> None:
+    children = psutil.Process(rig.pid("encode")).children()
+    instance_id = take_in(rig, "test-SR.dcm")
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+    rig.wait("released", lambda: is_released(rig, instance_id), 120.0)
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_no_child_outlives_a_killed_worker(rig: Rig) -> None:
+    offspring = psutil.Process(rig.pid("encode")).children(recursive=True)
+    assert len(offspring) >= 2
+    rig.kill9("encode")
+    rig.wait("all gone", lambda: not any(map(psutil.pid_exists, [p.pid for p in offspring])), 30.0)
