@@ -57,9 +57,12 @@ class Settings(BaseSettings):
     max_object_bytes: int = Field(default=8 * GIB, ge=1, description="bytes; more is refused while it arrives")
     network_timeout_seconds: float = Field(default=60.0, gt=0, description="idle, never whole-exchange")
 
-    redis_url: str | None = Field(default=None, validation_alias=AliasChoices("PALIMPSEST_REDIS_URL", "REDIS_URL"))
+    # Not in the repr: both URLs may hold a password.
+    redis_url: str | None = Field(
+        default=None, repr=False, validation_alias=AliasChoices("PALIMPSEST_REDIS_URL", "REDIS_URL")
+    )
     database_url: str | None = Field(
-        default=None, validation_alias=AliasChoices("PALIMPSEST_DATABASE_URL", "DATABASE_URL")
+        default=None, repr=False, validation_alias=AliasChoices("PALIMPSEST_DATABASE_URL", "DATABASE_URL")
     )
     watermark_bytes: int = Field(
         default_factory=lambda data: WATERMARK[data.get("profile", "production")],

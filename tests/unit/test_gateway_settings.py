@@ -147,3 +147,8 @@ def test_every_error_is_a_problem_and_can_be_pickled(kind: type[PalimpsestError]
 
 def test_unavailable_says_when_to_come_back() -> None:
     assert Unavailable("x", retry_after=7).problem()["retry_after"] == 7
+
+
+def test_passwords_in_urls_are_not_in_the_repr() -> None:
+    settings = Settings(redis_url="redis://:s3kr1t@broker/0", database_url="postgresql://u:s3kr1t@db/p")
+    assert "s3kr1t" not in repr(settings) + str(settings)
