@@ -21,8 +21,10 @@ from codec.wire import put_crc
 
 ALL_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
-# JPEG XL's full effort is tried only where it could win: the most that it has been seen to gain over the quick one
-FULL_GAIN_GREY, FULL_GAIN_COLOUR = 0.05, 0.30
+# JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
+# large grey frames what it gains on a part of PROBE_SAMPLES, give or take PROBE_MARGIN.
+FULL_GAIN_GREY, FULL_GAIN_COLOUR = 0.04, 0.30
+PROBE_SAMPLES, PROBE_MARGIN = 1 << 15, 0.015
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,7 @@ class _Race:
     def enter(self, name: str, effort: int | None) -> None:
         """Code the frame by one coder and keep the blob."""
         if name == "dual":
-            body, self.details = encode_dual(
-                self.index, self.header.levels.count, self.threads, self.tile_samples
-            )
+            body, self.details = encode_dual(self.index, self.header.levels.count, self.threads, self.tile_samples)
             self._keep(name, body)
         elif name == "raw":
             self._keep(name, _with_crc(pack_bits(self.index, (self.header.levels.count - 1).bit_length())))
@@ -113,7 +113,22 @@ class _Race:
         if "jxl" not in self.blobs:
             return False
         gain = FULL_GAIN_GREY if self.index.ndim == 2 else FULL_GAIN_COLOUR
-        return len(self.blobs["jxl"]) * (1 - gain) < min(len(blob) for blob in self.blobs.values())
+        best, quick = min(len(blob) for blob in self.blobs.values()), len(self.blobs["jxl"])
+        if quick * (1 - gain) >= best:
+            return False
+        if best == quick or self.index.ndim == 3 or self.index.size < 4 * PROBE_SAMPLES:
+            return True
+        return quick * (self._probed_gain() - PROBE_MARGIN) < best
+
+    def _probed_gain(self) -> float:
+        """Full effort's length over quick effort's on the middle of the frame."""
+        rows, columns = self.index.shape
+        width = min(columns, 256)
+        height = min(rows, PROBE_SAMPLES // width)
+        top, left = (rows - height) // 2, (columns - width) // 2
+        part = np.ascontiguousarray(self.small[top : top + height, left : left + width])
+        lengths = [len(STANDARD["jxl"].encode(part, effort)) for effort in (FULL_EFFORT, QUICK_EFFORT)]
+        return lengths[0] / lengths[1]
 
 
 def _with_crc(body: bytes) -> bytes:

@@ -39,7 +39,8 @@ ERROR_CAP = 1 << 20
 BIAS_WINDOW, BIAS_PRIOR = 128, 8
 SCALE_MEMORY = 60
 SHARE_RATE, SHARE_FLOOR = 3, 32
-RAW_CHOICES = 5
+RAW_CHOICES = 4
+SPLIT_CHOICES = 5  # values of k that the survey looks at
 
 
 @kernel
@@ -189,14 +190,17 @@ def find_level(target: Any, low: Any, high: Any, base: Any, span: Any, scale: An
 
 @kernel
 def survey_sample(level: Any, highest: Any, bits: Any, centre: Any, inverse: Any, share: Any, gains: Any) -> None:
-    """Add to gains[k] what knowing x >> k saves of this sample, to gains[32 + r] the cost with r raw planes (bits)."""
+    """Add to gains[k] what knowing x >> k saves of this sample, to gains[32 + r] the cost with r raw planes (bits).
+
+    k from bits - 1 down, r below min(RAW_CHOICES, bits); with `bits` = 0 only gains[32].
+    """
     whole = cumulative(highest + 1, centre, inverse, share) - cumulative(0, centre, inverse, share) + highest + 1
-    for k in range(1, bits):
+    for k in range(max(1, bits - SPLIT_CHOICES), bits):
         low = (level >> k) << k
         high = min(low + (1 << k), highest + 1)
         part = cumulative(high, centre, inverse, share) - cumulative(low, centre, inverse, share) + high - low
         gains[k] += math.log2(whole / part)
-    for raw in range(min(RAW_CHOICES, bits)):
+    for raw in range(max(1, min(RAW_CHOICES, bits))):
         low = (level >> raw) << raw
         high = low + (1 << raw)
         part = cumulative(high, centre, inverse, share) - cumulative(low, centre, inverse, share) + 1

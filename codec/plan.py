@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from codec.dualformat import Plan, Predictors
 from codec.fit import fit_predictors
 from codec.globalpath import code_global
-from codec.localpath import RAW_CHOICES, code_local
+from codec.localpath import RAW_CHOICES, SPLIT_CHOICES, code_local
 from codec.rans import COUNT, IO_FIELDS, MODE, SYMBOL
 from codec.tables import PAD, TOP
 
@@ -44,22 +44,27 @@ def make_plan(plane: NDArray[np.int32], highest: int, tile_samples: int) -> Plan
     tile_rows = -(-rows // min(tiles, rows))
     whole = padded(plane, int(plane[0, 0]))
     parts = _survey_parts(plane)
-    surveyed = sum(part.size for part in parts)
     bits = highest.bit_length()
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
-    best: tuple[float, Predictors, NDArray[np.float64]] | None = None
-    for classes in choices:
-        predictors = fit_predictors(whole, rows, columns, classes, precision)
-        gains = _survey(parts, highest, bits, predictors)
-        side = predictors.taps.size * (8.5 - precision)
-        total = gains[32] * plane.size / surveyed + side
-        if best is None or total < best[0]:
-            best = (total, predictors, gains)
-    assert best is not None
-    k = _choose_split(parts, highest, bits, best[2])
-    costs = best[2][32 : 32 + min(RAW_CHOICES, bits)]
+    predictors = _choose_predictors(whole, plane, parts, highest, choices, precision)
+    gains = _survey(parts, highest, bits, predictors)
+    k = _choose_split(parts, highest, bits, gains)
+    costs = gains[32 : 32 + min(RAW_CHOICES, bits)]
     raw = max(r for r in range(len(costs)) if r <= k and costs[r] <= costs[0] * (1 + RAW_LOSS))
-    return Plan(k, raw, tile_rows, precision, best[1])
+    return Plan(k, raw, tile_rows, precision, predictors)
+
+
+def _choose_predictors(
+    whole: NDArray[np.int32], plane: NDArray[np.int32], parts: list[NDArray[np.int32]], highest: int,
+    choices: tuple[int, ...], precision: int,
+) -> Predictors:  # fmt: skip
+    """The number of activity classes with the least estimated code length, taps counted."""
+    fits = [fit_predictors(whole, plane.shape[0], plane.shape[1], classes, precision) for classes in choices]
+    if len(fits) == 1:
+        return fits[0]
+    share = plane.size / sum(part.size for part in parts)
+    costs = [float(_survey(parts, highest, 0, fit)[32]) * share + fit.taps.size * (8.5 - precision) for fit in fits]
+    return fits[int(np.argmin(costs))]
 
 
 def _survey_parts(plane: NDArray[np.int32]) -> list[NDArray[np.int32]]:
@@ -99,7 +104,7 @@ def _choose_split(parts: list[NDArray[np.int32]], highest: int, bits: int, gains
     Of splits that cost the same within SPLIT_LOSS the one with the larger global part.
     """
     extra = {bits: 0.0}
-    for k in range(bits - 1, 0, -1):
+    for k in range(bits - 1, max(1, bits - SPLIT_CHOICES) - 1, -1):
         extra[k] = sum(count_global(part >> k, highest >> k)[0] for part in parts) - float(gains[k])
         if extra[k] > min(extra.values()) + 0.02 * float(gains[32]):
             break
