@@ -26,10 +26,11 @@ from pydicom.tag import BaseTag
 
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
+from gateway.index_rows import InstanceRow
 from gateway.index_search import COLUMNS
 from gateway.part10 import pixel_digest
 
-__all__ = ["Description", "describe", "index_instance", "metadata_of"]
+__all__ = ["Description", "describe", "index_by_door", "index_instance", "metadata_of"]
 
 DEFER_BYTES = 64 << 10  # longer values are not read at all
 INLINE_BYTES = 1024  # longer binary values are bulk data and left out of the metadata (PS3.18 10.4.1.1.2 lets us)
@@ -100,15 +101,26 @@ def index_instance(gw: Gateway, instance_id: int) -> bool:
     if not gw.spool.exists(row.digest):
         raise NotFound("not-spooled", "the instance is not in the spool any more")
     path = gw.spool.path(row.digest)
-    known = {
-        "SOPClassUID": row.sop_class,
-        "SOPInstanceUID": row.sop_uid,
-        "StudyInstanceUID": row.study_uid or "",
-        "SeriesInstanceUID": row.series_uid or "",
-    }
-    described = describe(path, known)
+    described = describe(path, _identifiers(row))
     gw.index.set_attributes(row.id, described.attributes, described.metadata_json, pixel_digest(path))
     return described.complete
+
+
+def index_by_door(gw: Gateway, instance_id: int) -> None:
+    """Index an instance by what the door knew alone: for files whose reading broke the task itself."""
+    known = _identifiers(gw.index.get(instance_id))
+    gw.index.set_attributes(instance_id, known, json.dumps(_minimal(known)))
+
+
+def _identifiers(row: InstanceRow) -> dict[str, str]:
+    """The four UIDs as the door read them, where it found them."""
+    found = {
+        "SOPClassUID": row.sop_class,
+        "SOPInstanceUID": row.sop_uid,
+        "StudyInstanceUID": row.study_uid,
+        "SeriesInstanceUID": row.series_uid,
+    }
+    return {keyword: value for keyword, value in found.items() if value}
 
 
 def metadata_of(source: Path | bytes) -> str:

@@ -20,7 +20,7 @@ from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
 from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
-from worker.indexing import index_instance
+from worker.indexing import index_by_door, index_instance
 from worker.pipeline import failure_reason, process_instance, record_failure
 from worker.retrieve import retrieve, retrieve_failure
 from worker.verify import Verifier
@@ -107,7 +107,9 @@ def run_index(runtime: Runtime, instance_id: int) -> Reply:
 
 
 def index_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:
-    """Nothing to give back: an instance that is not indexed is found by the sweep."""
+    """Ours to mend: the sweep sends it again. The file's fault: what the door knew must do, or it would never end."""
+    if not isinstance(error, (PalimpsestError, OSError)):
+        index_by_door(runtime.gw, instance_id)
     return {"error": failure_reason(error)}
 
 

@@ -186,6 +186,21 @@ def test_an_error_in_a_task_is_recorded_and_told_without_its_text(
     assert all("Doe" not in record.getMessage() for record in caplog.records)
 
 
+def test_a_file_that_breaks_its_reader_is_indexed_by_what_the_door_knew(
+    app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: Any) -> None:
+        raise SystemError("reader broke")
+
+    instance_id = take_in(gw)
+    monkeypatch.setattr("worker.indexing.describe", explode)
+    assert app.tasks["palimpsest.index"](instance_id) == {"error": "internal-error"}
+    row = gw.index.get(instance_id)
+    assert row.indexed_at is not None
+    metadata = json.loads(str(gw.index.metadata(instance_id)))
+    assert metadata["00080018"]["Value"] == [row.sop_uid]
+
+
 def test_a_database_that_is_away_leaves_the_task_edge_quiet(
     app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
