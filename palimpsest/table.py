@@ -102,7 +102,9 @@ def print_line(console: Console, journey: Journey) -> None:
     row, size = journey.row, journey.found.size
     path = escape(str(journey.found.path))
     if problem:
-        console.print(f"[red]failed[/red]    {path}: {escape(problem)}", highlight=False, soft_wrap=True)
+        label = "refused " if journey.refused else "failed  "
+        text = escape(problem.removeprefix("refused: "))
+        console.print(f"[red]{label}[/red]  {path}: {text}", highlight=False, soft_wrap=True)
         return
     archived = row.archived_size if row is not None and row.archived_size else 0
     ratio = f"{size:,} -> {archived:,} bytes ({size / archived:.2f})" if archived else f"{size:,} bytes"

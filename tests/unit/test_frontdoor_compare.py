@@ -11,6 +11,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import ExplicitVRLittleEndian
 
 from gateway.part10 import peek, walk
+from palimpsest import compare as judge
 from palimpsest.compare import PIXEL_DATA, compare, dataset_digest, first_difference
 from palimpsest.samples import SAMPLES, fresh_uid, packaged_files, write_samples
 from palimpsest.scan import Found, Skipped, find_files, inspect
@@ -60,6 +61,33 @@ def test_one_changed_sample_is_found(name: str, tmp_path: Path) -> None:
     verdict = compare(packaged(name), natively(packaged(name), tmp_path / "back.dcm", change="pixel"))
     assert not verdict.equal
     assert verdict.difference.startswith("1 of ")
+
+
+@pytest.mark.parametrize("change", ["", "pixel"])
+def test_where_gdcm_cannot_read_what_was_sent_another_decoder_judges(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, read = packaged("MR_small_jpeg_ls_lossless.dcm"), judge._raw_pixels
+    back = natively(sent, tmp_path / "back.dcm", change=change)
+
+    def only_native(path: Path) -> tuple[judge.Samples, None]:
+        if path == sent:
+            raise RuntimeError("unusual depth")
+        return read(path)
+
+    monkeypatch.setattr(judge, "_raw_pixels", only_native)
+    assert compare(sent, back).equal is not change.startswith("pixel")
+
+
+def test_what_no_decoder_reads_is_not_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = packaged("MR_small_RLE.dcm")
+    back = natively(sent, tmp_path / "back.dcm")
+
+    def nothing(path: Path) -> tuple[judge.Samples, None]:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(judge, "_raw_pixels", nothing)
+    assert "could not be decoded" in compare(sent, back).difference
 
 
 @pytest.mark.parametrize("name", COMPRESSED)

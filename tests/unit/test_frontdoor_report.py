@@ -63,7 +63,8 @@ def test_every_failure_is_said_in_words(words: str) -> None:
     assert journey.problem() == words
     out = StringIO()
     print_line(Console(file=out, width=200), journey)
-    assert out.getvalue() == f"failed    a/b.dcm: {words}\n"
+    label = "refused " if journey.refused else "failed  "
+    assert out.getvalue() == f"{label}  a/b.dcm: {words.removeprefix('refused: ')}\n"
 
 
 def test_a_good_journey_has_no_problem() -> None:
