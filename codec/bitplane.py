@@ -19,6 +19,7 @@ from codec.pixelformat import PixelFormat as PixelFormat
 
 Words = NDArray[np.uint8] | NDArray[np.uint16]
 DENSE_SHARE = 0.92  # design: rank the levels when fewer than 92 % of those in range occur
+ESTIMATE_SAMPLES = 1 << 21  # estimates of larger frames are made on this many samples in the middle: bounded memory
 
 
 def split_words(words: Words, fmt: PixelFormat) -> tuple[NDArray[np.int32], NDArray[np.uint16] | None]:
@@ -136,7 +137,8 @@ def choose_levels(values: NDArray[np.int32]) -> LevelTable:
 
 def _rough_bits(index: NDArray[np.uint16]) -> float:
     """Estimated code length of level indices in bits, from the errors of the MED predictor."""
-    plane = index.reshape(index.shape[0], index.shape[1], -1).astype(np.int32)
+    part = _middle(index)
+    plane = part.reshape(part.shape[0], part.shape[1], -1).astype(np.int32)
     errors = np.abs(plane - med_predictions(plane))
     rows, columns = errors.shape[:2]
     near = np.ones(errors.shape, np.float64)
@@ -145,7 +147,14 @@ def _rough_bits(index: NDArray[np.uint16]) -> float:
     near[1:, 1:] += errors[:-1, :-1]
     scale = near / 3.0 + 0.3
     modelled = float((np.log2(scale) + 0.7 * errors / scale).sum()) + float(rows * columns)
-    return min(modelled, index.size * float(np.log2(1 + int(index.max()))))
+    return min(modelled, part.size * float(np.log2(1 + int(index.max())))) * index.size / part.size
+
+
+def _middle(index: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Whole rows from the middle of a frame, about ESTIMATE_SAMPLES of them at most."""
+    height = max(2, ESTIMATE_SAMPLES // (index.size // index.shape[0]))
+    first = max(0, (index.shape[0] - height) // 2)
+    return index[first : first + height]
 
 
 def med_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -166,10 +175,11 @@ def plane_entropies(index: NDArray[np.uint16]) -> NDArray[np.float64]:
     """Estimated conditional entropy of each bit plane of a level-index image, in bits per sample; [0] is the lowest.
 
     Each plane is conditioned on all planes above it and on the causal neighbourhood, through a causal prediction and
-    the local activity. As many entries as the highest index has bits (at least one).
+    the local activity. As many entries as the highest index has bits (at least one). Large images: of their middle.
     """
-    plane = index.reshape(index.shape[0], -1).astype(np.int32)
-    bits = max(1, int(plane.max()).bit_length())
+    part = _middle(index)
+    plane = part.reshape(part.shape[0], -1).astype(np.int32)
+    bits = max(1, int(index.max()).bit_length())
     guess = _smooth_predictions(plane)
     errors = np.abs(plane - guess)
     near = np.zeros_like(errors)

@@ -9,7 +9,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from codec.dualformat import Predictors
-from codec.localpath import class_of
+from codec.prediction import class_of
 from codec.rans import kernel
 from codec.tables import PAD, TAPS, TOP
 

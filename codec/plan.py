@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from codec.dualformat import Plan, Predictors
 from codec.fit import fit_predictors
 from codec.globalpath import code_global
-from codec.localpath import RAW_CHOICES, SPLIT_CHOICES, code_local
+from codec.localpath import code_local
+from codec.mixture import RAW_CHOICES, SPLIT_CHOICES
 from codec.rans import COUNT, IO_FIELDS, MODE, SYMBOL
 from codec.tables import PAD, TOP
 
