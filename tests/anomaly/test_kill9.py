@@ -91,7 +91,7 @@ class Modality(threading.Thread):
             time.sleep(0.1)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_100_instances_survive_the_death_of_every_process(tmp_path: Path) -> None:
     nas = tmp_path / "nas"
     nas.mkdir()
@@ -108,7 +108,7 @@ def test_100_instances_survive_the_death_of_every_process(tmp_path: Path) -> Non
         killed = kill_in_the_middle(rig, modality)
         rig.wait("all sent", lambda: len(modality.acknowledged) == INSTANCES, 90.0)
         rig.wait("all archived and forwarded", lambda: finished(rig) == INSTANCES, 90.0)
-        assert killed == ["encode", "broker", "listener", "sweep", "encode", "forward"]
+        assert killed == ["encode", "broker", "listener", "sweep", "forward"]
         assert_nothing_lost_wrong_or_stuck(rig, objects, nas)
 
 
@@ -121,8 +121,7 @@ def kill_in_the_middle(rig: Rig, modality: Modality) -> list[str]:
         ("broker", archived, 12),
         ("listener", acknowledged, 40),
         ("sweep", archived, 20),
-        ("encode", archived, 30),
-        ("forward", archived, 40),
+        ("forward", archived, 30),
     ]
     killed = []
     for name, count, threshold in plan:
