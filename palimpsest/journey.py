@@ -9,8 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.errors import NotFound
+from gateway.errors import BadUID, NotFound
 from gateway.instance import ForwardState, State
+from gateway.uids import parse_uid
 from palimpsest import dimse
 from palimpsest.client import FetchError, Route, WebClient
 from palimpsest.compare import Verdict, compare
@@ -211,7 +212,10 @@ class Tracker:
 
 
 def _route(row: InstanceRow) -> Route:
-    """By UIDs where they lead to this very version, else by the digest of the file."""
+    """By UIDs where they are UIDs and lead to this very version, else by the digest of the file."""
     if row.current and row.study_uid and row.series_uid:
-        return Route.uids(row.study_uid, row.series_uid, row.sop_uid)
+        try:
+            return Route.uids(parse_uid(row.study_uid), parse_uid(row.series_uid), row.sop_uid)
+        except BadUID:  # real files have them; WADO-RS has no path for those (PS3.18 8.2)
+            return Route.digest(row.digest)
     return Route.digest(row.digest)

@@ -15,7 +15,7 @@ from gateway.part10 import Peek
 from gateway.uids import SOPClassUID, SOPInstanceUID
 from palimpsest.compare import Verdict
 from palimpsest.dimse import Answer
-from palimpsest.journey import Journey
+from palimpsest.journey import Journey, _route
 from palimpsest.report import as_json, print_summary, summarise, write_json
 from palimpsest.scan import Found, Skipped
 from palimpsest.table import journeys_table, print_line, print_skipped
@@ -73,6 +73,19 @@ def test_a_good_journey_has_no_problem() -> None:
     out = StringIO()
     print_line(Console(file=out, width=200), journey)
     assert out.getvalue() == "restored  a/b.dcm: 1,000 -> 400 bytes (2.50), dual\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"study_uid": "1.5", "series_uid": "1.6"}, "studies/1.5/series/1.6/instances/1.3"),
+        ({"study_uid": "1.5", "series_uid": "1..6"}, "objects/" + "e" * 64),
+        ({"study_uid": None, "series_uid": "1.6"}, "objects/" + "e" * 64),
+        ({"study_uid": "1.5", "series_uid": "1.6", "current": False}, "objects/" + "e" * 64),
+    ],
+)
+def test_an_original_is_fetched_by_uids_only_where_they_lead_to_it(changes: dict[str, Any], path: str) -> None:
+    assert _route(row(**changes)).path == path
 
 
 def test_sums_count_each_file_once_and_tell_clean_from_failed() -> None:
