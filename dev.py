@@ -10,8 +10,8 @@ The Makefile calls this file too, so that there is one way to make the environme
 """
 
 import hashlib
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +24,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".palimpsest-stamp"
 INDEX = "https://pypi.org/simple/"
+PIP_LINK = r'href="([^"]*/(pip-([0-9.]+)-py3-none-any\.whl)#sha256=([0-9a-f]{64}))"'
 
 
 def wanted_stamp() -> str:
@@ -60,21 +61,19 @@ def _make_venv() -> None:
 
 
 def _fetch_pip_wheel(folder: Path) -> Path:
-    """The newest pip wheel from the package index (PIP_INDEX_URL or PyPI), its SHA-256 checked; PEP 691 JSON."""
-    index = os.environ.get("PIP_INDEX_URL", INDEX).rstrip("/")
-    request = urllib.request.Request(f"{index}/pip/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    """The newest pip wheel from the package index (PIP_INDEX_URL or PyPI; PEP 503), its SHA-256 checked."""
+    page = os.environ.get("PIP_INDEX_URL", INDEX).rstrip("/") + "/pip/"
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            listing = json.load(answer)
-        wheels = [f for f in listing["files"] if f["filename"].endswith("-py3-none-any.whl") and not f.get("yanked")]
-        newest = max(wheels, key=lambda f: f.get("upload-time", ""))
-        with urllib.request.urlopen(urllib.parse.urljoin(f"{index}/pip/", newest["url"]), timeout=60) as answer:
+        with urllib.request.urlopen(page, timeout=60) as answer:
+            links = re.findall(PIP_LINK, answer.read().decode())
+        link, name, _, digest = max(links, key=lambda found: [int(part) for part in found[2].split(".") if part])
+        with urllib.request.urlopen(urllib.parse.urljoin(page, link), timeout=60) as answer:
             content = answer.read()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no link, or no text
         sys.exit(f"this Python has no pip, and none was fetched ({error}): apt-get install python3-venv, retry.")
-    if hashlib.sha256(content).hexdigest() != newest["hashes"].get("sha256"):
+    if hashlib.sha256(content).hexdigest() != digest:
         sys.exit("the fetched pip wheel does not have the digest that the index names; nothing was installed.")
-    path = folder / newest["filename"]
+    path = folder / name
     path.write_bytes(content)
     return path
 
