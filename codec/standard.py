@@ -14,6 +14,7 @@ from codec.errors import CorruptBitstream
 Plane = NDArray[Any]  # uint8 or uint16, (rows, columns) or (rows, columns, 3)
 JXL_BOX = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
 JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+END_OF_IMAGE = b"\xff\xd9"
 STRIP = 1 << 20
 
 
@@ -74,22 +75,25 @@ def jxl_size(data: bytes) -> tuple[int, int]:
     return rows, rows * top // bottom
 
 
-def jpegls_size(data: bytes) -> tuple[int, int]:
-    """(rows, columns) of the SOF55 segment of a JPEG-LS stream (ISO/IEC 14495-1)."""
+def jpegls_size(data: bytes) -> tuple[int, int, int]:
+    """(rows, columns, components) of the SOF55 segment of a JPEG-LS stream (ISO/IEC 14495-1)."""
+    if data[-2:] != END_OF_IMAGE:  # CharLS searches for seconds for an end that is not there
+        raise CorruptBitstream("JPEG-LS stream without its end")
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    while at + 10 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xF7:
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            rows, columns = (int.from_bytes(data[place : place + 2], "big") for place in (at + 5, at + 7))
+            return rows, columns, data[at + 9]
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise CorruptBitstream("no JPEG-LS frame header")
 
 
-def htj2k_size(data: bytes) -> tuple[int, int]:
-    """(rows, columns) of the SIZ segment of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1)."""
-    if len(data) < 24 or data[:4] != b"\xff\x4f\xff\x51":
+def htj2k_size(data: bytes) -> tuple[int, int, int]:
+    """(rows, columns, components) of the SIZ segment of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1)."""
+    if len(data) < 42 or data[-2:] != END_OF_IMAGE or data[:4] != b"\xff\x4f\xff\x51":
         raise CorruptBitstream("no JPEG 2000 codestream")
     x1, y1, x0, y0 = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-    return y1 - y0, x1 - x0
+    return y1 - y0, x1 - x0, int.from_bytes(data[40:42], "big")
 
 
 def pack_bits(plane: Plane, bits: int) -> bytes:
@@ -123,11 +127,11 @@ def unpack_bits(data: bytes, bits: int, count: int) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class StandardCoder:
-    """One library codec: encode(plane, effort), decode(bytes) and the size its stream declares."""
+    """One library codec: encode(plane, effort), decode(bytes); size: declared rows, columns (and components)."""
 
     encode: Callable[[Plane, int], bytes]
     decode: Callable[[bytes], Plane]
-    size: Callable[[bytes], tuple[int, int]]
+    size: Callable[[bytes], tuple[int, ...]]
 
 
 STANDARD = {
@@ -148,7 +152,8 @@ STANDARD = {
 def decode_standard(coder: str, data: bytes, shape: tuple[int, ...]) -> NDArray[np.uint16]:
     """Decode one library codec's stream into uint16 of `shape`; CorruptBitstream when anything disagrees."""
     engine = STANDARD[coder]
-    if engine.size(data) != shape[:2]:
+    declared = engine.size(data)
+    if declared != (*shape[:2], shape[2] if len(shape) == 3 else 1)[: len(declared)]:
         raise CorruptBitstream(f"{coder} stream declares another size than the frame")
     try:
         plane = np.asarray(engine.decode(data))
