@@ -78,7 +78,8 @@ def _doors(settings: Settings) -> tuple[ChildSpec, ...]:
 
 def _workers(settings: Settings) -> tuple[ChildSpec, ...]:
     pools = (
-        ("encode", "index,encode", settings.encode_processes),
+        ("index", "index", 1),  # its own: what just arrived is found by QIDO-RS at once, however long an encode takes
+        ("encode", "encode", settings.encode_processes),
         ("retrieve", "retrieve", settings.retrieve_processes),
         ("forward", "forward", settings.forward_processes),
     )
