@@ -170,7 +170,8 @@ def test_every_process_of_a_gateway_is_started_and_gets_equal_settings(tmp_path:
     settings = with_demo_destination(load_settings(home=tmp_path, dicom_port=1104, http_port=1180))
     specs = [spec for stage in stages(settings) for spec in stage.children]
     assert [spec.name for spec in specs] == [
-        "broker", "listener", "api", "demo-destination", "worker-index", "worker-encode", "worker-retrieve", "worker-forward", "sweep",
+        "broker", "listener", "api", "demo-destination", "worker-index", "worker-encode", "worker-retrieve",
+        "worker-forward", "sweep",
     ]  # fmt: skip
     env = environment(settings)
     assert env["PALIMPSEST_HOME"] == str(tmp_path) and env["PALIMPSEST_DICOM_PORT"] == "1104"
