@@ -6,7 +6,10 @@ Three things are missing there, and this module adds them per association:
 - a bound on one object's size and on free space *while* receiving: what is above it is read and dropped, so that the
 sender gets
   a status that names the reason instead of a cut connection, and no disk fills up;
-- a bound on one PDU's declared length (a peer may claim 4 GiB), and an idle timeout inside a PDU;
+- a bound on one PDU's declared length (a peer may claim 4 GiB), memory only for what has really arrived of it, and an
+idle timeout
+  inside a PDU;
+- a bound on what pynetdicom gathers in memory: command sets, and data sets of messages that are no C-STORE;
 - nothing left behind: every temporary file that no handler took over is removed when its association's thread ends.
 
 Threads: the DUL thread receives, the association's thread runs the handlers.  A `BoundedFile` is written by the first
@@ -20,6 +23,7 @@ import socket
 import socketserver
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,6 +42,12 @@ SPACE_CHECK_BYTES = 16 * MIB
 #: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
 #: (PS3.8 D.1).
 PDU_CAP_BYTES = 64 * MIB
+#: Memory for a PDU grows in such steps as it arrives: claiming a length must cost the peer more than us.
+PDU_STEP_BYTES = MIB
+#: Longest command set, and longest data set of a message that is no C-STORE (which we refuse anyway).
+MESSAGE_CAP_BYTES = MIB
+#: Temporary files remembered before those that are gone are forgotten: an association may live for weeks.
+FILES_REMEMBERED = 64
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +162,9 @@ class SpoolingProvider(DIMSEServiceProvider):
         message = self.message
         complete = message.decode_msg(primitive, self.assoc)
         self._track(message)
+        for gathered in (message.encoded_command_set, message.data_set):
+            if isinstance(gathered, BytesIO) and gathered.tell() > MESSAGE_CAP_BYTES:
+                raise ValueError("a message that is no C-STORE is larger than any needs to be")
         if complete:
             self.message = None
             self._deliver(message)
@@ -161,6 +174,8 @@ class SpoolingProvider(DIMSEServiceProvider):
         file: Any = getattr(message, "_data_set_file", None)
         if file is None or isinstance(file, BoundedFile):
             return
+        if len(self._files) >= FILES_REMEMBERED:
+            self._files = {path for path in self._files if path.exists()}
         self._files.add(Path(file.name))
         message._data_set_file = BoundedFile(file, self._limits)  # type: ignore[union-attr, assignment]
 
@@ -180,25 +195,28 @@ class SpoolingProvider(DIMSEServiceProvider):
         """Remove the temporary files that nobody renamed; call when the association's thread has nothing left to
         serve.
         """
-        for path in self._files:
+        files, self._files = self._files, set()
+        for path in files:
             path.unlink(missing_ok=True)
-        self._files.clear()
 
 
 def _exact_reader(wrapper: AssociationSocket, limit: int) -> Callable[[int], bytearray]:
-    """A `recv` for `wrapper` that fills one buffer instead of joining 4 KiB pieces, and refuses absurd lengths."""
+    """A `recv` for `wrapper` that fills one growing buffer instead of joining 4 KiB pieces, and refuses absurd
+    lengths.
+    """
 
     def recv(nr_bytes: int) -> bytearray:
         if nr_bytes > limit:
             raise OSError("a PDU declares more bytes than any peer may send")
-        buffer = bytearray(nr_bytes)
-        got = 0
-        with memoryview(buffer) as view:
-            while got < nr_bytes:
-                count = wrapper.socket.recv_into(view[got:])  # type: ignore[union-attr]
-                if count == 0:
-                    break
-                got += count
+        buffer, got = bytearray(), 0
+        while got < nr_bytes:
+            if got == len(buffer):
+                buffer += bytes(min(PDU_STEP_BYTES, nr_bytes - got))
+            with memoryview(buffer) as view, view[got:] as room:
+                count = wrapper.socket.recv_into(room)  # type: ignore[union-attr]
+            if count == 0:
+                break
+            got += count
         del buffer[got:]
         return buffer
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from pynetdicom import AE, _config
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.sop_class import CTImageStorage, MRImageStorage, Verification
 
 from gateway import audit
@@ -34,6 +37,13 @@ from gateway.instance import State
 from gateway.jobs import MemoryQueue
 from gateway.settings import child_environment, load_settings
 from service.listener import Listener
+from service.listener_receive import (
+    FILES_REMEMBERED,
+    PDU_CAP_BYTES,
+    ReceiveLimits,
+    SpoolingProvider,
+    _exact_reader,
+)
 
 pytestmark = [
     pytest.mark.integration,
@@ -338,6 +348,55 @@ def test_a_pdu_of_4_gib_is_not_believed(make_gateway: Any, listen: Any) -> None:
     assoc = associate(port, [(Verification, [ImplicitVRLittleEndian])])
     assert assoc.is_established
     assoc.release()
+
+
+def test_a_declared_length_costs_no_memory_before_its_bytes_come() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"x" * 100)
+        theirs.shutdown(socket.SHUT_WR)
+        tracemalloc.start()
+        try:
+            got = _exact_reader(SimpleNamespace(socket=ours), PDU_CAP_BYTES)(PDU_CAP_BYTES)  # type: ignore[arg-type]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert bytes(got) == b"x" * 100
+    assert peak < PDU_CAP_BYTES // 8
+
+
+@pytest.mark.parametrize("kind", ["command", "data"])
+def test_what_is_no_c_store_is_not_gathered_without_end(make_gateway: Any, listen: Any, kind: str) -> None:
+    """Fragments that never end, of a command set or of a data set that a C-ECHO must not have."""
+    assoc = associate(listen(make_gateway()).port, [(Verification, [ImplicitVRLittleEndian])])
+    context = assoc.accepted_contexts[0].context_id
+    if kind == "data":
+        command = Dataset()
+        command.AffectedSOPClassUID, command.CommandField = Verification, 0x0030
+        command.MessageID, command.CommandDataSetType = 1, 0x0001
+        assoc.dul.send_pdu(fragment(context, b"\x03" + (encode(command, True, True) or b"")))
+    for _ in range(64):
+        assoc.dul.send_pdu(fragment(context, (b"\x01" if kind == "command" else b"\x00") + bytes(64 << 10)))
+    assert until(lambda: not assoc.is_established)
+    assoc.kill()
+
+
+def fragment(context: int, value: bytes) -> P_DATA:
+    """One P-DATA with one presentation data value: message control header and bytes (PS3.8 E.2)."""
+    primitive = P_DATA()
+    primitive.presentation_data_value_list = [[context, value]]
+    return primitive
+
+
+def test_files_that_were_taken_over_are_forgotten(tmp_path: Path) -> None:
+    limits = ReceiveLimits(max_object_bytes=1000, idle_seconds=1.0, check_space=lambda: None)
+    provider = SpoolingProvider(SimpleNamespace(dul=None), limits)
+    for number in range(3 * FILES_REMEMBERED):
+        path = tmp_path / str(number)
+        with path.open("wb") as file:
+            provider._track(SimpleNamespace(_data_set_file=file))  # type: ignore[arg-type]
+        path.unlink()
+    assert len(provider._files) <= FILES_REMEMBERED
 
 
 def test_several_associations_at_once(make_gateway: Any, listen: Any) -> None:
