@@ -65,16 +65,18 @@ def accepts(header: str | None, *offers: str) -> str:
     raise HttpProblem(406, "not-acceptable", f"This resource is given as {', '.join(offers)} only.")
 
 
-def wants_dicom(header: str | None) -> tuple[bool, frozenset[str]]:
+def wants_dicom(header: str | None, *, many: bool = False) -> tuple[bool, frozenset[str]]:
     """How to give instances: (as multipart?, the transfer syntaxes allowed; empty means as stored). Raises 406.
 
-    Absent and `*` both mean "as stored": the gateway gives back what it was given (PS3.18 8.7.3.5.2).
+    many: more than one instance, which only multipart can hold: what asks for a single part is passed over. Absent
+    and `*` both mean "as stored": `*` leaves the choice to the server; for an absent one PS3.18 names Explicit VR
+    Little Endian, but nothing is transcoded here, and refusing would help nobody.
     """
     multipart, syntaxes = None, set()
     for item in parse_accept(header):
-        single = item.essence == DICOM
+        single = item.essence in (DICOM, "application/*")
         related = item.essence == "multipart/related" and item.type in ("", DICOM, "application/*", "*/*")
-        if not (single or related or item.essence in ("*/*", "multipart/*", "application/*")):
+        if not (single or related or item.essence in ("*/*", "multipart/*")) or (single and many):
             continue
         if multipart is None:
             multipart = not single
@@ -83,7 +85,9 @@ def wants_dicom(header: str | None) -> tuple[bool, frozenset[str]]:
         raise HttpProblem(
             406,
             "not-acceptable",
-            'Instances are given as multipart/related; type="application/dicom" or application/dicom.',
+            'More than one instance is given as multipart/related; type="application/dicom" only.'
+            if many
+            else 'Instances are given as multipart/related; type="application/dicom" or application/dicom.',
         )
     return multipart, frozenset() if syntaxes & {"", "*"} else frozenset(syntaxes)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -26,7 +27,6 @@ from service.trail import record
 __all__ = ["OpenObject", "derived", "open_original"]
 
 CHUNK_BYTES = 256 << 10
-META_BYTES = 1 << 20
 RETRIEVE_QUEUE = "retrieve"
 RETRIEVE_TASK = "palimpsest.retrieve"
 
@@ -47,10 +47,9 @@ class OpenObject:
                 yield data
 
     def transfer_syntax(self) -> str:
-        """The transfer syntax named by the file's meta information."""
-        head = self.file.read(META_BYTES)
-        self.file.seek(0)
-        return str(read_meta(memoryview(head))[0])
+        """The transfer syntax named by the file's meta information, however long that is. Raises InvalidInstance."""
+        with mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return read_meta(mapped)[0]
 
 
 def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:

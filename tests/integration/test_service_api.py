@@ -347,6 +347,33 @@ def test_what_was_stored_comes_back_byte_for_byte(web: TestClient, gateway: Gate
     assert events(gateway).count("retrieved") == 5
 
 
+def test_one_accept_header_for_one_and_for_many(web: TestClient, gateway: Gateway) -> None:
+    first, second = instance(), instance()
+    stow(web, gateway, first, second)
+    accept = 'application/dicom; transfer-syntax=*, multipart/related; type="application/dicom"; transfer-syntax=*'
+    headers = {**bearer(gateway, "clinician"), "Accept": accept}
+    assert web.get(wado(first), headers=headers).content == first
+    many = web.get(wado(first, "study"), headers=headers)
+    assert many.status_code == 200 and many.headers["content-type"].startswith("multipart/related")
+    other_series = wado(first).replace("/series/", "/series/9.")
+    assert web.get(other_series, headers=headers).status_code == 404
+
+
+def test_an_object_with_a_long_file_meta_comes_back(web: TestClient, gateway: Gateway) -> None:
+    """File meta information has no bound in PS3.10: what was accepted must be served."""
+    dataset = pydicom.dcmread(CT)
+    dataset.file_meta.PrivateInformationCreatorUID = generate_uid()
+    dataset.file_meta.PrivateInformation = bytes(2 << 20)
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    store = {**bearer(gateway, "service"), "Content-Type": "application/dicom"}
+    gateway.spool._max_object = 8 << 20
+    assert web.post("/dicomweb/studies", content=buffer.getvalue(), headers=store).status_code == 200
+    headers = {**bearer(gateway, "clinician"), "Accept": "application/dicom; transfer-syntax=*"}
+    answer = web.get(wado(buffer.getvalue()), headers=headers)
+    assert (answer.status_code, answer.content) == (200, buffer.getvalue())
+
+
 def test_wado_refusals(web: TestClient, gateway: Gateway) -> None:
     data, other = instance(), instance()
     stow(web, gateway, data, other)

@@ -141,10 +141,21 @@ def test_dicom_json() -> None:
         ("application/dicom; transfer-syntax=*", (False, frozenset())),
         ('application/dicom;q=0.5, multipart/related;type="application/dicom";q=0.9', (True, frozenset())),
         ('text/html, multipart/related; type="application/dicom"', (True, frozenset())),
+        ("application/*", (False, frozenset())),
     ],
 )
 def test_accept_of_instances(header: str | None, expected: tuple[bool, frozenset[str]]) -> None:
     assert wants_dicom(header) == expected
+
+
+def test_several_instances_come_as_multipart_or_not_at_all() -> None:
+    both = 'application/dicom; transfer-syntax=*, multipart/related; type="application/dicom"; transfer-syntax=*; q=0.5'
+    assert wants_dicom(both) == (False, frozenset())
+    assert wants_dicom(both, many=True) == (True, frozenset())
+    for header in ("application/dicom; transfer-syntax=*", "application/*"):
+        with pytest.raises(HttpProblem) as caught:
+            wants_dicom(header, many=True)
+        assert caught.value.status_code == 406
 
 
 @pytest.mark.parametrize(
