@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Literal
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
+from gateway.blobs import sync_folder
 from gateway.index_schema import audit
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def write_head(database: Database, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def _kept_head(path: Path | None) -> tuple[int, str] | None:

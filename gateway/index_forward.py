@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -16,6 +17,9 @@ from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
 from gateway.index_rows import ForwardRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import ForwardState
+
+NEWEST: Final = 1000
+"""Messages at the outbox's end among which those of an instance just taken in must be (else the sweep sends them)."""
 
 
 class Forwarding(Database):
@@ -156,10 +160,15 @@ class Forwarding(Database):
             conn.execute(sa.update(forward).where(forward.c.id.in_(ids)).values(queued_at=self.now()))
 
     def outbox_due(self, limit: int = 500, instance_id: int | None = None) -> list[OutboxMessage]:
-        """Messages not yet handed to the queue, most urgent first; of one instance, if given."""
+        """Messages not yet handed to the queue, most urgent first; of one instance just made or changed, if given.
+
+        For one instance only the newest messages are looked at: while the queue is down the outbox grows, and the
+        door must not read all of it for each object.
+        """
         query = sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(limit)
         if instance_id is not None:
-            query = query.where(outbox.c.args == json.dumps([instance_id]))
+            newest = sa.select(sa.func.max(outbox.c.id)).scalar_subquery()
+            query = query.where(outbox.c.id > newest - NEWEST, outbox.c.args == json.dumps([instance_id]))
         with self.read() as conn:
             rows = conn.execute(query).mappings().all()
         return [

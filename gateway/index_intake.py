@@ -40,8 +40,8 @@ class Intake(Database):
             if known is not None:
                 self._audit_receipt(conn, known.id, new, "duplicate", now)
                 return Accepted(known, "duplicate")
-            outcome = self._settle_versions(conn, new)
-            row = self._insert(conn, new, outcome, now)
+            outcome, disputed = self._settle_versions(conn, new)
+            row = self._insert(conn, new, now, current=outcome != "conflict", conflict=disputed)
             self._audit_receipt(conn, row.id, new, outcome, now)
             for task in (INDEX_TASK, ENCODE_TASK):
                 put_outbox(conn, task, [row.id], row.priority, now)
@@ -103,17 +103,18 @@ class Intake(Database):
     def _known(self, conn: Connection, new: NewInstance) -> InstanceRow | None:
         return _one(conn, _duplicate(new.sop_uid, new.transfer_syntax, new.dataset_digest))
 
-    def _settle_versions(self, conn: Connection, new: NewInstance) -> Outcome:
+    def _settle_versions(self, conn: Connection, new: NewInstance) -> tuple[Outcome, bool]:
+        """What the newcomer is, and whether its UID is in dispute: a correction does not settle what a person must."""
         current = _one(conn, sa.select(instance).where(instance.c.sop_uid == new.sop_uid, instance.c.current))
         if current is None:
-            return "new"
+            return "new", False
         if current.pixel_digest is not None and current.pixel_digest == new.pixel_digest:
             conn.execute(sa.update(instance).where(instance.c.id == current.id).values(current=False))
-            return "version"
+            return "version", current.conflict
         conn.execute(sa.update(instance).where(instance.c.id == current.id).values(conflict=True))
-        return "conflict"
+        return "conflict", True
 
-    def _insert(self, conn: Connection, new: NewInstance, outcome: Outcome, now: float) -> InstanceRow:
+    def _insert(self, conn: Connection, new: NewInstance, now: float, *, current: bool, conflict: bool) -> InstanceRow:
         values = {name: getattr(new, name) for name in NewInstance.__slots__}
         result = conn.execute(
             instance.insert().values(
@@ -123,8 +124,8 @@ class Intake(Database):
                 attempts=0,
                 due_at=now,
                 queued_at=now,
-                current=outcome != "conflict",
-                conflict=outcome == "conflict",
+                current=current,
+                conflict=conflict,
             )
         )
         key = result.inserted_primary_key

@@ -65,8 +65,8 @@ class Report(Database):
         waiting = sa.and_(c.state.in_(UNFINISHED), c.last_error.is_not(None))
         with self.read() as conn:
             groups = [
-                *_failures(conn, "instance", c.id, c.last_error, sa.null(), waiting),
-                *_failures(conn, "passthrough", c.id, c.reason, sa.null(), c.form == Form.PASSTHROUGH),
+                *_failures(conn, "instance", c.id, c.last_error, None, waiting),
+                *_failures(conn, "passthrough", c.id, c.reason, None, c.form == Form.PASSTHROUGH),
                 *_failures(conn, "dead-letter", f.id, f.reason, f.destination, f.state == ForwardState.DEAD),
             ]
         return sorted(groups, key=lambda group: -group.count)
@@ -139,7 +139,12 @@ def _modalities(conn: Connection) -> dict[str, dict[str, int]]:
 def _failures(
     conn: Connection, kind: str, id_: sa.Column[Any], reason: sa.Column[Any], destination: Any, where: Any
 ) -> list[FailureGroup]:
-    found: dict[tuple[str, str | None], list[int]] = {}
-    for row_id, why, where_to in conn.execute(sa.select(id_, reason, destination).where(where).order_by(id_.desc())):
-        found.setdefault((str(why), where_to), []).append(int(row_id))
-    return [FailureGroup(kind, why, to, len(ids), tuple(ids[:MAX_IDS])) for (why, to), ids in found.items()]
+    """One group per reason (and destination, if there is one), counted by the database, with the newest ids."""
+    names = [reason] if destination is None else [reason, destination]
+    found = []
+    for *values, count in conn.execute(sa.select(*names, sa.func.count()).where(where).group_by(*names)).all():
+        same = (name.is_(None) if value is None else name == value for name, value in zip(names, values, strict=True))
+        newest = sa.select(id_).where(where, *same).order_by(id_.desc()).limit(MAX_IDS)
+        where_to = None if destination is None else values[1]
+        found.append(FailureGroup(kind, str(values[0]), where_to, int(count), tuple(conn.execute(newest).scalars())))
+    return found

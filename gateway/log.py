@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 import traceback
+from types import TracebackType
 from typing import Any, Final
 
 from gateway.settings import Settings
@@ -48,7 +50,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send every log record of this process through JsonFormatter to stderr; replaces earlier handlers."""
+    """Send every log record of this process through JsonFormatter to stderr; replaces earlier handlers.
+
+    Exceptions that nothing caught, in any thread, go the same way.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
@@ -59,6 +64,15 @@ def configure_logging(settings: Settings) -> None:
     access = logging.getLogger("uvicorn.access")  # its lines quote query strings, which hold names
     access.handlers[:] = []
     access.propagate = False
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """What ends a process or a thread is logged like any exception: Python's own hooks would print its message."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger(__name__).critical("uncaught exception", exc_info=(kind, error or kind(), trace))
 
 
 def _text(record: logging.LogRecord) -> str:

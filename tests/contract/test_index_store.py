@@ -270,6 +270,39 @@ def test_release_waits_for_index_and_forwards(index: Index) -> None:
     assert [r.id for r in index.releasable(10)] == [row.id]
 
 
+def test_failures_are_counted_whole_and_name_the_newest(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.index_report.MAX_IDS", 2)
+    rows = [index.add_received(new(n)).row for n in range(4)]
+    for row, reason in zip(rows, ("pdf", "pdf", "pdf", None), strict=True):
+        index.claim(row.id, "w", 60)
+        index.set_candidate(row.id, "w", replace(CODED, form=Form.PASSTHROUGH, reason=reason))
+    groups = [(g.kind, g.reason, g.destination, g.count, g.ids) for g in index.failures()]
+    assert groups == [
+        ("passthrough", "pdf", None, 3, (rows[2].id, rows[1].id)),
+        ("passthrough", "None", None, 1, (rows[3].id,)),
+    ]
+
+
+def test_the_door_looks_at_the_end_of_a_long_outbox_only(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.index_forward.NEWEST", 4)
+    first = index.add_received(new(1)).row
+    assert len(index.outbox_due(10, first.id)) == 2
+    for number in range(2, 5):
+        last = index.add_received(new(number)).row
+    assert index.outbox_due(10, first.id) == []
+    assert {m.args for m in index.outbox_due(10, last.id)} == {(last.id,)}
+    assert len(index.outbox_due(10)) == 8
+
+
+def test_a_correction_does_not_settle_a_conflict(index: Index) -> None:
+    first = index.add_received(new(1, pixel_digest=digest("pixels"))).row
+    other = index.add_received(new(2, sop_uid=first.sop_uid, pixel_digest=digest("other"))).row
+    fixed = index.add_received(new(3, sop_uid=first.sop_uid, pixel_digest=digest("pixels")))
+    assert (fixed.outcome, fixed.row.current, fixed.row.conflict) == ("version", True, True)
+    assert not index.make_current(other.id, "admin").conflict
+    assert index.counts().conflicts == 0
+
+
 def test_retry_starts_the_attempts_again(index: Index, clock: FakeClock) -> None:
     row = index.add_received(new(1)).row
     index.claim(row.id, "w", 60)

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,20 @@ def test_exceptions_are_logged_without_their_message() -> None:
         made.exc_info = (type(error), error, error.__traceback__)
     line = JsonFormatter().format(made)
     assert "Doe" not in line and json.loads(line)["exception"] == "ValueError"
+
+
+def test_what_nobody_catches_is_logged_without_its_message() -> None:
+    program = (
+        "import threading; from gateway.log import configure_logging; from gateway.settings import load_settings\n"
+        "configure_logging(load_settings())\n"
+        "def fail(): raise ValueError('Doe^John')\n"
+        "t = threading.Thread(target=fail); t.start(); t.join(); fail()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    lines = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert ended.returncode == 1
+    assert [line["exception"] for line in lines] == ["ValueError", "ValueError"]
+    assert "Doe" not in ended.stderr
 
 
 def test_database_errors_do_not_quote_parameters(gw: Gateway, tmp_path: Path) -> None:
