@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway import metrics
 from gateway.audit import AuditEvent
+from gateway.blobs import storage_errors
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
 from gateway.index_rows import Accepted, InstanceRow, NewInstance
 from gateway.instance import State
@@ -47,12 +48,13 @@ def accept_instance(
     """
     started = time.monotonic()
     try:
-        found = peek(temporary)
-        _compare(found.sop_class_uid, expected_sop_class, "sop-class")
-        _compare(found.sop_instance_uid, expected_sop_instance, "sop-instance")
-        _compare(found.study_uid, expected_study, "study")
-        gw.spool.check_space()
-        accepted = _store(gw, temporary, found, source, calling_ae, max(0, min(priority, LOWEST_PRIORITY)))
+        with storage_errors():  # an I/O error anywhere is ours and passing, never the sender's
+            found = peek(temporary)
+            _compare(found.sop_class_uid, expected_sop_class, "sop-class")
+            _compare(found.sop_instance_uid, expected_sop_instance, "sop-instance")
+            _compare(found.study_uid, expected_study, "study")
+            gw.spool.check_space()
+            accepted = _store(gw, temporary, found, source, calling_ae, max(0, min(priority, LOWEST_PRIORITY)))
     except PalimpsestError as error:
         _refused(gw, error, source, calling_ae)
         raise

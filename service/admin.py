@@ -22,7 +22,7 @@ from gateway.errors import NotFound, PolicyRefused
 from gateway.tokens import Principal, Role, TokenRefused, verify_token
 from service.access import COOKIE, COOKIE_PATH, RouteSpec, principal_of
 from service.overview import overview
-from service.status import replay_failures, replay_forwards
+from service.status import replay_failures, replay_forwards, row_number
 from service.trail import record
 
 __all__ = ["ROUTES", "csrf_value"]
@@ -80,7 +80,10 @@ async def _form(request: Request) -> dict[str, str]:
         data += chunk
         if len(data) > MAX_FORM:
             raise PolicyRefused("form-too-large", "The form is larger than any of this page.")
-    fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    try:
+        fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise PolicyRefused("form-too-large", "The form has more fields than any of this page.") from None
     return {name: values[-1] for name, values in fields.items()}
 
 
@@ -160,7 +163,7 @@ async def replay(request: Request) -> Response:
     form = await _checked_form(request)
     gateway: Gateway = request.app.state.gateway
     actor, what = principal_of(request).subject, form.get("what", "")
-    number = int(form["forward"]) if form.get("forward", "").isdecimal() else None
+    number = row_number(form.get("forward", ""))
     actions = {
         "failures": lambda: replay_failures(gateway, actor, reason=form.get("reason")),
         "forward": lambda: replay_forwards(gateway, actor, forward_id=number),
@@ -179,7 +182,9 @@ async def acknowledge(request: Request) -> Response:
     """POST /admin/acknowledge: an alert was seen by a person."""
     form = await _checked_form(request)
     gateway: Gateway = request.app.state.gateway
-    number = int(form["alert"]) if form.get("alert", "").isdecimal() else -1
+    number = row_number(form.get("alert", ""))
+    if number is None:
+        raise NotFound("unknown-alert", "There is no such alert.")
     await run_in_threadpool(gateway.index.alert_ack, number, principal_of(request).subject)
     return RedirectResponse(f"{COOKIE_PATH}?done=acknowledge", SEE_OTHER)
 

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Awaitable, Callable
 
 import uvicorn
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import MutableHeaders
@@ -49,6 +51,11 @@ SECURITY_HEADERS = {
 }
 NO_STORE = "no-store"
 STOP_GRACE_SECONDS = 10
+#: Threads that may wait for the retrieve worker at once. Fewer than there are (40), so that a worker that hangs never
+#: keeps objects from being taken in, or health from being told.
+RETRIEVING = 16
+#: Files this process may have open: a study being sent holds up to `wado.READY_FIRST`, and 1,024 is a common default.
+OPEN_FILES = 65_536
 
 
 class SecurityHeaders:
@@ -76,6 +83,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="Palimpsest", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.gateway = gateway
     app.state.templates = None
+    app.state.retrieving = CapacityLimiter(RETRIEVING)
     for method, path, endpoint in ROUTES:
         app.add_api_route(
             path,
@@ -112,6 +120,9 @@ def run_api(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again after its shutdown; a stop that was asked for is not a failure.
         signal.signal(number, lambda _number, _frame: None)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
     uvicorn.run(
         create_app(build(settings)),
         host=settings.http_host,

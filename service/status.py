@@ -24,7 +24,7 @@ from service.access import RouteSpec, principal_of
 from service.overview import overview, queue_depths
 from service.problems import HttpProblem
 
-__all__ = ["ROUTES", "replay_failures", "replay_forwards"]
+__all__ = ["ROUTES", "replay_failures", "replay_forwards", "row_number"]
 
 MAX_BODY = 4096
 #: What of a row leaves the service: how far it came and what it weighs; nothing of the patient.
@@ -55,11 +55,18 @@ def _instances(gateway: Gateway, query: dict[str, str]) -> dict[str, Any]:
             rows = [row] if row else []
         case {"sop": uid}:
             rows = list(gateway.index.versions(parse_sop_instance(uid)))
-        case {"id": number} if number.isascii() and number.isdigit() and len(number) < 18:
-            rows = [gateway.index.get(int(number))]
+        case {"id": text} if (number := row_number(text)) is not None:
+            rows = [gateway.index.get(number)]
         case _:
             raise HttpProblem(400, "bad-query", "Ask by digest, sop or id.")
     return {"instances": [_row(gateway, row) for row in rows]}
+
+
+def row_number(value: object) -> int | None:
+    """A row's number from JSON or a form; None for what can be none (a database's integer has 64 bits)."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 18:
+        return int(value)
+    return value if type(value) is int and 0 <= value < 1 << 62 else None
 
 
 def _row(gateway: Gateway, row: InstanceRow) -> dict[str, Any]:
@@ -123,8 +130,8 @@ async def failures_replay(request: Request) -> Response:
 
 def replay_failures(gateway: Gateway, actor: str, *, reason: Any = None, instance_id: Any = None) -> int:
     """Retry instances waiting after a failure, by id or by reason. Raises NotFound if there are none."""
-    if isinstance(instance_id, int):
-        ids: tuple[int, ...] = (instance_id,)
+    if (number := row_number(instance_id)) is not None:
+        ids: tuple[int, ...] = (number,)
     else:
         groups = [group for group in gateway.index.failures() if group.kind == "instance" and group.reason == reason]
         ids = tuple(number for group in groups for number in group.ids)
@@ -151,8 +158,8 @@ async def forwards_replay(request: Request) -> Response:
 
 def replay_forwards(gateway: Gateway, actor: str, *, forward_id: Any = None, destination: Any = None) -> int:
     """Replay dead letters, one or all of a destination. Raises NotFound if there are none."""
-    if isinstance(forward_id, int):
-        ids = [forward_id]
+    if (number := row_number(forward_id)) is not None:
+        ids = [number]
     else:
         dead = gateway.index.forwards(state=ForwardState.DEAD, limit=1000)
         ids = [row.id for row in dead if row.destination == destination]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -89,15 +90,19 @@ class StoreRequest:
     def abandon(self) -> None:
         """Remove the file of a part that never came to its end. Safe to call at any time."""
         part, self._part = self._part, None
-        if part is not None and part.file is not None and part.path is not None:
+        if part is None:
+            return
+        if part.file is not None:
             part.file.close()
+        if part.path is not None:
             part.path.unlink(missing_ok=True)
 
     def _begin(self, event: PartBegin) -> None:
         part = self._part = _Part()
         try:
             part.path = self.gateway.spool.incoming()
-            part.file = part.path.open("wb", buffering=0)
+            with storage_errors():
+                part.file = part.path.open("wb", buffering=0)
             if parse_media_type(event.headers.get("content-type", DICOM)).essence != DICOM:
                 raise InvalidInstance("part-media-type", "A part is not application/dicom.")
         except PalimpsestError as error:
@@ -113,7 +118,8 @@ class StoreRequest:
             self._append(part, part.file, data)
         except PalimpsestError as error:
             part.error = error
-            part.file.truncate(0)
+            with suppress(OSError):  # only to free the space early: the file is removed in any case
+                part.file.truncate(0)
 
     def _append(self, part: _Part, file: BinaryIO, data: bytes) -> None:
         self.gateway.spool.check_size(part.size)

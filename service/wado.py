@@ -5,9 +5,11 @@ on.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from anyio import to_thread
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +26,8 @@ from service.problems import HttpProblem
 from service.trail import record
 
 __all__ = ["ROUTES"]
+
+T = TypeVar("T")
 
 DICOM_JSON = "application/dicom+json"
 #: Instances made ready, each one proven, before the status line goes out. A study up to this size fails as a clean 404,
@@ -74,6 +78,11 @@ def _read_event(request: Request, rows: Sequence[InstanceRow], what: str) -> Non
         kind=what,
         count=len(rows),
     )
+
+
+async def _retrieving(request: Request, work: Callable[..., T], *args: object) -> T:
+    """Run what may wait for the retrieve worker, in one of the threads set apart for that."""
+    return await to_thread.run_sync(work, *args, limiter=request.app.state.retrieving)
 
 
 def _open_allowed(gateway: Gateway, row: InstanceRow, syntaxes: frozenset[str]) -> OpenObject:
@@ -148,7 +157,7 @@ async def by_digest(request: Request) -> Response:
 async def _give(request: Request, rows: Sequence[InstanceRow], multipart: bool, syntaxes: frozenset[str]) -> Response:
     """Open and prove, write the audit event, and only then answer."""
     gateway: Gateway = request.app.state.gateway
-    ready = await run_in_threadpool(_open_first, gateway, rows, syntaxes)
+    ready = await _retrieving(request, _open_first, gateway, rows, syntaxes)
     try:
         await run_in_threadpool(_read_event, request, rows, "instances")
     except PalimpsestError:
@@ -176,7 +185,7 @@ async def metadata(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     media = accepts(request.headers.get("accept"), DICOM_JSON, "application/json")
     rows = await run_in_threadpool(_rows, gateway, _target(request))
-    found = await run_in_threadpool(lambda: "[" + ",".join(_metadata(gateway, row) for row in rows) + "]")
+    found = await _retrieving(request, lambda: "[" + ",".join(_metadata(gateway, row) for row in rows) + "]")
     await run_in_threadpool(_read_event, request, rows, "metadata")
     return Response(found, media_type=media)
 
@@ -194,7 +203,7 @@ async def rendered(request: Request) -> Response:
     if not (frame.isascii() and frame.isdigit() and 1 <= len(frame) <= 9 and int(frame) > 0):
         raise HttpProblem(400, "bad-frame", "One frame number, 1 or more, is rendered at a time.")
     rows = await run_in_threadpool(_rows, gateway, _target(request))
-    item = await run_in_threadpool(derived, gateway, rows[0], f"rendered:{name}:{int(frame)}")
+    item = await _retrieving(request, derived, gateway, rows[0], f"rendered:{name}:{int(frame)}")
     await run_in_threadpool(_read_event, request, rows, "rendered")
     return StreamingResponse(item.chunks(), headers={"Content-Length": str(item.size)}, media_type=media)
 

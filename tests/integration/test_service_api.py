@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -40,7 +41,7 @@ from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, child_environment, load_settings
 from gateway.tokens import mint_token
 from service.access import COOKIE, PUBLIC, RULES
-from service.api import create_app
+from service.api import RETRIEVING, create_app
 from service.multipart import close_delimiter, frame_part
 
 pytestmark = [
@@ -451,6 +452,37 @@ def test_without_the_spool_the_worker_is_asked(web: TestClient, gateway: Gateway
     assert web.get(wado(data), headers=headers).status_code == 503
 
 
+def test_retrievals_that_hang_keep_nothing_else_waiting(served: str, gateway: Gateway) -> None:
+    data = instance()
+    headers = bearer(gateway, "service")
+    stored = requests.post(
+        f"{served}/dicomweb/studies", data=data, headers={**headers, "Content-Type": "application/dicom"}, timeout=60
+    )
+    assert stored.status_code == 200
+    spool_file(gateway, data).unlink()
+    queue: AnsweringQueue = gateway.queue  # type: ignore[assignment]
+    go = threading.Event()
+
+    def hang(_: int) -> dict[str, Any]:
+        go.wait(WAIT_SECONDS * 3)
+        return {"error": "some-reason", "status": 404}
+
+    queue.answers["original"] = hang
+    with ThreadPoolExecutor(60) as pool:  # more than the server has threads
+        url = served + wado(data)
+        waiting = [pool.submit(requests.get, url, headers=headers, timeout=WAIT_SECONDS * 4) for _ in range(60)]
+        try:
+            assert until(lambda: len(queue.asked) >= RETRIEVING)
+            assert requests.get(f"{served}/readyz", timeout=WAIT_SECONDS).status_code == 200
+            again = {**headers, "Content-Type": "application/dicom"}
+            answer = requests.post(f"{served}/dicomweb/studies", data=instance(), headers=again, timeout=WAIT_SECONDS)
+            assert answer.status_code == 200
+            assert len(queue.asked) == RETRIEVING
+        finally:
+            go.set()
+    assert {request.result().status_code for request in waiting} == {404}
+
+
 def test_metadata_and_rendered(web: TestClient, gateway: Gateway) -> None:
     data = instance()
     stow(web, gateway, data)
@@ -757,3 +789,12 @@ def test_only_admins_sign_in(web: TestClient, gateway: Gateway, role: str) -> No
     assert web.post("/admin/login", data={"token": "<b>x"}).status_code == 401
     assert events(gateway).count("login-failed") == 2
     assert web.post("/admin/login", content=b"x" * 20_000).status_code == 403
+    assert web.post("/admin/login", content="&".join(f"f{n}=1" for n in range(30))).status_code == 403
+
+
+@pytest.mark.parametrize("number", [10**30, -1, True, "9" * 30, 1.5])
+def test_numbers_of_no_row_are_not_found(web: TestClient, gateway: Gateway, number: object) -> None:
+    headers = bearer(gateway, "admin")
+    for path, key in (("/api/failures/replay", "id"), ("/api/forwards/replay", "forward")):
+        answer = web.post(path, json={key: number}, headers=headers)
+        assert (answer.status_code, answer.json()["title"]) == (404, "Not found")

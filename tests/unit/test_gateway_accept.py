@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_an_io_error_is_no_success_and_leaves_no_row(gw: Gateway, monkeypatch: p
         accept_instance(gw, path, source="dimse", calling_ae="X")
     monkeypatch.undo()
     assert gw.index.counts().total == 0 and leftovers(gw) == [] and list(gw.spool) == []
+
+
+def test_a_file_that_cannot_be_opened_is_our_fault_and_passing(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EMFILE, "too many open files", str(path))
+
+    monkeypatch.setattr("gateway.accept.peek", fail)
+    with pytest.raises(Unavailable) as caught:
+        take_in(gw, part10())
+    assert (caught.value.reason, caught.value.dimse_status) == ("storage-error", 0xA700)
+    assert audit.tail(gw.index)[0]["event"] == "refused"
+    assert list(gw.spool.incoming_dir.iterdir()) == []
 
 
 def test_the_queue_may_be_down(gw: Gateway, memory_queue: MemoryQueue) -> None:
