@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from gateway import metrics
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, NotFound, Unavailable
 from gateway.index_rows import InstanceRow
@@ -127,6 +128,7 @@ def _mismatch(gateway: Gateway, row: InstanceRow, reason: str = "digest-mismatch
     """The security event and the error to raise: wrong bytes were found in time and are not served."""
     log.error("digest mismatch on retrieval", extra={"reason": reason, "instance_id": row.id})
     record(gateway, "retrieved", actor="gateway", outcome="failure", reason=reason, instance_id=row.id)
+    metrics.RETRIEVED.labels(kind="instances", outcome="failure").inc()
     gateway.index.alert_raise(
         "digest-mismatch", str(row.id), "Bytes read back differ from their digest; nothing was sent.", "critical"
     )

@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from gateway import metrics
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound, PalimpsestError
 from gateway.index_rows import InstanceRow
@@ -78,6 +79,7 @@ def _read_event(request: Request, rows: Sequence[InstanceRow], what: str) -> Non
         kind=what,
         count=len(rows),
     )
+    metrics.RETRIEVED.labels(kind=what, outcome="success").inc(len(rows))
 
 
 async def _retrieving(request: Request, work: Callable[..., T], *args: object) -> T:

@@ -346,6 +346,8 @@ def test_what_was_stored_comes_back_byte_for_byte(web: TestClient, gateway: Gate
     digest = hashlib.sha256(first).hexdigest()
     assert web.get(f"/dicomweb/objects/{digest}", headers=headers).content == first
     assert events(gateway).count("retrieved") == 5
+    shown = web.get("/metrics", headers=bearer(gateway, "auditor")).text
+    assert 'palimpsest_retrieved_total{kind="instances",outcome="success"}' in shown
 
 
 def test_one_accept_header_for_one_and_for_many(web: TestClient, gateway: Gateway) -> None:
