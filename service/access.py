@@ -60,6 +60,7 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/dicomweb/objects/{digest}"): _READ,
     ("GET", "/api/status"): _WATCH,
     ("GET", "/api/instances"): _WATCH,
+    ("POST", "/api/instances/choose"): _RUN,
     ("GET", "/api/failures"): _WATCH,
     ("POST", "/api/failures/replay"): _RUN,
     ("GET", "/api/forwards"): _WATCH,

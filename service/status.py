@@ -62,6 +62,16 @@ def _instances(gateway: Gateway, query: dict[str, str]) -> dict[str, Any]:
     return {"instances": [_row(gateway, row) for row in rows]}
 
 
+async def choose(request: Request) -> Response:
+    """POST /api/instances/choose {"id": ...}: of several versions in conflict, this one is served from now on."""
+    number = row_number((await _body(request)).get("id"))
+    if number is None:
+        raise HttpProblem(400, "bad-id", "Name the version by its id.")
+    gateway: Gateway = request.app.state.gateway
+    row = await run_in_threadpool(gateway.index.make_current, number, principal_of(request).subject)
+    return JSONResponse({"instances": [await run_in_threadpool(_row, gateway, row)]})
+
+
 def row_number(value: object) -> int | None:
     """A row's number from JSON or a form; None for what can be none (a database's integer has 64 bits)."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 18:
@@ -211,6 +221,7 @@ async def metrics(request: Request) -> Response:
 ROUTES: tuple[RouteSpec, ...] = (
     ("GET", "/api/status", status),
     ("GET", "/api/instances", instances),
+    ("POST", "/api/instances/choose", choose),
     ("GET", "/api/failures", failures),
     ("POST", "/api/failures/replay", failures_replay),
     ("GET", "/api/forwards", forwards),

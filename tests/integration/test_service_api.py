@@ -700,6 +700,26 @@ def archived_with_a_dead_letter(web: TestClient, gateway: Gateway) -> int:
     return forward.id
 
 
+def test_an_administrator_settles_a_conflict(web: TestClient, gateway: Gateway) -> None:
+    first = instance()
+    dataset = pydicom.dcmread(BytesIO(first))
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    buffer = BytesIO()
+    dataset.save_as(buffer)
+    second = buffer.getvalue()
+    stow(web, gateway, first, second)
+    admin, reader = bearer(gateway, "admin"), {**bearer(gateway, "clinician"), "Accept": "application/dicom"}
+    assert web.get(wado(first), headers=reader).content == first
+    found = web.get(f"/api/instances?sop={dataset.SOPInstanceUID}", headers=admin).json()["instances"]
+    assert [(row["current"], row["conflict"]) for row in found] == [(False, True), (True, True)]
+    chosen = web.post("/api/instances/choose", json={"id": found[0]["id"]}, headers=admin).json()["instances"]
+    assert [(row["current"], row["conflict"]) for row in chosen] == [(True, False)]
+    assert web.get(wado(first), headers=reader).content == second
+    assert "version-chosen" in events(gateway)
+    assert web.post("/api/instances/choose", json={"id": 999}, headers=admin).status_code == 404
+    assert web.post("/api/instances/choose", json={}, headers=admin).status_code == 400
+
+
 def test_dead_letters_are_shown_and_replayed(web: TestClient, gateway: Gateway) -> None:
     forward = archived_with_a_dead_letter(web, gateway)
     admin = bearer(gateway, "admin")
