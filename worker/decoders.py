@@ -1,7 +1,8 @@
 """Losslessly compressed frames, decoded twice by unrelated decoders; anything but agreement is refused.
 
 The table `PAIRS` names for each transfer syntax two decoders that share no code: a bug in one of them would otherwise
-become the archived truth. A syntax without a second decoder is passed through (``one-decoder``).
+become the archived truth. A syntax without a second decoder is passed through (``one-decoder``): HTJ2K is one, because
+the block decoder of OpenJPEG (ht_dec.c) was written by the author of OpenJPH after his own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOSSY = frozenset(
     {f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 52, 53, 54, 55, 56, 81, 91, 93, 95, 111, 112, 203, 205)}
     | {f"1.2.840.10008.1.2.4.{n}" for n in (*range(100, 109), "100.1", "101.1", "102.1", "103.1", "104.1", "105.1")}
 )
-ONE_DECODER = frozenset({"1.2.840.10008.1.2.4.92", "1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.94"})
+ONE_DECODER = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (92, 94, 110, 201, 202))
 
 
 def _rle_imagecodecs(data: bytes, fmt: PixelFormat, declared: Declared) -> npt.NDArray[np.generic]:
@@ -83,24 +84,28 @@ class Pair:
 
 
 _JPEG_LOSSLESS = Pair(read_jpeg, _sof3_imagecodecs, _sof3_gdcm)
-_HTJ2K = Pair(read_jpeg2000, _openjph, _openjpeg)
 PAIRS: dict[str, Pair] = {
     RLE: Pair(None, _rle_imagecodecs, _rle_own),
     "1.2.840.10008.1.2.4.57": _JPEG_LOSSLESS,
     "1.2.840.10008.1.2.4.70": _JPEG_LOSSLESS,
     "1.2.840.10008.1.2.4.80": Pair(read_jpeg, _jls_charls, _jls_own),
     "1.2.840.10008.1.2.4.90": Pair(read_jpeg2000, _openjpeg, _j2k_own),
-    "1.2.840.10008.1.2.4.201": _HTJ2K,
-    "1.2.840.10008.1.2.4.202": _HTJ2K,
 }
+#: What is good enough to be shown; the original behind the picture stays as it was received.
+VIEWING: dict[str, Pair] = {f"1.2.840.10008.1.2.4.{n}": Pair(read_jpeg2000, _openjph, _openjpeg) for n in (201, 202)}
 
 _FAILURES = (RuntimeError, ValueError, TypeError, CodestreamError, JpegLSError, RLEError, J2kError)
 
 
-def find_pair(syntax: str) -> Pair:
-    """The two decoders. Raises Unsupported: ``lossy-source``, ``one-decoder``, ``transfer-syntax``."""
+def find_pair(syntax: str, *, viewing: bool = False) -> Pair:
+    """The two decoders; `viewing`: two of one family will do.
+
+    Raises Unsupported: ``lossy-source``, ``one-decoder``, ``transfer-syntax``.
+    """
     if syntax in PAIRS:
         return PAIRS[syntax]
+    if viewing and syntax in VIEWING:
+        return VIEWING[syntax]
     if syntax in LOSSY:
         raise Unsupported("lossy-source", "the pixel data are lossy compressed")
     if syntax in ONE_DECODER:
@@ -111,7 +116,8 @@ def find_pair(syntax: str) -> Pair:
 def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> Words:
     """Words of one frame as a native file would hold them (fmt.dtype, fmt.shape).
 
-    Raises Unsupported: ``undecodable``, ``one-decoder``, ``codestream-header``, ``decoders-disagree``.
+    Raises Unsupported: ``undecodable``, ``one-decoder``, ``codestream-header``, ``trailing-data``,
+    ``decoders-disagree``.
     """
     declared = _declared(data, pair, fmt)
     first = _samples(pair.first, data, fmt, declared)
@@ -128,6 +134,8 @@ def _declared(data: bytes, pair: Pair, fmt: PixelFormat) -> Declared:
         found = pair.read(data)
     except CodestreamError as error:
         raise Unsupported("undecodable", "the codestream's header cannot be read") from error
+    if found.trailing:
+        raise Unsupported("trailing-data", "bytes after the codestream's end would be lost")
     same = (found.rows, found.columns, found.samples) == (fmt.rows, fmt.columns, fmt.samples)
     # a codestream without a sign says nothing of where the sign bit of a shorter sample would be
     lowest = fmt.bits_stored if fmt.signed and found.signed is None else 1

@@ -60,4 +60,6 @@ def _by_table(table: tuple[int, ...], pieces: list[Piece], frames: int) -> list[
         cuts = [starts[offset] for offset in table] + [len(pieces)]
     except KeyError as error:
         raise Unsupported("fragments", "the offset table points between fragments") from error
+    if cuts[0]:
+        raise Unsupported("fragments", "the offset table leaves out the first fragments")
     return [tuple(pieces[low:high]) for low, high in zip(cuts[:-1], cuts[1:], strict=True)]

@@ -100,10 +100,13 @@ def pixel_digest(frames: Iterable[Words]) -> bytes:
     return digest.digest()
 
 
-def open_pixels(spans: ObjectSpans) -> PixelSource:
-    """Check the header against the bytes and give access to the frames. Raises Unsupported with a reason."""
+def open_pixels(spans: ObjectSpans, *, viewing: bool = False) -> PixelSource:
+    """Check the header against the bytes and give access to the frames. Raises Unsupported with a reason.
+
+    `viewing`: the frames are only shown, see `find_pair`.
+    """
     if spans.encapsulated:
-        pair = find_pair(spans.dataset.syntax)
+        pair = find_pair(spans.dataset.syntax, viewing=viewing)
         fmt, frames, photometric = _describe(spans)
         return _open_encapsulated(spans, fmt, frames, photometric, lambda data: decode_twice(data, pair, fmt))
     return _open_native(spans, *_describe(spans))

@@ -77,7 +77,7 @@ def _pixels(data: bytes, header: Dataset, index: int) -> npt.NDArray[Any]:
     try:
         return pixel_array(header, index=index)
     except _FAILURES:
-        source = open_pixels(read_object(data))
+        source = open_pixels(read_object(data), viewing=True)
         if source.fmt.samples == 3 and source.photometric != "RGB":
             raise
         return _values(source.frame(index), header)

@@ -8,18 +8,21 @@ from dataclasses import replace
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.encaps import generate_frames
 
 from gateway.errors import Unsupported
-from tests.object_makers import HTJ2K, JPEG_2000, JPEG_LS, RLE, compressed, noisy, packaged
+from tests.object_makers import HTJ2K, JPEG_2000, JPEG_LS, RLE, compressed, image, noisy, packaged
 from worker import decoders
 from worker.pixels import PixelSource, open_pixels, pixel_stream
 from worker.rle import RLEError, decode_rle
 from worker.splice import carry_out, read_object
 
+JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 LOSSLESS_FILES = (
     "MR_small_RLE.dcm",
     "MR_small_jpeg_ls_lossless.dcm",
@@ -66,11 +69,62 @@ def test_jpeg_ls_of_any_depth(stored: int, signed: int) -> None:
     assert np.array_equal(native(data)[1].frame(0), words)
 
 
-def test_htj2k_by_two_libraries() -> None:
+def test_htj2k_is_passed_through_as_its_two_libraries_share_an_author() -> None:
     words = noisy(40, 50)
     stream = bytes(imagecodecs.htj2k_encode(words, reversible=True))
-    data = compressed([words], [stream], syntax=HTJ2K, stored=16)
-    assert np.array_equal(native(data)[1].frame(0), words)
+    with pytest.raises(Unsupported) as caught:
+        native(compressed([words], [stream], syntax=HTJ2K, stored=16))
+    assert caught.value.reason == "one-decoder"
+
+
+def _rle(words: npt.NDArray[np.uint16]) -> bytes:
+    ds = pydicom.dcmread(io.BytesIO(image([words])))
+    ds.compress(RLE)
+    return next(generate_frames(ds.PixelData, number_of_frames=1))
+
+
+ENCODERS = {
+    JPEG_LS: lambda words: bytes(imagecodecs.jpegls_encode(words)),
+    JPEG_LOSSLESS: lambda words: bytes(imagecodecs.ljpeg_encode(words)),
+    JPEG_2000: lambda words: bytes(imagecodecs.jpeg2k_encode(words, codecformat="j2k", reversible=True, level=0)),
+    RLE: _rle,
+}
+
+
+@pytest.mark.parametrize("syntax", ENCODERS)
+def test_a_second_image_that_the_header_does_not_count_is_never_dropped(syntax: str) -> None:
+    words = [noisy(20, 30), noisy(20, 30, seed=9)]
+    streams = [ENCODERS[syntax](each) for each in words]
+    assert np.array_equal(native(compressed(words, streams, syntax=syntax, stored=16))[1].frame(1), words[1])
+    hiding = [
+        compressed(words[:1], streams, syntax=syntax, stored=16),  # two fragments, one frame
+        compressed(words[:1], [b"".join(streams)], syntax=syntax, stored=16),  # one fragment holds both
+    ]
+    for data in hiding:
+        with pytest.raises(Unsupported) as caught:
+            open_pixels(read_object(data)).frame(0)
+        assert caught.value.reason in ("trailing-data", "undecodable")
+
+
+def test_a_second_image_in_a_jp2_file_is_never_dropped() -> None:
+    words = noisy(20, 30)
+    stream = bytes(imagecodecs.jpeg2k_encode(words, codecformat="jp2", reversible=True, level=0))
+    assert np.array_equal(native(compressed([words], [stream], syntax=JPEG_2000, stored=16))[1].frame(0), words)
+    with pytest.raises(Unsupported) as caught:
+        native(compressed([words], [stream + stream], syntax=JPEG_2000, stored=16))
+    assert caught.value.reason == "trailing-data"
+
+
+def test_fragments_before_the_first_offset_are_never_dropped() -> None:
+    words = [noisy(20, 30), noisy(20, 30, seed=9)]
+    streams = [ENCODERS[JPEG_LS](each) for each in words]
+    data = compressed(words, [streams[0], *streams], syntax=JPEG_LS, stored=16)
+    table = data.index(b"\xfe\xff\x00\xe0\x0c\x00\x00\x00")  # the offset table's item: three offsets
+    offsets = data[table + 8 : table + 20]
+    data = data[: table + 4] + b"\x08\x00\x00\x00" + offsets[4:] + data[table + 20 :]
+    with pytest.raises(Unsupported) as caught:
+        open_pixels(read_object(data))
+    assert caught.value.reason == "fragments"
 
 
 def test_jpeg_2000_by_openjpeg_and_the_own_decoder() -> None:
