@@ -6,8 +6,8 @@ Invariants
 step.
 - Candidate digest and wrapped keys are committed before the archive put, and a retry uses the stored candidate: a
   write-once archive therefore never sees two different objects under one key.
-- Attempts are counted by the claim, before work.  A file that kills its worker goes on as PASSTHROUGH after
-  `settings.max_attempts` claims, and PASSTHROUGH never touches the codec.
+- Attempts are counted by the claim, before work.  A file that kills its worker, while it is coded or while it is
+  proven, goes on as PASSTHROUGH after `settings.max_attempts` claims, and PASSTHROUGH never touches the codec.
 - Only what was proven reaches the archive.  A candidate that fails its proof is quarantined with the reason, and the
   original goes on as PASSTHROUGH; a PASSTHROUGH candidate is proven like any other.
 """
@@ -103,16 +103,25 @@ def prove(work: Work) -> None:
     if envelope is None:  # lost or damaged on disk: the original is still in the spool
         make_candidate(work)
         return
-    report = work.verifier.check(envelope)
-    problem = _disproof(work, report)
+    problem = _why_unproven(work, envelope)
     if problem is None:
-        work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
         return
     _quarantine(work, envelope, problem)
     work.gw.index.drop_candidate(work.row.id, work.owner, UNPROVEN + problem)
     work.gw.candidates.remove(str(work.row.candidate_digest))
     if work.row.form == Form.PASSTHROUGH:
         raise IntegrityError("passthrough-unproven", "a sealed whole file did not restore to what was received")
+
+
+def _why_unproven(work: Work, envelope: bytes) -> str | None:
+    """None once the proof succeeded and was committed; else what went wrong."""
+    if work.row.form == Form.CODED and work.row.attempts > work.gw.settings.max_attempts:
+        return work.row.last_error or CRASHED  # proving it killed its workers, or outlasted them
+    report = work.verifier.check(envelope)
+    problem = _disproof(work, report)
+    if problem is None:
+        work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
+    return problem
 
 
 def archive(work: Work) -> None:
@@ -220,9 +229,12 @@ def _proof_facts(report: VerifyReport) -> dict[str, Any]:
 
 
 def _quarantine(work: Work, envelope: bytes, problem: str) -> None:
-    """Keep the failed candidate and the reason for a person to look at; sealed bytes and machine words only."""
+    """Keep the failed candidate and the reason for a person to look at; sealed bytes and machine words only.
+
+    One of each form per instance, the newest: what fails again and again must not fill the disk.
+    """
     row = work.row
-    stem = work.gw.settings.quarantine_dir / f"{row.id}-{str(row.candidate_digest)[:16]}"
+    stem = work.gw.settings.quarantine_dir / f"{row.id}-{str(row.form).lower()}"
     stem.with_suffix(".dcm").write_bytes(envelope)
     story = {"instance": row.id, "reason": problem, "form": row.form, "coder": row.coder, "software": software()}
     stem.with_suffix(".json").write_text(json.dumps(story, indent=1), encoding="utf-8")
@@ -252,6 +264,9 @@ def record_failure(gw: Gateway, instance_id: int, owner: str, error: BaseExcepti
     )
     if isinstance(error, NEEDS_A_PERSON):
         gw.index.alert_raise(reason, f"instance {instance_id}", str(error), "critical")
+    elif row.attempts > gw.settings.max_attempts and not isinstance(error, PalimpsestError):
+        message = "an instance cannot be archived, not even whole; it stays in the spool and is tried again"
+        gw.index.alert_raise("stuck", f"instance {instance_id}", message, "critical")
 
 
 def failure_reason(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
 from gateway.errors import IntegrityError, NotFound, PalimpsestError
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
+from gateway.instance import ForwardState
 from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
@@ -61,7 +62,12 @@ class Runtime:
     def verifier(self) -> Verifier:
         """The proving process; it is started by its first use, so workers that never prove never have one."""
         if self._verifier is None:
-            self._verifier = Verifier(self.settings.keys_dir)
+            # the memory that giving back will have, too; and time for a verdict before the task's own limit
+            self._verifier = Verifier(
+                self.settings.keys_dir,
+                timeout=self.settings.object_time_limit_seconds / 2,
+                memory_bytes=self.settings.worker_memory_bytes,
+            )
         return self._verifier
 
     def end_verifier(self) -> None:
@@ -88,7 +94,8 @@ class TaskSpec:
 def run_encode(runtime: Runtime, instance_id: int) -> Reply:
     """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once."""
     state = process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)
-    wake_up(runtime.gw, instance_id)
+    for row in runtime.gw.index.forwards(instance_id, ForwardState.WAITING):
+        wake_up(runtime.gw, row.id)  # a message is found by its one argument
     return {"state": state}
 
 

@@ -184,6 +184,34 @@ def test_a_file_that_kills_its_workers_goes_on_whole_without_the_codec(
     assert restore(archived_bytes(gw, instance_id), gw.keys).data == received("CT_small.dcm")
 
 
+def test_a_proof_that_kills_its_workers_ends_too_and_the_original_goes_on_whole(gw: Gateway, prover: Prover) -> None:
+    instance_id = take_in(gw, "CT_small.dcm")
+    row = gw.index.claim(instance_id, "dead-0", 60.0)
+    assert row is not None
+    pipeline.make_candidate(pipeline.Work(gw, prover, row, "dead-0"))  # type: ignore[arg-type]
+    expire_lease(gw, instance_id)
+    for crash in range(1, gw.settings.max_attempts):
+        assert gw.index.claim(instance_id, f"dead-{crash}", -1.0) is not None
+    assert process_instance(gw, prover, instance_id, OWNER) == "ARCHIVED"
+    row = gw.index.get(instance_id)
+    assert (row.form, row.reason) == (Form.PASSTHROUGH, "unproven-worker-crashed")
+    assert prover.asked == 1  # for the sealed whole file only
+    assert restore(archived_bytes(gw, instance_id), gw.keys).data == received("CT_small.dcm")
+
+
+def test_what_fails_for_ever_fills_no_disk_and_calls_a_person(gw: Gateway, prover: Prover) -> None:
+    instance_id = take_in(gw, "rtplan.dcm")
+    for _ in range(gw.settings.max_attempts + 1):
+        prover.verdicts = [damaged()]
+        with pytest.raises(IntegrityError):
+            process_instance(gw, prover, instance_id, OWNER)
+        expire_lease(gw, instance_id)
+    assert len(list(gw.settings.quarantine_dir.glob("*.dcm"))) == 1
+    record_failure(gw, instance_id, str(gw.index.get(instance_id).lease_owner), MemoryError())
+    assert "stuck" in {alert.kind for alert in gw.index.alerts()}
+    assert gw.spool.read(gw.index.get(instance_id).digest) == received("rtplan.dcm")
+
+
 def kill_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     """The process dies right after `owner.name` returned: nothing after it happens, nothing is cleaned up."""
     original = getattr(owner, name)

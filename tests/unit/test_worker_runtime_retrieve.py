@@ -171,6 +171,22 @@ def test_the_encode_task_carries_an_instance_through_a_real_proving_process(app:
     assert app.tasks["palimpsest.encode"](instance_id) == {"state": "not-claimed"}
 
 
+def test_the_encode_task_hands_the_forwards_on_at_once(
+    app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance_id = take_in(gw)
+    gw.index.claim(instance_id, "x", 60.0)
+
+    def archived(*_: Any) -> str:
+        gw.index.forward_add(instance_id, ["one", "two"])
+        return "ARCHIVED"
+
+    monkeypatch.setattr("worker.tasks.process_instance", archived)
+    app.tasks["palimpsest.encode"](instance_id)
+    assert gw.queue.depths()["forward"] == 2
+    assert gw.index.outbox_due() == []
+
+
 def test_an_error_in_a_task_is_recorded_and_told_without_its_text(
     app: Celery, gw: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
