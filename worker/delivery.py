@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from gateway.bootstrap import Gateway
-from gateway.errors import NotFound
+from gateway.errors import IntegrityError, NotFound
 from gateway.index import ForwardRow
 from gateway.settings import Destination
 from worker.forward import Delivery, Sender, open_sender
@@ -117,11 +117,10 @@ def _deliver(gw: Gateway, sender: Sender, circuit: Circuit, row: ForwardRow, own
     if claimed is None:
         return False
     with heartbeat(lambda: gw.index.forward_heartbeat(row.id, owner, lease), lease) as beat:
-        instance = gw.index.get(row.instance_id)
-        if instance.archive_key is None or instance.archive_digest is None:
-            raise NotFound("not-archived", "a forward stands for an instance that is not in the archive")
-        envelope = gw.archive.get(instance.archive_key, instance.archive_digest)
-        delivery = sender.send(instance.archive_key, envelope)
+        try:
+            delivery = sender.send(*_archived(gw, row.instance_id))
+        except (IntegrityError, NotFound) as error:  # this object's trouble: those behind it must not wait for it
+            delivery = Delivery("permanent", error.reason)
         beat.check()
     _settle(gw, claimed, delivery, owner)
     if delivery.outcome == "down":
@@ -129,6 +128,14 @@ def _deliver(gw: Gateway, sender: Sender, circuit: Circuit, row: ForwardRow, own
     else:
         circuit.succeeded()
     return delivery.outcome == "done"
+
+
+def _archived(gw: Gateway, instance_id: int) -> tuple[str, bytes]:
+    """Archive key and checked envelope of an instance. Raises NotFound, IntegrityError, Unavailable."""
+    instance = gw.index.get(instance_id)
+    if instance.archive_key is None or instance.archive_digest is None:
+        raise NotFound("not-archived", "a forward stands for an instance that is not in the archive")
+    return instance.archive_key, gw.archive.get(instance.archive_key, instance.archive_digest)
 
 
 def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str) -> None:

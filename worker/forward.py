@@ -22,6 +22,7 @@ from gateway.settings import Destination, Settings
 __all__ = ["Delivery", "DicomSender", "FolderSender", "Sender", "open_sender"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
+SENDING = "sending-"  # temporary files begin so; after a kill the sweep finds them by it
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"  # Raw Data Storage, the envelope's SOP class
 
 #: C-STORE statuses by their class (PS3.4 B.2.3, PS3.7 C): the first match decides.  Coercion of elements (B000) and
@@ -122,7 +123,7 @@ class DicomSender:
         association = self._associate()
         if isinstance(association, Delivery):
             return association
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix="forward-", suffix=".dcm") as file:
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=SENDING, suffix=".dcm") as file:
             file.write(envelope)
             file.flush()
             try:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 BATCH = 500  # rows per duty and round: a round stays short, the rest comes with the next
 ORPHAN_SECONDS = 60.0  # a younger spool file may be about to get its row
 STALE_SECONDS = 3600.0  # temporary files untouched for so long have no living writer
+SENDING = "sending-*.dcm"  # what worker/forward.py writes into the run folder while it is on its way to a peer
 SLOW_EVERY = 12  # rounds between two walks through folders
 
 
@@ -100,8 +101,11 @@ def adopt_orphans(gw: Gateway) -> int:
 
 
 def clean_incoming(gw: Gateway) -> int:
-    """Delete what aborted receipts left behind."""
-    return gw.spool.sweep_incoming(STALE_SECONDS)
+    """Delete what aborted receipts, and killed forwarders, left behind."""
+    left = [path for path in _stale_files(gw.settings.run_dir) if path.match(SENDING)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return gw.spool.sweep_incoming(STALE_SECONDS) + len(left)
 
 
 def clean_candidates(gw: Gateway) -> int:

@@ -17,7 +17,6 @@ from pynetdicom.sop_class import CTImageStorage, RawDataStorage  # type: ignore[
 
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway, build
-from gateway.errors import IntegrityError
 from gateway.index_schema import forward
 from gateway.instance import ForwardState
 from gateway.jobs import MemoryQueue
@@ -262,12 +261,23 @@ def test_a_damaged_archive_object_is_never_sent(tmp_path: Path, peer: Peer) -> N
     path = gw.settings.archive_dir / str(gw.index.get(instance_id).archive_key)
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+    archive_one(gw, "test-SR.dcm")
     [row] = gw.index.forwards(instance_id)
-    with pytest.raises(IntegrityError):
-        forward_instance(gw, row.id, "f-1")
-    record_forward_failure(gw, row.id, "f-1", "digest-mismatch", permanent=True)
+    assert forward_instance(gw, row.id, "f-1") == 1  # the one behind it does not wait
     [row] = gw.index.forwards(instance_id)
-    assert (row.state, row.reason, peer.kept) == (ForwardState.DEAD, "digest-mismatch", [])
+    assert (row.state, row.reason, len(peer.kept)) == (ForwardState.DEAD, "digest-mismatch", 1)
+    gw.close()
+
+
+def test_an_error_of_ours_gives_the_claimed_forward_back(tmp_path: Path, peer: Peer) -> None:
+    gw = make_gateway(tmp_path, peer.destination())
+    [row] = gw.index.forwards(archive_one(gw))
+    assert gw.index.forward_claim(row.id, "f-1", 60.0) is not None
+    record_forward_failure(gw, row.id, "f-2", "storage-error", permanent=False)  # another's claim is left alone
+    assert gw.index.forward_get(row.id).lease_owner == "f-1"
+    record_forward_failure(gw, row.id, "f-1", "storage-error", permanent=False)
+    row = gw.index.forward_get(row.id)
+    assert (row.state, row.reason, row.lease_owner) == (ForwardState.WAITING, "storage-error", None)
     gw.close()
 
 
@@ -302,5 +312,5 @@ def test_a_peer_that_hangs_up_between_two_objects_is_called_again(tmp_path: Path
             association.abort()
         outcomes = [sender.send("k", envelope).outcome for _ in range(2)]
     assert outcomes[-1] == "done"
-    assert list(tmp_path.glob("forward-*")) == []
+    assert list(tmp_path.glob("sending-*")) == []
     gw.close()

@@ -278,3 +278,14 @@ def test_an_instance_whose_file_vanished_before_indexing_is_told(gw: Gateway) ->
     gw.spool.remove(gw.index.get(instance_id).digest)
     with pytest.raises(NotFound):
         index_instance(gw, instance_id)
+
+
+def test_what_a_killed_forwarder_left_is_deleted_and_locks_stay(gw: Gateway) -> None:
+    left, lock = gw.settings.run_dir / "sending-abc.dcm", gw.settings.run_dir / "forward-nas.lock"
+    fresh = gw.settings.run_dir / "sending-new.dcm"
+    for path in (left, lock, fresh):
+        path.write_bytes(b"x")
+    for path in (left, lock):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    assert sweep.clean_incoming(gw) == 1
+    assert (left.exists(), lock.exists(), fresh.exists()) == (False, True, True)
