@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +32,13 @@ def free_port() -> int:
 def _worker(name: str, queues: str, concurrency: int) -> tuple[str, ...]:
     options = ("--queues", queues, "--concurrency", str(concurrency), "--name", name)
     return (sys.executable, "-m", "worker.process", *options)
+
+
+@cache
+def warm_kernels() -> None:
+    """Compile every kernel once, as the supervisor does before it starts workers; on a fresh clone it takes a minute."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "palimpsest.warm"], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 
 class Rig:
@@ -70,7 +79,9 @@ class Rig:
         self.gw.close()
 
     def start(self, *names: str) -> None:
-        """Start these processes; the broker is waited for."""
+        """Start these processes."""
+        if {"encode", "retrieve"} & set(names):
+            warm_kernels()
         for name in names:
             spec = ChildSpec(name, self._commands[name], grace_seconds=5.0)
             self.children[name] = Child(spec, self.settings.home / "log", self._env, self.settings.home)
@@ -91,8 +102,11 @@ class Rig:
         for child in self.children.values():
             child.supervise()
 
-    def wait(self, what: str, condition: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Poll until the condition holds; fails with the ends of all logs when it does not come true."""
+    def wait(self, what: str, condition: Callable[[], bool], seconds: float = 180.0) -> None:
+        """Poll until the condition holds; fails with the ends of all logs when it does not come true.
+
+        `seconds` bounds a hang on the slowest machine; it says nothing about speed.
+        """
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:

@@ -91,7 +91,7 @@ class Modality(threading.Thread):
             time.sleep(0.1)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_100_instances_survive_the_death_of_every_process(tmp_path: Path) -> None:
     nas = tmp_path / "nas"
     nas.mkdir()
@@ -106,8 +106,8 @@ def test_100_instances_survive_the_death_of_every_process(tmp_path: Path) -> Non
         modality = Modality(rig.settings.dicom_port, objects)
         modality.start()
         killed = kill_in_the_middle(rig, modality)
-        rig.wait("all sent", lambda: len(modality.acknowledged) == INSTANCES, 90.0)
-        rig.wait("all archived and forwarded", lambda: finished(rig) == INSTANCES, 90.0)
+        rig.wait("all sent", lambda: len(modality.acknowledged) == INSTANCES)
+        rig.wait("all archived and forwarded", lambda: finished(rig) == INSTANCES)
         assert killed == ["encode", "broker", "listener", "sweep", "forward"]
         assert_nothing_lost_wrong_or_stuck(rig, objects, nas)
 
