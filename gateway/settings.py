@@ -54,7 +54,10 @@ class Settings(BaseSettings):
     )
     max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
     max_pdu: int = Field(default=0, ge=0, description="bytes announced (PS3.8 D.1); 0: the listener's choice, 1 MiB")
-    max_object_bytes: int = Field(default=8 * GIB, ge=1, description="bytes; more is refused while it arrives")
+    max_object_bytes: int = Field(
+        default=GIB, ge=1, le=2 * GIB - 1,
+        description="bytes; more is refused while it arrives: what a worker's memory cannot seal must not be taken in",
+    )  # fmt: skip
     network_timeout_seconds: float = Field(default=60.0, gt=0, description="idle, never whole-exchange")
 
     # Not in the repr: both URLs may hold a password.
