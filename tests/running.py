@@ -36,7 +36,7 @@ def _worker(name: str, queues: str, concurrency: int) -> tuple[str, ...]:
 
 @cache
 def warm_kernels() -> None:
-    """Compile every kernel once, as the supervisor does before it starts workers; on a fresh clone it takes a minute."""
+    """Compile every kernel once, as the supervisor does before it starts workers; a minute on a fresh clone."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-m", "palimpsest.warm"], check=True, env=environment, stdout=subprocess.DEVNULL)
 
