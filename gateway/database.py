@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ class Database:
         with _translated(), ExitStack() as stack:
             if lock := self._lock_path():  # before the first connection: switching to WAL has no busy handler
                 stack.enter_context(_file_lock(lock))
+                _make_private(str(self._url.database))
             if self._revision() != HEAD:
                 self._migrate()
 
@@ -83,6 +84,7 @@ class Database:
             stack.enter_context(_translated())
             if lock := self._lock_path():
                 stack.enter_context(_file_lock(lock))
+                _make_private(str(self._url.database))
             conn = stack.enter_context(engine.connect().execution_options(palimpsest_write=True))
             with conn.begin():
                 yield conn
@@ -160,6 +162,15 @@ def _file_lock(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _make_private(path: str) -> None:
+    """A new database file is its owner's alone: it holds names. SQLite gives its -wal and -shm the same mode.
+
+    An existing one is never opened here: closing it would drop this process's locks on it (fcntl(2)).
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def run_everything(
     """
     settings = with_demo_destination(settings)
     for folder in settings.folders:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         with only_one(settings):
             check_ports(settings)

@@ -37,6 +37,13 @@ def test_success_means_file_row_event_and_messages(gw: Gateway, memory_queue: Me
     assert memory_queue.depths()["encode"] == memory_queue.depths()["index"] == 1 and gw.index.outbox_due() == []
 
 
+def test_nobody_else_on_the_machine_reads_what_was_received_or_indexed(gw: Gateway) -> None:
+    take_in(gw, part10("1.2.3"))
+    kept = [path for path in gw.settings.home.rglob("*") if path.is_file()]
+    assert any("db" in path.suffix for path in kept)
+    assert [path.name for path in kept if path.stat().st_mode & 0o077] == []
+
+
 def test_file_and_folder_are_synced_before_the_row(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     real_fsync, real_add = os.fsync, gw.index.add_received
