@@ -80,7 +80,10 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, description="claims before an object goes on as PASSTHROUGH")
     forward_max_attempts: int = Field(default=12, ge=1, description="then dead letter")
     object_time_limit_seconds: float = Field(default=900.0, gt=0, description="one object in one worker")
-    worker_memory_bytes: int = Field(default=4 * GIB, ge=256 << 20, description="address-space limit of a worker")
+    worker_memory_bytes: int = Field(
+        default=6 * GIB, ge=256 << 20,
+        description="limit of a worker's and of the prover's memory; sealing a file whole takes five times its size",
+    )  # fmt: skip
     visibility_timeout_seconds: int = Field(
         default=3600, ge=60, description="above the longest task, or Redis delivers it twice at once"
     )
