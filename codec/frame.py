@@ -46,13 +46,15 @@ def encode_frame(
     threads: int = 1,
     effort: int | None = None,
     tile_samples: int = TILE_SAMPLES,
+    prove: bool = True,
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
     `levels` may be any superset of the levels used. `effort` is JPEG XL's; None: quick, and full where the quick
     result says that it might win. `tile_samples`: about how many samples the dual path codes as one independent tile
-    (the unit of threads). Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when
-    no candidate reproduces the words.
+    (the unit of threads). `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
+    stored. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces
+    the words.
     """
     unknown = set(coders) - set(ALL_CODERS)
     if unknown or not coders:
@@ -67,7 +69,7 @@ def encode_frame(
     for name in coders:
         race.enter(name, effort)
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
-        if _proven(race.blobs[name], words, fmt, threads):
+        if not prove or _proven(race.blobs[name], words, fmt, threads):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
             return EncodedFrame(race.blobs[name], name, lengths, race.details)
     raise CodecError("no candidate reproduces the frame")
