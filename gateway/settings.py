@@ -84,6 +84,9 @@ class Settings(BaseSettings):
         default=6 * GIB, ge=256 << 20,
         description="limit of a worker's and of the prover's memory; sealing a file whole takes five times its size",
     )  # fmt: skip
+    reference_every: int = Field(
+        default=500, ge=0, description="every n-th small object is proven by the slow NumPy decoder too; 0: none"
+    )
     visibility_timeout_seconds: int = Field(
         default=3600, ge=60, description="above the longest task, or Redis delivers it twice at once"
     )

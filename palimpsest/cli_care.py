@@ -79,9 +79,17 @@ def keys_list(home: Home = None) -> None:
 @keys.command("rotate")
 def keys_rotate(
     kind: Annotated[str, typer.Argument(help="kek (seals objects), sign (signs records), token (web tokens), pseudo.")],
+    new_pseudonyms: Annotated[
+        bool, typer.Option("--new-pseudonyms", help="Needed for pseudo: patients and studies get other pseudonyms.")
+    ] = False,
     home: Home = None,
 ) -> None:
     """Put a new key of one kind into use. Old ones stay, so that old objects still open. Then make a new backup."""
+    if kind == "pseudo" and not new_pseudonyms:
+        raise typer.BadParameter(
+            "from then on the archive would file a patient's and a study's new objects under other pseudonyms than the "
+            "old ones; if that is what you want, say --new-pseudonyms"
+        )
     with _gateway(home) as gateway:
         key_id = gateway.keys.rotate(kind)
         _record(gateway, "key-rotated", kind=kind, key_id=key_id)

@@ -67,6 +67,7 @@ class Runtime:
                 self.settings.keys_dir,
                 timeout=self.settings.object_time_limit_seconds / 2,
                 memory_bytes=self.settings.worker_memory_bytes,
+                reference_every=self.settings.reference_every,
             )
         return self._verifier
 

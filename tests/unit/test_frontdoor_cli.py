@@ -96,6 +96,12 @@ def test_restoring_over_a_living_ring_must_be_asked_for(home: Path, tmp_path: Pa
     assert "error:" in call("keys", "restore", str(tmp_path / "b"), "--passphrase-file", str(secret), ok=False)
 
 
+def test_new_pseudonyms_must_be_asked_for(home: Path) -> None:
+    assert "--new-pseudonyms" in call("keys", "rotate", "pseudo", ok=False)
+    assert "pseudo-2" not in call("keys", "list")
+    assert "pseudo-2" in call("keys", "rotate", "pseudo", "--new-pseudonyms")
+
+
 def test_the_trail_verifies_and_an_edit_is_found(home: Path) -> None:
     call("keys", "rotate", "token")
     assert "intact" in call("audit", "verify")
