@@ -6,6 +6,7 @@ Everything that is given out was compared with the digests that came along; anyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -158,8 +159,9 @@ class _Pass:
             frame = self._frame(index)
             if self._carries(index):
                 self._kept = frame
-            self._digests.append(frame_digest(frame.words, frame.fmt, frame.levels, index, self.carrier))
-            words = _exactly(frame, self.carrier) if self._carries(index) else frame.words
+            with _carrier_fits():
+                self._digests.append(frame_digest(frame.words, frame.fmt, frame.levels, index, self.carrier))
+                words = _exactly(frame, self.carrier) if self._carries(index) else frame.words
             self._pixels.update(words.astype(f"<u{words.dtype.itemsize}", copy=False).tobytes())
             yield words
         _same(self.pixel_sha256, self.image.pixel_sha256.hex())
@@ -182,16 +184,9 @@ class _Pass:
         sealed = self._beside
         if self._kept is not None:
             frame, carrier = self._kept, self.carrier
-            stego_key = derive(key, context, "pos/v1")
-            sealed = extract(
-                frame.words,
-                frame.fmt,
-                frame.levels,
-                carrier.start,
-                carrier.nbits,
-                stego_key=stego_key,
-                salt=context.object_id,
-            )
+            stego_key, salt, where = derive(key, context, "pos/v1"), context.object_id, (carrier.start, carrier.nbits)
+            with _carrier_fits():
+                sealed = extract(frame.words, frame.fmt, frame.levels, *where, stego_key=stego_key, salt=salt)
         return open_record(sealed, data_key=key, context=context)
 
     def _carries(self, index: int) -> bool:
@@ -207,11 +202,17 @@ class _Pass:
         return frame
 
 
-def _exactly(frame: Frame, carrier: Carrier) -> Words:
+@contextmanager
+def _carrier_fits() -> Iterator[None]:
+    """A carrier description that the decoded frame contradicts is damage like any other."""
     try:
-        return exact(frame.words, frame.fmt, frame.levels, carrier.bitmap, carrier.start, carrier.nbits)
+        yield
     except CarrierError as error:
         raise IntegrityError("bitstream-damaged", "the carrier does not fit the frame") from error
+
+
+def _exactly(frame: Frame, carrier: Carrier) -> Words:
+    return exact(frame.words, frame.fmt, frame.levels, carrier.bitmap, carrier.start, carrier.nbits)
 
 
 def _read_side(data: bytes) -> _Side:

@@ -108,7 +108,7 @@ def test_make_targets_call_what_dev_py_has() -> None:
 @pytest.mark.parametrize(("once", "expected"), [("1", "--once"), ("", ""), ("0", "")])
 def test_make_run_passes_once_on(once: str, expected: str) -> None:
     # Inside `make test` a second make would inherit the first one's arguments.
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
     done = subprocess.run(
         ["make", "-n", "run", f"ONCE={once}"],
         capture_output=True, text=True, cwd=ROOT, timeout=20, check=True, env=outside,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from codec.errors import CodecError
@@ -190,6 +190,8 @@ def test_sections_of_another_object_are_refused(kind: SectionType, ring: KeyRing
 
 
 @settings(max_examples=60, deadline=None)
+@example(which=SectionType.CARRIER, at=1594, flip=1)  # a window that the frame has no room for
+@example(which=SectionType.CARRIER, at=3, flip=128)
 @given(which=st.sampled_from(list(SectionType)), at=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_a_changed_byte_in_any_section_is_refused(
     ring_and_object: tuple[KeyRing, Candidate], which: SectionType, at: int, flip: int
