@@ -24,7 +24,10 @@ QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
 # large grey frames what it gains on a part of PROBE_SAMPLES, give or take PROBE_MARGIN.
 FULL_GAIN_GREY, FULL_GAIN_COLOUR = 0.04, 0.30
-PROBE_SAMPLES, PROBE_MARGIN = 1 << 15, 0.015
+# Under so many bits a sample a grey frame may be a screen, a palette or a drawing, where full effort was seen to gain
+# 11 %: there it is always tried, but for large frames, whose part may show less than the whole.
+SPARSE_BITS, PROBE_FROM, SPARSE_PROBE_FROM = 2.0, 1 << 17, 1 << 20
+PROBE_SAMPLES, PROBE_MARGIN, SPARSE_MARGIN = 1 << 15, 0.015, 0.05
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,14 @@ class _Race:
         """Whether JPEG XL's full effort could beat the shortest candidate so far."""
         if "jxl" not in self.blobs:
             return False
-        gain = FULL_GAIN_GREY if self.index.ndim == 2 else FULL_GAIN_COLOUR
         best, quick = min(len(blob) for blob in self.blobs.values()), len(self.blobs["jxl"])
+        sparse = 8 * quick < SPARSE_BITS * self.index.size
+        gain = FULL_GAIN_COLOUR if sparse or self.index.ndim == 3 else FULL_GAIN_GREY
         if quick * (1 - gain) >= best:
             return False
-        if best == quick or self.index.ndim == 3 or self.index.size < 4 * PROBE_SAMPLES:
+        if best == quick or self.index.ndim == 3 or self.index.size < (SPARSE_PROBE_FROM if sparse else PROBE_FROM):
             return True
-        return quick * (self._probed_gain() - PROBE_MARGIN) < best
+        return quick * (self._probed_gain() - (SPARSE_MARGIN if sparse else PROBE_MARGIN)) < best
 
     def _probed_gain(self) -> float:
         """Full effort's length over quick effort's on the middle of the frame."""
