@@ -22,6 +22,19 @@ from palimpsest.process import Child, ChildSpec
 ROOT = Path(__file__).resolve().parent.parent
 
 
+WAIT_SECONDS = 20.0
+
+
+def until(condition: Callable[[], Any]) -> bool:
+    """Wait for something that another thread or process does; False if it never came."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:

@@ -43,6 +43,7 @@ from gateway.tokens import mint_token
 from service.access import COOKIE, PUBLIC, RULES
 from service.api import RETRIEVING, create_app
 from service.multipart import close_delimiter, frame_part
+from tests.running import WAIT_SECONDS, until
 
 pytestmark = [
     pytest.mark.integration,
@@ -53,19 +54,6 @@ pytestmark = [
 CT = Path(get_testdata_file("CT_small.dcm", download=False))
 RELATED = 'multipart/related; type="application/dicom"; boundary=B'
 ROLES = ("clinician", "admin", "auditor", "service")
-
-
-WAIT_SECONDS = 20.0
-
-
-def until(condition: Callable[[], Any]) -> bool:
-    """Wait for something that another thread or process does; False if it never came."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
 
 
 class AnsweringQueue(MemoryQueue):

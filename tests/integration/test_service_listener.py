@@ -44,6 +44,7 @@ from service.listener_receive import (
     SpoolingProvider,
     _exact_reader,
 )
+from tests.running import WAIT_SECONDS, until
 
 pytestmark = [
     pytest.mark.integration,
@@ -53,17 +54,6 @@ pytestmark = [
 
 CT = get_testdata_file("CT_small.dcm", download=False)
 PRIVATE_CLASS = "1.2.826.0.1.3680043.10.9999.1"
-WAIT_SECONDS = 20.0
-
-
-def until(condition: Callable[[], Any]) -> bool:
-    """Wait for something that another thread or process does; False if it never came."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return bool(condition())
 
 
 @pytest.fixture

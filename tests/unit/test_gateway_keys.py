@@ -9,8 +9,6 @@ import os
 import pickle
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,27 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import keyfile, keystate
-from gateway.errors import PolicyRefused, Unavailable
+from gateway.errors import Unavailable
 from gateway.keys import KINDS, KeyRing, UnknownKey
+from tests.unit.keyring_errors import refused, unavailable
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
-
-
-@contextmanager
-def refused(reason: str) -> Iterator[pytest.ExceptionInfo[PolicyRefused]]:
-    with pytest.raises(PolicyRefused) as caught:
-        yield caught
-    assert caught.value.reason == reason
-
-
-@contextmanager
-def unavailable(reason: str) -> Iterator[pytest.ExceptionInfo[Unavailable]]:
-    with pytest.raises(Unavailable) as caught:
-        yield caught
-    assert caught.value.reason == reason
 
 
 def secrets_of(ring: KeyRing) -> list[bytes]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from gateway import keybackup, keyfile, keystate
-from gateway.errors import PolicyRefused, Unavailable
 from gateway.keys import KINDS, KeyRing
+from tests.unit.keyring_errors import refused, unavailable
 
 PASSPHRASE = "correct horse battery"
 FAST = 10  # log2 of scrypt's n: only here; the default stays the strong one
@@ -27,20 +25,6 @@ def ring(tmp_path: Path) -> KeyRing:
 
 def secrets_of(ring: KeyRing) -> dict[str, bytes]:
     return {key.id: key.secret for key in ring._state().keys}
-
-
-@contextmanager
-def refused(reason: str) -> Iterator[pytest.ExceptionInfo[PolicyRefused]]:
-    with pytest.raises(PolicyRefused) as caught:
-        yield caught
-    assert caught.value.reason == reason
-
-
-@contextmanager
-def unavailable(reason: str) -> Iterator[pytest.ExceptionInfo[Unavailable]]:
-    with pytest.raises(Unavailable) as caught:
-        yield caught
-    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize("kind", KINDS)
