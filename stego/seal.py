@@ -37,7 +37,7 @@ SIDE_LIMIT = 1 << 31
 
 _CHUNK = 1 << 26
 _NONCE = bytes(12)
-_WRAP_VERSION = 1
+WRAP_VERSION = 1
 _CONTEXT_PREFIX = b"palimpsest/context/v1\x00"
 _CONTEXT_FIXED = struct.Struct(">16sIIBBI32sB")
 
@@ -165,7 +165,7 @@ def wrap_key(data_key: bytes, *, kek: bytes, kek_id: str) -> bytes:
     name = kek_id.encode("ascii")
     if len(data_key) != KEY_BYTES or len(kek) != KEY_BYTES or not 1 <= len(name) <= 64:
         raise ValueError("keys have 32 bytes, a key id 1 to 64 ASCII characters")
-    header = bytes([_WRAP_VERSION, len(name)]) + name
+    header = bytes([WRAP_VERSION, len(name)]) + name
     header += _hkdf(kek, sha256(header).digest(), b"palimpsest/wrap-salt/v1" + data_key, WRAP_SALT_BYTES)
     key, commitment = _wrap_subkeys(kek, header)
     return header + commitment + _gcm_seal(key, data_key, header)
@@ -190,7 +190,7 @@ def unwrap_key(wrap: bytes, *, find_kek: Callable[[str], bytes]) -> bytes:
 
 def wrap_kek_id(wrap: bytes) -> str:
     """The key id a wrap names, in clear. Raises SealError when it is no wrap of ours."""
-    size = wrap[1] if len(wrap) > 2 and wrap[0] == _WRAP_VERSION else 0
+    size = wrap[1] if len(wrap) > 2 and wrap[0] == WRAP_VERSION else 0
     name = bytes(wrap[2 : 2 + size])
     if not 1 <= size <= 64 or len(wrap) != 2 + size + WRAP_SALT_BYTES + OVERHEAD + KEY_BYTES or not name.isascii():
         raise SealError
