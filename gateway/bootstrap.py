@@ -9,6 +9,8 @@ from gateway.blobs import BlobStore, storage_errors
 from gateway.index import Index
 from gateway.jobs import CeleryQueue, JobQueue
 from gateway.keys import KeyRing
+from gateway.policy import Policy
+from gateway.policy_file import load_policy
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
 
@@ -24,6 +26,7 @@ class Gateway:
     archive: ArchiveStore
     keys: KeyRing
     queue: JobQueue
+    policy: Policy
 
     def close(self) -> None:
         """Close database and broker connections."""
@@ -37,9 +40,11 @@ def build(
     """Make the folders, bring the database up to date, open (or create) the key ring.
 
     The ring is created only while nothing was archived yet: a lost ring must not be replaced unnoticed. Raises
-    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place).
+    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place), BadPolicy (policy file).
     """
     settings = settings or load_settings()
+    destinations = [destination.name for destination in settings.destinations]
+    policy = load_policy(settings.policy_file, settings.home, destinations)  # first: a wrong one changes nothing
     with storage_errors():
         for folder in settings.folders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,4 +61,5 @@ def build(
         archive=archive or FilesystemArchive(settings.archive_dir),
         keys=keys,
         queue=queue or CeleryQueue(settings),
+        policy=policy,
     )

@@ -8,6 +8,7 @@
     |  |- UIDMismatch       command set and data set disagree                409 / 0xA900
     |  `- NotDicom          not a Part 10 file (PS3.10 7)                    400 / 0xC000
     |- PolicyRefused        our policy's: ask an administrator               403 / 0x0124
+    |  `- BadPolicy          the policy file is wrong: nothing starts        403 / 0x0124
     |- OutOfResources       our disk's: retry later, elsewhere               507 / 0xA700
     |- NotFound             nobody's: there is no such thing                 404 / 0x0112
     |- Unavailable          ours and passing: retry after `retry_after` s    503 / 0xA700
@@ -85,6 +86,12 @@ class PolicyRefused(PalimpsestError):
     http_status = 403
     dimse_status = 0x0124
     title = "Refused by policy"
+
+
+class BadPolicy(PolicyRefused):
+    """The policy file is wrong; the message names lines, rules and what to do. Nothing may start with it."""
+
+    title = "Policy file not in order"
 
 
 class OutOfResources(PalimpsestError):

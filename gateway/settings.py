@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MAX_SOCKET_PATH = 100  # bytes; sun_path holds 108 with its NUL (unix(7)), and servers append suffixes
@@ -22,7 +22,7 @@ WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
 class Destination(BaseModel):
-    """Where archive objects are forwarded to: a DICOM node (C-STORE) or a folder."""
+    """Where objects are forwarded to: a DICOM node (C-STORE) or a folder. In which form: the policy file says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +32,14 @@ class Destination(BaseModel):
     port: int = Field(default=104, ge=1, le=65535)
     ae_title: str = Field(default="ANY-SCP", max_length=16)
     path: str = Field(default="", description="folder, for kind 'filesystem' only")
-    representation: Literal["envelope"] = "envelope"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_representation(cls, value: Any) -> Any:
+        """Older destination files say `"representation": "envelope"`, which is what holds without a policy."""
+        if isinstance(value, dict) and value.get("representation") == "envelope":
+            return {key: part for key, part in value.items() if key != "representation"}
+        return value
 
 
 class Settings(BaseSettings):
@@ -98,6 +105,9 @@ class Settings(BaseSettings):
 
     destinations_file: Path | None = Field(default=None, description="JSON list; default <home>/destinations.json")
     destinations: tuple[Destination, ...] = ()
+    policy_file: Path | None = Field(
+        default=None, description="TOML; default <home>/policy.toml, and where there is none, today's defaults"
+    )
     demo_destination_port: int = Field(default=11113, ge=0, le=65535)
 
     @field_validator("calling_ae_allow", mode="before")
@@ -112,10 +122,10 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("home", mode="after")
+    @field_validator("home", "policy_file", mode="after")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
 
     def allows_calling_ae(self, ae_title: str) -> bool:
         """True if this calling AE title may open an association (gateway.md: allow-list outside the demo profile)."""
@@ -247,7 +257,9 @@ def child_environment(settings: Settings) -> dict[str, str]:
     env["PALIMPSEST_HTTP_PORT"] = str(settings.http_port)
     env["PALIMPSEST_DESTINATIONS"] = json.dumps([d.model_dump() for d in settings.destinations])
     env["NUMBA_CACHE_DIR"] = str(settings.numba_cache_dir)
-    for name, value in (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url)):
+    named = (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url))
+    policy = str(settings.policy_file) if settings.policy_file else None
+    for name, value in (*named, ("PALIMPSEST_POLICY_FILE", policy)):
         if value:
             env[name] = value
     return env

@@ -1,0 +1,266 @@
+"""The policy: what an archive object is made like, and in which form a copy goes to which destination.
+
+Two ordered lists of rules; the first rule that matches decides, and behind the last one stand the defaults. A rule
+matches by SOP class and modality of the object as received, a delivery rule by its destination's name too. The file
+is read by `gateway.policy_file`; a policy that exists was checked whole.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from gateway.sop_classes import STORAGE_CLASSES
+
+ANY: Final = "*"
+_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
+_MODALITY: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
+_NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
+
+Representation = Literal["envelope", "self-contained", "hidden"]
+Fallback = Literal["self-contained", "envelope", "refuse"]
+Option = Literal[
+    "retain-safe-private", "retain-uids", "retain-device-identity", "retain-institution-identity",
+    "retain-patient-characteristics", "retain-full-dates", "retain-modified-dates", "clean-descriptors",
+    "clean-structured-content", "clean-graphics", "clean-pixel-data", "clean-recognizable-visual-features",
+]  # fmt: skip
+"""The options of PS3.15 table E.1-1 by their names there."""
+
+
+def _listed(value: Any) -> Any:
+    """One word may stand for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+
+
+def refusal(reason: str, message: str) -> PydanticCustomError:
+    """A check's refusal: a machine word, and a sentence that ends in what to do."""
+    return PydanticCustomError("refused", "{message}", {"reason": reason, "message": message})
+
+
+def _sop_class(value: str) -> str:
+    """A UID as it is, a keyword's UID, or '*'."""
+    if value == ANY or (_UID.fullmatch(value) and len(value) <= 64):
+        return value
+    if value not in STORAGE_CLASSES:
+        raise refusal("sop-class", f"'{value}' is no storage SOP class{did_you_mean(value, STORAGE_CLASSES)}")
+    return STORAGE_CLASSES[value]
+
+
+def _alone_if_any(field: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise refusal(f"empty-{field.replace('_', '-')}", f"{field} = [] never matches: leave it out for any")
+    if ANY in values and len(values) > 1:
+        raise refusal(f"any-{field.replace('_', '-')}", f"'*' stands alone in {field}: it means any")
+    return values
+
+
+def did_you_mean(word: str, known: Collection[str]) -> str:
+    """'; did you mean ...?' or, with nothing near, how to look it up."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else "; `palimpsest policy schema` names what is known"
+
+
+class Rule(BaseModel):
+    """What both kinds of rules share: a name for reports, and which objects they are for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    conditions: ClassVar[tuple[str, ...]] = ("sop_class", "modality")
+
+    name: str = Field(pattern=_NAME, description="unique in its list; stands in errors, the audit trail and `explain`")
+    sop_class: Words = Field(
+        default=(ANY,), description="storage SOP classes by UID or keyword (CTImageStorage), or '*' for any"
+    )
+    modality: Words = Field(default=(ANY,), description="values of Modality (0008,0060), or '*' for any")
+
+    @field_validator("sop_class", mode="after")
+    @classmethod
+    def _resolve(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return _alone_if_any("sop_class", tuple(_sop_class(value) for value in values))
+
+    @field_validator("modality", mode="after")
+    @classmethod
+    def _check_modality(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if value != ANY and _MODALITY.fullmatch(value) is None:
+                raise refusal("modality", f"'{value}' is no modality: write it in capitals, such as 'CT', or '*'")
+        return _alone_if_any("modality", values)
+
+    def mismatch(self, **found: str) -> str:
+        """'' if the rule is for an object with these values, else the first condition that is not met."""
+        for field in self.conditions:
+            allowed = getattr(self, field)
+            if ANY not in allowed and found[field] not in allowed:
+                return field
+        return ""
+
+    def covers(self, other: Rule) -> bool:
+        """True if nothing that `other` matches would get past this rule."""
+        pairs = ((getattr(self, field), getattr(other, field)) for field in self.conditions)
+        return all(ANY in mine or (ANY not in theirs and set(theirs) <= set(mine)) for mine, theirs in pairs)
+
+
+class ArchiveRule(Rule):
+    """How the archive object is made. The defaults: the cheapest carrier, identity under the patient's own key."""
+
+    carrier: Literal["auto", "segmented", "beside"] = Field(
+        default="auto",
+        description="where the sealed record rides: in the local planes of the image (segmented), beside the image, "
+        "or whichever measures smaller (auto)",
+    )
+    seal_bitmap: bool = Field(
+        default=False, strict=True,
+        description="without the ring's pixel key (or a recovery recipient's) only the altered image can be seen",
+    )  # fmt: skip
+    shreddable: bool = Field(
+        default=True, strict=True,
+        description="`palimpsest keys shred` can destroy the identity for good: nobody but the patient's key opens it",
+    )  # fmt: skip
+    recipients: Words = Field(
+        default=(), description="names of further recipients (`palimpsest keys recipients list`) that can open it"
+    )
+    cms: Words = Field(
+        default=(),
+        description="names of RSA recipients that get the identity as CMS EnvelopedData in (0400,0500), PS3.15 E.1",
+    )
+
+    @field_validator("carrier", mode="before")
+    @classmethod
+    def _offered(cls, value: Any) -> Any:
+        if value == "initial-bits":
+            raise refusal(
+                "carrier-initial-bits",
+                "carrier = 'initial-bits' is not offered: this codec has no bits-back stack yet; use 'auto'",
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _combinations(self) -> ArchiveRule:
+        further = [word for word in ("recipients", "cms") if getattr(self, word)]
+        if self.shreddable and further:
+            raise refusal(
+                "shreddable-with-recipients",
+                f"a shreddable identity cannot have {' and '.join(further)}: a copy that others open survives the "
+                "shredding. Set shreddable = false, or take them out (break-glass works by the key backup)",
+            )
+        if self.seal_bitmap and self.carrier == "beside":
+            raise refusal(
+                "seal-bitmap-beside",
+                "seal_bitmap needs a record inside the pixels, and carrier = 'beside' puts none there: "
+                "use carrier = 'segmented' or 'auto', or drop seal_bitmap",
+            )
+        return self
+
+
+class DeliveryRule(Rule):
+    """In which form a destination gets an object."""
+
+    conditions: ClassVar[tuple[str, ...]] = ("destination", "sop_class", "modality")
+
+    destination: Words = Field(default=(ANY,), description="names of destinations, or '*' for any")
+    representation: Representation = Field(
+        default="envelope",
+        description="the archive object itself (envelope), or a viewable de-identified image that carries its identity "
+        "in the pixels: self-contained restores itself with the key, hidden does not show that it carries anything",
+    )
+    unsuitable: Annotated[
+        tuple[Fallback, ...] | None, BeforeValidator(_listed, json_schema_input_type=Fallback | list[Fallback])
+    ] = Field(
+        default=None,
+        description="what to send when an image cannot carry, in order; 'refuse': a dead letter. Default envelope for "
+        "self-contained; must be said for hidden",
+    )
+    restoration: Literal["archive", "inline"] = Field(
+        default="archive",
+        description="where the rest of what restores the original is kept: sealed in the archive, or sealed in the "
+        "object's own header (self-contained only)",
+    )
+    deidentify: Annotated[
+        tuple[Option, ...], BeforeValidator(_listed, json_schema_input_type=Option | list[Option])
+    ] = Field(default=(), description="options of the Basic Profile (PS3.15 table E.1-1) for the image's header")
+
+    @property
+    def attempts(self) -> tuple[Representation, ...]:
+        """What to try, in order; if none of it can be made, the object is not sent."""
+        further: Iterable[str] = self.unsuitable if self.unsuitable is not None else ()
+        if self.unsuitable is None and self.representation == "self-contained":
+            further = ("envelope",)
+        tries: list[Representation] = [self.representation]
+        tries += [word for word in further if word != "refuse"]  # type: ignore[misc]  # narrowed by the line's if
+        return tuple(tries)
+
+    @model_validator(mode="after")
+    def _combinations(self) -> DeliveryRule:
+        _alone_if_any("destination", self.destination)
+        if self.representation == "envelope":
+            named = [word for word in ("unsuitable", "restoration", "deidentify") if word in self.model_fields_set]
+            if named:
+                raise refusal(
+                    "envelope-options",
+                    f"{' and '.join(named)}: an envelope has no viewable image; drop it, or choose a representation",
+                )
+            return self
+        if self.representation == "hidden" and self.restoration == "inline":
+            raise refusal(
+                "hidden-without-archive",
+                "hidden images show nothing of ours in the header, so what restores them must be archived: "
+                "use restoration = 'archive'",
+            )
+        if {"retain-full-dates", "retain-modified-dates"} <= set(self.deidentify):
+            raise refusal("dates-twice", "dates are either kept or shifted: name one of the two date options")
+        self._check_order()
+        return self
+
+    def _check_order(self) -> None:
+        if self.representation == "hidden" and self.unsuitable is None:
+            raise refusal(
+                "unsuitable-unsaid",
+                "say what happens to images that cannot hide anything: unsuitable = 'refuse', or 'self-contained' or "
+                "'envelope', which anybody can see for what they are",
+            )
+        words = self.unsuitable or ()
+        wrong = len(set(words)) != len(words) or self.representation in words
+        after_last = any(word in ("envelope", "refuse") for word in words[:-1])
+        if wrong or after_last or (self.unsuitable is not None and not words):
+            raise refusal(
+                "unsuitable-order",
+                "unsuitable is a list of other representations, each once; 'envelope' (which always works) or 'refuse' "
+                "can only come last",
+            )
+
+
+DEFAULT_ARCHIVE: Final = ArchiveRule(name="default")
+DEFAULT_DELIVERY: Final = DeliveryRule(name="default")
+
+
+class Policy(BaseModel):
+    """Both lists, as in the file. An empty policy is the defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="Palimpsest policy")
+
+    version: Literal[1] = Field(description="of this format")
+    archive: tuple[ArchiveRule, ...] = Field(default=(), description="first match wins; else: " + "the defaults")
+    delivery: tuple[DeliveryRule, ...] = Field(default=(), description="first match wins; else: envelope")
+
+    def archive_rule(self, sop_class: str, modality: str) -> ArchiveRule:
+        """The rule for an object: SOP class UID, and Modality ('' if it has none)."""
+        return next(
+            (rule for rule in self.archive if not rule.mismatch(sop_class=sop_class, modality=modality)),
+            DEFAULT_ARCHIVE,
+        )
+
+    def delivery_rule(self, destination: str, sop_class: str, modality: str) -> DeliveryRule:
+        """The rule for an object on its way to a destination."""
+        found = {"destination": destination, "sop_class": sop_class, "modality": modality}
+        return next((rule for rule in self.delivery if not rule.mismatch(**found)), DEFAULT_DELIVERY)
+
+
+NO_POLICY: Final = Policy(version=1)
+"""What holds where there is no policy file."""
