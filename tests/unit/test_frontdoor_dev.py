@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -30,11 +31,17 @@ def test_the_environment_is_made_once_and_again_when_pyproject_changes(dev: Modu
     monkeypatch.setattr(dev, "_works", lambda command: True)
     dev.PYTHON.parent.mkdir(parents=True)
     dev.PYTHON.touch()
-    for content, installs in (("one", 1), ("one", 1), ("two", 2), ("two", 2)):
+    for content, installs in (("one", 2), ("one", 2), ("two", 4), ("two", 4)):
         (dev.ROOT / "pyproject.toml").write_text(content)
         dev.setup()
         assert len(ran) == installs
     assert ran[0][-2:] == ["-e", f"{dev.ROOT}[test]"]
+    assert ran[1][-2:] == ["--no-deps", dev.BARE]
+
+
+def test_the_detectors_of_the_tests_are_those_of_the_extra(dev: ModuleType) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    assert dev.BARE in extras["bench"]
 
 
 def test_pip_links_of_an_index_page_are_read_with_their_digest(dev: ModuleType) -> None:
