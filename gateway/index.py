@@ -7,6 +7,7 @@ OutOfResources or IntegrityError.
 
 from __future__ import annotations
 
+from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
 from gateway.index_report import Report
@@ -20,6 +21,7 @@ from gateway.index_rows import (
     InstanceRow,
     NewInstance,
     OutboxMessage,
+    StegoExport,
 )
 from gateway.index_search import Search
 from gateway.index_work import Work
@@ -27,9 +29,9 @@ from gateway.index_work import Work
 __all__ = [
     "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK",
     "Accepted", "AlertRow", "CandidateFacts", "Counts", "FailureGroup", "ForwardRow", "Index",
-    "InstanceRow", "NewInstance", "OutboxMessage",
+    "InstanceRow", "NewInstance", "OutboxMessage", "StegoExport",
 ]  # fmt: skip
 
 
-class Index(Intake, Work, Forwarding, Search, Report):
+class Index(Intake, Work, Forwarding, Exports, Search, Report):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

@@ -49,16 +49,24 @@ class Forwarding(Database):
             _owned(conn, forward_id, owner)
             _set(conn, forward_id, lease_until=self.now() + lease_seconds)
 
-    def forward_done(self, forward_id: int, owner: str, proof: str) -> ForwardRow:
-        """The destination has it. proof: machine word for what is known, e.g. 'accepted' or 'read-back'."""
+    def forward_done(
+        self, forward_id: int, owner: str, proof: str, *, representation: str = "envelope", reason: str | None = None
+    ) -> ForwardRow:
+        """The destination has it. proof: machine word for what is known, e.g. 'accepted' or 'read-back'.
+
+        representation: the form that was sent; reason: why it is not the one that the policy names first.
+        """
         now = self.now()
         with self.write() as conn:
             row = _owned(conn, forward_id, owner)
             _set(
                 conn, forward_id, state=ForwardState.SENT, sent_at=now, proof=proof, lease_owner=None, lease_until=None,
-                due_at=None, reason=None,
+                due_at=None, reason=reason, representation=representation,
             )  # fmt: skip
-            detail: Detail = {"destination": row.destination, "attempts": row.attempts, "kind": proof}
+            detail: Detail = {
+                "destination": row.destination, "attempts": row.attempts, "kind": proof,
+                "representation": representation, "reason": reason,
+            }  # fmt: skip
             audit.append(conn, AuditEvent("forwarded", owner, instance_id=row.instance_id, detail=detail), now)
             return _fetch(conn, forward_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -37,7 +38,10 @@ class NewInstance:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRow:
-    """One instance as recorded. Sizes in bytes; `current`: served under its UID; `conflict`: other pixels, same UID."""
+    """One instance as recorded. Sizes in bytes; `current`: served under its UID; `conflict`: other pixels, same UID.
+
+    patient_key: id of the key that the identity is sealed to; shredded_at: when that key was destroyed for good.
+    """
 
     id: int
     sop_uid: str
@@ -80,6 +84,8 @@ class InstanceRow:
     current: bool
     conflict: bool
     last_error: str | None
+    patient_key: str | None
+    shredded_at: float | None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> InstanceRow:
@@ -115,6 +121,7 @@ class CandidateFacts:
     raw_pixel_bytes: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     wraps: Any = field(default_factory=dict)
+    patient_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +141,43 @@ class ForwardRow:
     proof: str | None
     created_at: float
     sent_at: float | None
+    representation: str | None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> ForwardRow:
         """From a row of the `forward` table."""
         values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls)}
         values["state"] = ForwardState(values["state"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class StegoExport:
+    """One viewable stego object: what makes a retry the same object again, and what restores it.
+
+    mode: 'self-contained' or 'hidden'; object_id: 16 bytes in hex; wraps: the data key's wraps in hex; record_key and
+    record_digest: of the restoration record in the archive; digest: of the file that is sent; pixel_digest: of its
+    pixels, by which an orphan without a header is found. None: not made yet.
+    """
+
+    id: int
+    instance_id: int
+    destination: str
+    mode: str
+    object_id: str
+    stego_uid: str | None
+    record_key: str | None
+    record_digest: str | None
+    wraps: tuple[str, ...]
+    pixel_digest: str | None
+    digest: str | None
+    created_at: float
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> StegoExport:
+        """From a row of the `stego_export` table."""
+        values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls)}
+        values["wraps"] = tuple(json.loads(values["wraps"]))
         return cls(**values)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """Revision that this code needs."""
 
 metadata = MetaData()
@@ -74,11 +74,14 @@ instance = Table(
     Column("current", Boolean, nullable=False),
     Column("conflict", Boolean, nullable=False),
     Column("last_error", String(64)),
+    Column("patient_key", String(64)),
+    Column("shredded_at", Double),
     UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
     Index("ix_instance_work", "state", "due_at"),
     Index("ix_instance_unindexed", "indexed_at", "queued_at"),
+    Index("ix_instance_patient_key", "patient_key"),
 )
 
 proof = Table(
@@ -143,8 +146,29 @@ forward = Table(
     Column("proof", String(64)),
     Column("created_at", Double, nullable=False),
     Column("sent_at", Double),
+    Column("representation", String(16)),
     UniqueConstraint("instance_id", "destination", name="uq_forward"),
     Index("ix_forward_work", "state", "due_at"),
+)
+
+stego_export = Table(
+    "stego_export",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("instance_id", Big, ForeignKey("instance.id"), nullable=False),
+    Column("destination", String(64), nullable=False),
+    Column("mode", String(16), nullable=False),
+    Column("object_id", String(32), nullable=False, unique=True),
+    Column("stego_uid", String(64)),
+    Column("record_key", String(128)),
+    Column("record_digest", String(64)),
+    Column("wraps", Text, nullable=False),
+    Column("pixel_digest", String(64)),
+    Column("digest", String(64)),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("instance_id", "destination", "mode", name="uq_stego_export"),
+    Index("ix_stego_export_uid", "stego_uid"),
+    Index("ix_stego_export_pixels", "pixel_digest"),
 )
 
 outbox = Table(

@@ -73,6 +73,7 @@ class Work(Database):
                 payload_bytes=candidate.payload_bytes,
                 codec_bytes=candidate.codec_bytes,
                 raw_pixel_bytes=candidate.raw_pixel_bytes,
+                patient_key=candidate.patient_key,
                 verified_at=None,
             )
             conn.execute(sa.delete(proof).where(proof.c.instance_id == instance_id))

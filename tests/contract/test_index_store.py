@@ -9,7 +9,9 @@ from hashlib import sha256
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from gateway import audit
@@ -497,3 +499,88 @@ def test_eight_processes_write_at_once(database_url: str) -> None:
     report = audit.verify(index)
     assert (report.ok, report.count) == (True, 88)
     index.close()
+
+
+def test_the_patient_key_of_the_newest_candidate_is_recorded(index: Index) -> None:
+    row = index.add_received(new(1)).row
+    assert (row.patient_key, row.shredded_at) == (None, None)
+    index.claim(row.id, "w", 60)
+    index.set_candidate(row.id, "w", replace(CODED, patient_key="pat-one"))
+    assert index.set_candidate(row.id, "w", replace(CODED, patient_key="pat-two")).patient_key == "pat-two"
+
+
+def test_a_database_of_the_first_release_is_brought_up_to_date_with_its_rows(database_url: str) -> None:
+    index = Index(database_url)
+    with index.write() as conn:
+        config = Config()
+        config.set_main_option("script_location", "gateway:migrations")
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0001")
+        values = {
+            "sop_uid": "1.2", "sop_class": CT, "transfer_syntax": EXPLICIT_LE, "digest": digest(1),
+            "dataset_digest": digest(2), "size": 1, "source": "stow", "calling_ae": "A", "priority": 5,
+            "received_at": 1.0, "state": "RECEIVED", "attempts": 0, "current": True, "conflict": False,
+        }  # fmt: skip
+        names = ", ".join(values)
+        marks = ", ".join(f":{name}" for name in values)
+        conn.execute(sa.text(f"INSERT INTO instance ({names}) VALUES ({marks})"), values)
+    index.create()
+    [row] = index.recent()
+    assert (row.sop_uid, row.patient_key, row.shredded_at) == ("1.2", None, None)
+    with index.read() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), metadata) == []
+    index.close()
+
+
+def test_a_forward_tells_in_which_form_it_went_and_why(index: Index) -> None:
+    row = archived(index, destinations=("viewer",))
+    [forward] = index.forwards(row.id)
+    assert forward.representation is None
+    index.forward_claim(forward.id, "w", 60)
+    done = index.forward_done(forward.id, "w", "stored", representation="self-contained", reason="noise-low")
+    assert (done.state, done.representation, done.reason) == (ForwardState.SENT, "self-contained", "noise-low")
+    event = audit.tail(index, 1)[0]
+    assert event["event"] == "forwarded"
+    assert (event["detail"]["representation"], event["detail"]["reason"]) == ("self-contained", "noise-low")
+
+
+MADE = {
+    "stego_uid": "2.25.7", "digest": digest("stego"), "pixel_digest": digest("pixels"),
+    "record_key": "aa/2.25.8.dcm", "record_digest": digest("record"),
+}  # fmt: skip
+
+
+def test_the_first_secrets_of_a_stego_object_win_over_those_of_a_retry(index: Index, clock: FakeClock) -> None:
+    row = archived(index)
+    first = index.export_begin(row.id, "viewer", "hidden", object_id="ab" * 16, wraps=["01", "02"])
+    assert (first.wraps, first.digest, first.created_at) == (("01", "02"), None, clock.now)
+    assert index.export_begin(row.id, "viewer", "hidden", object_id="cd" * 16, wraps=["03"]) == first
+    other = index.export_begin(row.id, "viewer", "self-contained", object_id="ef" * 16, wraps=[])
+    assert other.id != first.id
+    assert index.exports(instance_id=row.id) == [other, first]
+    assert index.exports(object_id="ab" * 16) == [first] and index.exports(object_id="cd" * 16) == []
+    with pytest.raises(IntegrityError):  # one object id, one object
+        index.export_begin(row.id, "elsewhere", "hidden", object_id="ab" * 16, wraps=[])
+
+
+def test_what_was_recorded_of_a_stego_object_is_never_changed(index: Index) -> None:
+    row = archived(index)
+    export = index.export_begin(row.id, "viewer", "hidden", object_id="ab" * 16, wraps=["01"])
+    made = index.export_made(export.id, "w", **MADE)
+    assert (made.digest, made.record_key) == (MADE["digest"], MADE["record_key"])
+    assert index.exports(stego_uid="2.25.7") == index.exports(pixel_digest=digest("pixels")) == [made]
+    assert audit.tail(index, 1)[0]["event"] == "stego-made"
+    assert index.export_made(export.id, "w", **MADE) == made
+    with pytest.raises(IntegrityError, match="another object"):
+        index.export_made(export.id, "w", **{**MADE, "digest": digest("other")})
+    index.export_drop(export.id)  # made: stays
+    assert index.exports(object_id="ab" * 16) == [made]
+    with pytest.raises(NotFound):
+        index.export_made(999, "w", **MADE)
+
+
+def test_a_stego_object_that_was_never_made_is_forgotten(index: Index) -> None:
+    row = archived(index)
+    export = index.export_begin(row.id, "viewer", "hidden", object_id="ab" * 16, wraps=["01"])
+    index.export_drop(export.id)
+    assert index.exports(instance_id=row.id) == []
