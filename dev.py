@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".palimpsest-stamp"
-# The detectors that the payload bench is tested with. Their package asks for torch (gigabytes), which is never imported.
+# Detectors that the payload bench is tested with. Their package asks for torch (gigabytes), which is never imported.
 BARE = "sealwatch>=2025.9,<2027"
 INDEX = "https://pypi.org/simple/"
 PIP_LINK = r'href="([^"]*/(pip-([0-9.]+)-py3-none-any\.whl)#sha256=([0-9a-f]{64}))"'
