@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from gateway import keybackup, keyfile, keystate
-from gateway.errors import NotFound, PalimpsestError, PolicyRefused, Unavailable
-from gateway.keystate import KINDS, Backup, Key, RingState
+from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
+from gateway.keystate import KINDS, Backup, Key, Recipient, RingState, ShreddedKey, UnknownKey
+from gateway.masters import FileMaster
+from gateway.patientkeys import PREFIX, PatientKeys, Tombstone
 
-__all__ = ["KINDS", "KeyRing", "KeyRow", "UnknownKey"]
-
-
-class UnknownKey(NotFound, LookupError):
-    """No key of this id in the ring: sealed by another ring, or the ring was restored from an older backup."""
+__all__ = ["KINDS", "KeyRing", "KeyRow", "Recipient", "ShreddedKey", "Tombstone", "UnknownKey"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,13 @@ class KeyRing:
         self._folder = Path(folder)
         self._readonly = readonly
         self._cached: tuple[tuple[int, ...], RingState] | None = None
+        self._master = FileMaster(self._kek, lambda key_id: self._find(key_id, "kek").secret, lambda: self._add("kek"))
+        self._patients = PatientKeys(self._folder, self._master)
+        #: told of every use of a key: what for, and the key's id. None: nobody asks.
+        self.observer: Callable[[str, str], None] | None = None
         keyfile.check_owner_only(self._folder)
-        self._state()
+        if self._state().missing_kinds() and not readonly:
+            self._upgrade()
 
     @classmethod
     def load_or_create(cls, folder: Path, *, archive_dir: Path | None = None, create: bool = True) -> KeyRing:
@@ -82,35 +85,77 @@ class KeyRing:
     # --- keys ---
 
     def kek_current(self) -> tuple[str, bytes]:
-        """(id, 32 bytes) of the key that wraps new data keys."""
-        key = self._state().current("kek")
-        return key.id, key.secret
+        """(id, 32 bytes) of the key that wraps new data keys where there is no patient."""
+        return self._noted("wrap", self._state().current("kek"))
+
+    def patient_key(self, label: str) -> tuple[str, bytes]:
+        """('pat-...', 32 bytes) of one patient. label: 'P' NUL Patient ID, or 'S' NUL Study Instance UID without one.
+
+        Made at first use, fsynced before it is returned; after it was destroyed the patient gets another one. Raises
+        Unavailable (master away, folder not writable), PolicyRefused 'keys-readonly' where one would have to be made.
+        """
+        pseudonyms = self._pseudonyms()
+        key_id = self._patients.find(label, pseudonyms)
+        if key_id is None:
+            self._check_writable()
+            key_id = self._patients.make(label, pseudonyms, _now())
+        self._note("wrap", key_id)
+        try:
+            return key_id, self._patients.open(key_id)
+        except UnknownKey:  # destroyed just now
+            raise Unavailable("patient-key-busy", "the patient's key was destroyed just now; try again") from None
+
+    def patient_key_ids(self, label: str) -> list[str]:
+        """Every key id of this patient, destroyed ones included: all generations, under all pseudonym keys."""
+        return self._patients.ids_of(label, self._pseudonyms())
 
     def find_kek(self, key_id: str) -> bytes:
-        """The wrapping key of this id, 32 bytes. Raises UnknownKey."""
+        """The wrapping key of this id (kek or patient), 32 bytes. Raises UnknownKey, ShreddedKey, Unavailable."""
+        self._note("unwrap", key_id)
+        if key_id.startswith(PREFIX):
+            return self._patients.open(key_id)
         return self._find(key_id, "kek").secret
 
     def signing_key(self) -> tuple[str, bytes]:
         """(id, raw 32-byte Ed25519 private key) for new records."""
-        key = self._state().current("sign")
-        return key.id, key.secret
+        return self._noted("sign", self._state().current("sign"))
 
     def find_verify_key(self, key_id: str) -> bytes:
         """Raw 32-byte Ed25519 public key of this id. Raises UnknownKey."""
+        self._note("verify", key_id)
         return self._find(key_id, "sign").public
 
     def pseudonym_key(self) -> bytes:
         """32 bytes for new pseudonyms. After a rotation the same patient gets new pseudonyms."""
-        return self._state().current("pseudo").secret
+        return self._noted("pseudonym", self._state().current("pseudo"))[1]
 
     def token_key(self) -> tuple[str, bytes]:
         """(id, 32 bytes) that sign new bearer tokens."""
-        key = self._state().current("token")
-        return key.id, key.secret
+        return self._noted("token", self._state().current("token"))
 
     def find_token_key(self, key_id: str) -> bytes:
         """The token key of this id (a token's `kid`), 32 bytes. Raises UnknownKey."""
-        return self._find(key_id, "token").secret
+        return self._noted("token", self._find(key_id, "token"))[1]
+
+    def stego_key(self) -> tuple[str, bytes]:
+        """(id, 32 bytes) for new pixel carriers. Raises UnknownKey for an old ring that was only ever read."""
+        return self._noted("embed", self._state().current("stego"))
+
+    def stego_keys(self) -> tuple[tuple[str, bytes], ...]:
+        """All stego keys, newest first: what an extraction tries."""
+        return tuple(self._noted("extract", key) for key in self._state().of_kind("stego"))
+
+    def pixel_key(self) -> tuple[str, bytes]:
+        """(id, 32 bytes) that wraps new sealed bitmaps' keys. Raises as `stego_key`."""
+        return self._noted("wrap", self._state().current("pixel"))
+
+    def find_pixel_key(self, key_id: str) -> bytes:
+        """The pixel key of this id, 32 bytes. Raises UnknownKey."""
+        return self._noted("unwrap", self._find(key_id, "pixel"))[1]
+
+    def recipients(self) -> tuple[Recipient, ...]:
+        """Those outside to whom policy may share data keys, in the order they were added."""
+        return self._state().recipients
 
     # --- care ---
 
@@ -121,13 +166,25 @@ class KeyRing:
         return [KeyRow(k.id, k.kind, k.created, k is state.current(k.kind), k.id in saved) for k in state.keys]
 
     def rotate(self, kind: str) -> str:
-        """Add a new version of `kind` and return its id. Old versions stay; a new backup is due."""
+        """Add a new version of `kind` and return its id. Old versions stay; a new backup is due.
+
+        kind 'kek': every patient key is brought under the new one, while others use them (see `rewrap`).
+        """
         if kind not in KINDS:
             raise PolicyRefused("unknown-key-kind", f"key kinds are {', '.join(KINDS)}")
-        with self._change() as state:
-            changed = state.with_new(kind, _now())
-            self._write(changed)
-        return changed.current(kind).id
+        if kind == "kek":
+            key_id = self._add("kek")
+            self.rewrap()
+            return key_id
+        return self._add(kind)
+
+    def rewrap(self) -> int:
+        """Bring every patient key under the master's current version; returns how many were not.
+
+        Finishes what a stopped rotation left. Raises Unavailable when the master is away or a key is damaged.
+        """
+        self._check_writable()
+        return self._patients.rewrap()
 
     def backup(self, path: Path, passphrase: str, *, log2_n: int = keybackup.SCRYPT_LOG2_N) -> Backup:
         """Write a backup, read it back, open every key's canary with it, and only then record it as proven.
@@ -175,7 +232,53 @@ class KeyRing:
         """Whether one proven backup holds every key of the ring; False again after a rotation."""
         return self._state().backed_up()
 
+    def destroy_patient_key(self, key_id: str, tombstone: bytes) -> None:
+        """Destroy a patient key for good; `tombstone` stays in its place. May be asked again after a failure.
+
+        An id without a key gets its tombstone all the same, so that no restore brings the key back. Raises UnknownKey
+        for what is no patient key id, PolicyRefused 'keys-readonly', Unavailable (not writable: nothing is certain).
+        """
+        self._check_writable()
+        self._patients.destroy(key_id, tombstone, _now())
+        self._note("destroy", key_id)
+
+    def tombstones(self) -> tuple[Tombstone, ...]:
+        """All tombstones of destroyed patient keys. Raises Unavailable for a damaged one."""
+        return self._patients.tombstones()
+
     # --- inside ---
+
+    def _note(self, purpose: str, key_id: str) -> None:
+        if self.observer is not None:
+            self.observer(purpose, key_id)
+
+    def _noted(self, purpose: str, key: Key) -> tuple[str, bytes]:
+        self._note(purpose, key.id)
+        return key.id, key.secret
+
+    def _pseudonyms(self) -> tuple[bytes, ...]:
+        return tuple(key.secret for key in self._state().of_kind("pseudo"))
+
+    def _kek(self) -> tuple[str, bytes]:
+        key = self._state().current("kek")
+        return key.id, key.secret
+
+    def _add(self, kind: str) -> str:
+        with self._change() as state:
+            changed = state.with_new(kind, _now())
+            self._write(changed)
+        return changed.current(kind).id
+
+    def _upgrade(self) -> None:
+        """Add the kinds of key that a ring of an older release lacks; one process does it, the others see it."""
+        with self._change() as state:
+            for kind in state.missing_kinds():
+                state = state.with_new(kind, _now())
+            self._write(state)
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise PolicyRefused("keys-readonly", "this process may read the key ring, not change it")
 
     def _find(self, key_id: str, kind: str) -> Key:
         key = self._state().find(key_id, kind)
@@ -200,8 +303,7 @@ class KeyRing:
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[RingState]:
-        if self._readonly:
-            raise PolicyRefused("keys-readonly", "this process may read the key ring, not change it")
+        self._check_writable()
         with keyfile.locked(self._folder):
             yield self._state()
 

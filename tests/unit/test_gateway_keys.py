@@ -28,7 +28,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def secrets_of(ring: KeyRing) -> list[bytes]:
-    return [ring.kek_current()[1], ring.signing_key()[1], ring.pseudonym_key(), ring.token_key()[1]]
+    first = [ring.kek_current()[1], ring.signing_key()[1], ring.pseudonym_key(), ring.token_key()[1]]
+    return [*first, ring.stego_key()[1], ring.pixel_key()[1]]
 
 
 def test_the_first_start_makes_one_owner_only_key_of_each_kind(folder: Path) -> None:
@@ -39,9 +40,9 @@ def test_the_first_start_makes_one_owner_only_key_of_each_kind(folder: Path) -> 
         os.umask(old)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    assert [row.id for row in ring.list()] == ["kek-1", "sign-1", "pseudo-1", "token-1"]
+    assert [row.id for row in ring.list()] == ["kek-1", "sign-1", "pseudo-1", "token-1", "stego-1", "pixel-1"]
     assert all(row.current and not row.backed_up for row in ring.list())
-    assert len({*secrets_of(ring)}) == 4 and all(len(secret) == 32 for secret in secrets_of(ring))
+    assert len({*secrets_of(ring)}) == 6 and all(len(secret) == 32 for secret in secrets_of(ring))
     assert secrets_of(KeyRing.load_or_create(folder)) == secrets_of(ring)
 
 
@@ -63,10 +64,10 @@ def test_keys_are_found_by_id_and_kind(folder: Path) -> None:
 def test_rotation_adds_a_version_and_keeps_the_old(folder: Path, kind: str) -> None:
     ring, reader = KeyRing.load_or_create(folder), KeyRing.open_readonly(folder)
     before = ring.find_kek("kek-1"), ring.find_verify_key("sign-1"), ring.find_token_key("token-1")
-    old = dict(zip(("kek", "sign", "pseudo", "token"), secrets_of(ring), strict=True))
+    old = dict(zip(KINDS, secrets_of(ring), strict=True))
     assert ring.rotate(kind) == f"{kind}-2" and ring.rotate(kind) == f"{kind}-3"
     for each in (ring, reader, KeyRing.load_or_create(folder)):  # other processes see it, too
-        new = dict(zip(("kek", "sign", "pseudo", "token"), secrets_of(each), strict=True))
+        new = dict(zip(KINDS, secrets_of(each), strict=True))
         assert {name for name in new if new[name] != old[name]} == {kind}
         assert (each.find_kek("kek-1"), each.find_verify_key("sign-1"), each.find_token_key("token-1")) == before
         assert [row.id for row in each.list() if row.kind == kind and row.current] == [f"{kind}-3"]

@@ -1,0 +1,333 @@
+"""One key per patient: a small file each, wrapped by the master, made at first use, destroyed on request.
+
+A key's id is a keyed hash of the patient's label and a generation number, so it is found without a list, and a file's
+name tells nothing: <folder>/<first two characters>/<26 characters>.json, with .tombstone beside it (and the key gone)
+once it was destroyed. A patient who comes back after that gets the next generation.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway import keyfile
+from gateway.blobs import sync_folder
+from gateway.errors import IntegrityError, Unavailable
+from gateway.keystate import Key, ShreddedKey, UnknownKey, new_key
+from gateway.masters import Master, MasterRefused
+from gateway.pseudonym import pseudonym_text
+
+__all__ = ["PREFIX", "PatientKey", "PatientKeys", "Tombstone", "patient_key_id"]
+
+PREFIX = "pat-"
+FOLDER, LOCK = "patients", "patients.lock"
+_ID = re.compile(r"pat-[0-9A-HJKMNP-TV-Z]{26}")
+_FORMAT, _TOMBSTONE_FORMAT = "palimpsest-patient-key", "palimpsest-tombstone"
+_CACHE_KEYS = 4096  # unwrapped keys held in memory; then the cache starts afresh
+_TRIES = 5  # a file replaced while it is read (rewrapping) is read again
+
+
+@dataclass(frozen=True, slots=True)
+class PatientKey:
+    """A patient key as its file holds it. `wrapped`: the master's token; `canary`: proves the key once unwrapped."""
+
+    id: str
+    created: str
+    canary: bytes = field(repr=False)
+    wrapped: str = field(repr=False)
+
+
+class Tombstone(NamedTuple):
+    """What is left of a destroyed key. created: '' where it was not known here; data: as given by who destroyed it."""
+
+    id: str
+    created: str
+    destroyed: str
+    data: bytes
+
+
+class PatientKeys:
+    """The patient keys of one ring folder. Safe to use from several threads and processes, and over a fork."""
+
+    def __init__(self, ring_folder: Path, master: Master) -> None:
+        self._ring_folder = ring_folder
+        self._folder = ring_folder / FOLDER
+        self._master = master
+        self._cache: dict[str, tuple[tuple[int, ...], bytes]] = {}
+
+    # --- use ---
+
+    def open(self, key_id: str) -> bytes:
+        """The key, 32 bytes. Raises UnknownKey, ShreddedKey, Unavailable (damaged, or the master is away)."""
+        path = self._path(key_id)
+        for _ in range(_TRIES):
+            seen = self._facts(key_id, path)
+            cached = self._cache.get(key_id)
+            if cached is not None and cached[0] == seen:
+                return cached[1]
+            try:
+                secret = self._unwrap(self._read(path))
+            except FileNotFoundError:
+                continue
+            except IntegrityError:
+                if self._facts(key_id, path) == seen:
+                    raise _damaged() from None
+                continue
+            if len(self._cache) >= _CACHE_KEYS:
+                self._cache.clear()
+            self._cache[key_id] = (seen, secret)
+            return secret
+        raise Unavailable("patient-key-busy", "a patient key is being replaced all the time; it is tried again")
+
+    def find(self, label: str, pseudonyms: Sequence[bytes]) -> str | None:
+        """Id of the patient's living key, durable, or None. pseudonyms: the ring's pseudonym keys, newest first."""
+        for key_id in self._generations(label, pseudonyms):
+            path = self._path(key_id)
+            if path.exists() and not _tombstone(path).exists():
+                if key_id not in self._cache:  # its maker may not have come as far as the folder's fsync
+                    sync_folder(path.parent)
+                return key_id
+        return None
+
+    def make(self, label: str, pseudonyms: Sequence[bytes], now: str) -> str:
+        """Id of the patient's key, made and fsynced if there is none; one winner among processes."""
+        with self.locked():
+            found = self.find(label, pseudonyms)
+            if found is not None:
+                return found
+            generation = sum(1 for _ in self._generations(label, pseudonyms[:1]))
+            self.add(new_key(patient_key_id(label, pseudonyms[0], generation), "patient", now))
+            return patient_key_id(label, pseudonyms[0], generation)
+
+    def ids_of(self, label: str, pseudonyms: Sequence[bytes]) -> list[str]:
+        """Every id this patient ever had here, of all generations and pseudonym keys, destroyed ones included."""
+        return list(self._generations(label, pseudonyms))
+
+    # --- care ---
+
+    def locked(self) -> AbstractContextManager[int]:
+        """Held by whoever makes, replaces or destroys a patient key."""
+        return keyfile.locked(self._ring_folder, LOCK)
+
+    def ids(self) -> list[str]:
+        """Ids of all living keys."""
+        return [key_id for key_id, path in self._files(".json") if not _tombstone(path).exists()]
+
+    def stored(self, key_id: str) -> PatientKey:
+        """The key's file, nothing unwrapped. Raises UnknownKey, ShreddedKey, Unavailable."""
+        path = self._path(key_id)
+        self._facts(key_id, path)
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            raise _unknown() from None
+        except IntegrityError:
+            raise _damaged() from None
+
+    def key(self, key_id: str) -> Key:
+        """The key with its canary and age, unwrapped: for backups. Raises as `open`."""
+        stored = self.stored(key_id)
+        return Key(stored.id, "patient", stored.created, self.open(key_id), stored.canary)
+
+    def add(self, key: Key) -> None:
+        """Wrap and store; an existing file is replaced. The caller holds the lock. Raises Unavailable."""
+        path = self._path(key.id)
+        wrapped = self._master.wrap(key.secret, _context(key.id))
+        self._write(path, PatientKey(key.id, key.created, key.canary, wrapped))
+
+    def rewrap(self) -> int:
+        """Bring every key under the master's current version, one at a time, while others use them; returns how many.
+
+        May be stopped and started again: what is under the current version already is passed over. Raises Unavailable
+        at once when the master is away, and at the end when a key is damaged; the others are done then.
+        """
+        current, changed, damaged = self._master.version(), 0, False
+        for key_id, path in self._files(".json"):
+            with self.locked():  # one key at a time: a destroyed key must not be written back
+                try:
+                    stored = self._read(path)
+                    if _tombstone(path).exists() or self._master.version_of(stored.wrapped) == current:
+                        continue
+                    wrapped = self._master.rewrap(stored.wrapped, _context(key_id))
+                except FileNotFoundError:
+                    continue
+                except IntegrityError:
+                    damaged = True
+                    continue
+                self._write(path, PatientKey(key_id, stored.created, stored.canary, wrapped))
+                changed += 1
+        if damaged:
+            raise _damaged()
+        return changed
+
+    # --- destruction ---
+
+    def destroy(self, key_id: str, data: bytes, now: str) -> None:
+        """Put a tombstone, then overwrite and remove the key; what was begun before is finished.
+
+        The tombstone is durable first: from then on the key is gone for every reader, even if we are killed here.
+        """
+        path = self._path(key_id)
+        with self.locked():
+            if not _tombstone(path).exists():
+                self.bury(Tombstone(key_id, self._created(path), now, data))
+            for each in (path, *path.parent.glob(f".{path.name}.*")):  # and what a killed writer left
+                _overwrite(each)
+            sync_folder(path.parent)
+        self._cache.pop(key_id, None)
+
+    def bury(self, stone: Tombstone) -> None:
+        """Write a tombstone. The caller holds the lock. Raises Unavailable."""
+        path = self._path(stone.id)
+        text = {"id": stone.id, "created": stone.created, "destroyed": stone.destroyed, "data": _b64(stone.data)}
+        self._store(_tombstone(path), json.dumps({"format": _TOMBSTONE_FORMAT, "version": 1, **text}).encode())
+
+    def tombstones(self) -> tuple[Tombstone, ...]:
+        """All tombstones. Raises Unavailable for one that cannot be read."""
+        return tuple(_parse_tombstone(path) for _, path in self._files(".tombstone"))
+
+    # --- inside ---
+
+    def _generations(self, label: str, pseudonyms: Sequence[bytes]) -> Iterator[str]:
+        """Ids in use, ever: newest generation first within a pseudonym key, newest pseudonym key first."""
+        for pseudonym in pseudonyms:
+            found = []
+            while True:
+                key_id = patient_key_id(label, pseudonym, len(found))
+                path = self._path(key_id)
+                if not path.exists() and not _tombstone(path).exists():
+                    break
+                found.append(key_id)
+            yield from reversed(found)
+
+    def _path(self, key_id: str) -> Path:
+        if _ID.fullmatch(key_id) is None:
+            raise _unknown()
+        name = key_id.removeprefix(PREFIX)
+        return self._folder / name[:2] / f"{name}.json"
+
+    def _files(self, suffix: str) -> Iterator[tuple[str, Path]]:
+        for path in sorted(self._folder.glob(f"??/*{suffix}")):
+            key_id = PREFIX + path.name.removesuffix(suffix)
+            if _ID.fullmatch(key_id) is not None:
+                yield key_id, path
+
+    def _facts(self, key_id: str, path: Path) -> tuple[int, ...]:
+        """What changes when the file does. A key that is gone leaves the cache here."""
+        try:
+            if _tombstone(path).exists():
+                self._cache.pop(key_id, None)
+                raise ShreddedKey("shredded-key", "the key of this patient was destroyed; only the pixels can be read")
+            facts = path.stat()
+        except FileNotFoundError:
+            self._cache.pop(key_id, None)
+            raise _unknown() from None
+        except OSError:
+            raise Unavailable("keys-missing", "the patient keys cannot be read") from None
+        return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+    def _read(self, path: Path) -> PatientKey:
+        """Raises FileNotFoundError, IntegrityError (not what we wrote), Unavailable."""
+        try:
+            document = json.loads(path.read_bytes())
+            if document["format"] != _FORMAT or document["version"] != 1:
+                raise ValueError("not a patient key")
+            key_id = str(document["id"])
+            if key_id != PREFIX + path.stem:
+                raise ValueError("another key's file")
+            canary = base64.b64decode(document["canary"], validate=True)
+            return PatientKey(key_id, str(document["created"]), canary, str(document["wrapped"]))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            raise Unavailable("keys-missing", "the patient keys cannot be read") from None
+        except (ValueError, KeyError, TypeError):
+            raise IntegrityError("patient-key-damaged") from None
+
+    def _unwrap(self, stored: PatientKey) -> bytes:
+        secret = self._master.unwrap(stored.wrapped, _context(stored.id))
+        if not Key(stored.id, "patient", stored.created, secret, stored.canary).opens(stored.canary):
+            raise MasterRefused
+        return secret
+
+    def _write(self, path: Path, key: PatientKey) -> None:
+        text = {"id": key.id, "created": key.created, "canary": _b64(key.canary), "wrapped": key.wrapped}
+        self._store(path, json.dumps({"format": _FORMAT, "version": 1, **text}).encode())
+
+    def _store(self, path: Path, data: bytes) -> None:
+        try:
+            for folder in (self._folder, path.parent):
+                if not folder.is_dir():
+                    keyfile.make_folder(folder)
+                    sync_folder(folder.parent)
+            keyfile.write_atomic(path, data)
+        except OSError:
+            raise Unavailable("keys-unwritable", "the patient keys cannot be written") from None
+
+    def _created(self, path: Path) -> str:
+        try:
+            return self._read(path).created
+        except (FileNotFoundError, IntegrityError):
+            return ""
+
+
+def patient_key_id(label: str, pseudonym: bytes, generation: int = 0) -> str:
+    """'pat-' and 26 characters, 130 bits of a keyed hash. label: 'P' NUL Patient ID, or 'S' NUL Study Instance UID."""
+    return pseudonym_text(f"{label}\x00{generation}", pseudonym, PREFIX, length=30)
+
+
+def _tombstone(path: Path) -> Path:
+    return path.with_suffix(".tombstone")
+
+
+def _parse_tombstone(path: Path) -> Tombstone:
+    try:
+        document = json.loads(path.read_bytes())
+        data = base64.b64decode(document["data"], validate=True)
+        return Tombstone(str(document["id"]), str(document["created"]), str(document["destroyed"]), data)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Unavailable("tombstone-damaged", "a tombstone of a destroyed patient key cannot be read") from None
+
+
+def _overwrite(path: Path) -> None:
+    """Random bytes over the file, fsynced, before its name goes. What a file system or SSD keeps is beyond us."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError:
+        raise Unavailable("keys-unwritable", "a patient key cannot be destroyed: the folder is not writable") from None
+    try:
+        size = os.fstat(fd).st_size
+        for _ in range(2):
+            os.pwrite(fd, os.urandom(size), 0)
+            os.fsync(fd)
+        path.unlink(missing_ok=True)
+    except OSError:
+        raise Unavailable("keys-unwritable", "a patient key cannot be destroyed; ask again") from None
+    finally:
+        os.close(fd)
+
+
+def _context(key_id: str) -> bytes:
+    return b"palimpsest/patient/v1\x00" + key_id.encode("ascii")
+
+
+def _unknown() -> UnknownKey:
+    return UnknownKey("unknown-key", "the key ring has no patient key of this id")
+
+
+def _damaged() -> Unavailable:
+    message = "a patient key does not open: `palimpsest keys doctor` names it, `palimpsest keys restore` brings it back"
+    return Unavailable("patient-key-damaged", message, retry_after=60.0)
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
