@@ -1,0 +1,350 @@
+"""One data set's attributes under the table's actions, sequences included (PS3.15 E.1.1).
+
+Actions: X remove, Z empty, D dummy, U keyed UID, K keep, C clean. Of a choice (Z/D, X/Z/D, ...) the last one is taken,
+which keeps every IOD conformant whatever the attribute's Type, as nothing says which IOD a nested item belongs to;
+a sequence is emptied or removed where the choice allows it, for a dummy item rarely conforms.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydicom import charset
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
+from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
+
+from gateway.pseudonym import pseudonym_text
+from worker.deid_profile import Profile
+from worker.deid_table import find_action, find_row, safe_private
+from worker.deid_values import (
+    TEXT_VRS,
+    Element,
+    clean_words,
+    conforms,
+    day_shift,
+    dummy_value,
+    read_text,
+    replace_uids,
+    shift_temporal,
+)
+
+PATIENT_ID, PATIENT_NAME, STUDY_UID, SOP_UID = 0x00100020, 0x00100010, 0x0020000D, 0x00080018
+CHARACTER_SET, TIMEZONE = 0x00080005, 0x00080201
+ENCRYPTED_ATTRIBUTES = 0x04000500
+#: attributes whose value is a class or a syntax, never an instance: structure (PS3.15 E.3.9 note 4)
+_STRUCTURAL = frozenset({0x00080016, 0x0008001A, 0x0008001B, 0x00080062, 0x00081150, 0x04000010, 0x04000510})
+_PIXEL_GROUP = 0x7FE0
+_CODE_VALUE, _CODE_SCHEME, _CODE_MEANING = 0x00080100, 0x00080102, 0x00080104
+_CODE_TEXTS = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080119, 0x00080120})
+_PUBLIC_SCHEMES = frozenset(
+    {"DCM", "SCT", "SRT", "SNM3", "LN", "UCUM", "RADLEX", "FMA", "I10", "I10P", "I9", "I9C", "NCIt", "UMLS", "NEU"}
+    | {"BI", "MDC", "DCMUID", "ISO3166_1", "RFC5646", "IBSI"}
+)
+_IDENTIFYING = (PATIENT_ID, 0x00080050, 0x00080080, 0x00080081, 0x00101000, 0x00101040, 0x00200010, 0x00380010)
+_REFERENCES = frozenset({0x00081110, 0x00081111, 0x00081140, 0x00082112})
+_CONTENT, _GRAPHICS, _VERIFYING, _FLOW = 0x0040A730, 0x00700001, 0x0040A073, 0x00340001
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, EOFError, OSError)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One patient in replacement values. pseudonym: as in the archive's envelope. words: barred from cleaned text."""
+
+    pseudonym: str
+    days: int
+    words: frozenset[str]
+
+
+def subject_of(dataset: Dataset, key: bytes) -> Subject:
+    """Who a data set is about; without a Patient ID its study stands in, so that one study never shows two patients."""
+    encodings = _encodings(dataset, charset.default_encoding)
+    texts = {tag: _top_text(dataset, tag, encodings) for tag in (PATIENT_ID, STUDY_UID, SOP_UID)}
+    study = texts[STUDY_UID] or f"palimpsest/no-study/{texts[SOP_UID]}"
+    label, prefix = (texts[PATIENT_ID], "P") if texts[PATIENT_ID] else (study, "S")
+    names = [tag for tag in tags_of(dataset) if tag in _IDENTIFYING or _dictionary_vr(tag) == "PN"]
+    words = {word for tag in names for word in re.findall(r"\w{2,}", _top_text(dataset, tag, encodings).lower())}
+    return Subject(pseudonym_text(label, key, prefix), day_shift(prefix + label, key), frozenset(words))
+
+
+def tags_of(dataset: Dataset) -> tuple[BaseTag, ...]:
+    """All tags; iterating over a pydicom data set would read, and so alter, its elements."""
+    return tuple(dataset.keys())
+
+
+def like(source: Dataset, elements: Mapping[BaseTag, Element]) -> Dataset:
+    """A data set of these elements that pydicom writes as it would write `source`: unread values byte for byte."""
+    made = Dataset(dict(sorted(elements.items())), parent_encoding=source._parent_encoding)
+    made.set_original_encoding(*source.original_encoding, source.original_character_set)
+    made.is_undefined_length_sequence_item = source.is_undefined_length_sequence_item
+    return made
+
+
+class Deidentifier:
+    """Applies one profile to one data set and everything nested in it."""
+
+    def __init__(self, profile: Profile, key: bytes, subject: Subject) -> None:
+        self._profile = profile
+        self._chosen = profile.chosen()
+        self._key = key
+        self._subject = subject
+
+    def clean(self, source: Dataset) -> tuple[dict[BaseTag, Element], frozenset[int]]:
+        """(elements of the cleaned data set, tags of those removed or replaced). `source` is not altered."""
+        return self._clean(source, charset.default_encoding, words=False)
+
+    def _clean(
+        self, source: Dataset, inherited: str | list[str], *, words: bool
+    ) -> tuple[dict[BaseTag, Element], frozenset[int]]:
+        encodings = _encodings(source, inherited)
+        kept: dict[BaseTag, Element] = {}
+        changed = set()
+        overlays = _overlay_groups(source)
+        private = self._safe_private(source, encodings)
+        for tag in tags_of(source):
+            before = source.get_item(tag)
+            if tag.group & 1:
+                after: Element | None = before if tag in private else None
+            elif tag.element == 0 or tag.group in overlays or tag == ENCRYPTED_ATTRIBUTES:
+                after = None
+            else:
+                after = self._element(source, before, encodings, words)
+            if after is not before:
+                changed.add(int(tag))
+            if after is not None:
+                kept[tag] = copy.copy(after) if after is before and isinstance(after, DataElement) else after
+        return kept, frozenset(changed)
+
+    def _element(self, source: Dataset, element: Element, encodings: str | list[str], words: bool) -> Element | None:
+        tag = int(element.tag)
+        vr = _dictionary_vr(element.tag)
+        row = find_row(tag, vr)
+        if row is None:
+            return self._unlisted(source, element, vr, encodings, words)
+        action = find_action(row, self._chosen)
+        vr = vr or str(element.VR or "UN")
+        if action in ("K", "C"):
+            after = self._retain(source, element, vr, encodings, clean=action == "C")
+            if after is not None:
+                return after
+            action = row.basic  # what cannot be kept or cleaned safely goes as if no option were chosen
+        return self._protect(source, element, vr, encodings, action)
+
+    # --- retained, cleaned ---
+
+    def _retain(
+        self, source: Dataset, element: Element, vr: str, encodings: str | list[str], *, clean: bool
+    ) -> Element | None:
+        if vr == "SQ":
+            return self._items(source, element, encodings, words=clean)
+        if not conforms(element, vr, encodings):
+            return None
+        if not clean:
+            return element
+        return _same_or(element, vr, encodings, self._cleaned(int(element.tag), vr, read_text(element, encodings)))
+
+    def _cleaned(self, tag: int, vr: str, text: str) -> str | None:
+        """C of one value: dates shifted, AE titles keyed, texts cut to safe words; None where it cannot be done."""
+        if not text:
+            return text
+        if vr in ("DA", "DT", "TM"):
+            return shift_temporal(text, vr, self._subject.days)
+        if tag == TIMEZONE:
+            return text if re.fullmatch(r"[+-]\d{4}", text) else None
+        if vr == "AE":
+            return pseudonym_text(text, self._key, "AE")
+        if vr in TEXT_VRS or vr == "CS":
+            return clean_words(text, self._subject.words) or None
+        return None
+
+    def _unlisted(
+        self, source: Dataset, element: Element, vr: str, encodings: str | list[str], words: bool
+    ) -> Element | None:
+        """The standard retains what its table does not list, as long as it is known and is what it claims to be."""
+        tag = int(element.tag)
+        if not vr:
+            return None
+        if tag >> 16 == _PIXEL_GROUP:
+            return element
+        if tag == CHARACTER_SET:
+            return element if _known_character_set(read_text(element, encodings)) else None
+        if vr == "SQ":
+            return self._items(source, element, encodings, words=words)
+        if not conforms(element, vr, encodings):
+            return None
+        if vr == "UI" and not self._profile.retain_uids and tag not in _STRUCTURAL:
+            text = read_text(element, encodings)
+            return _same_or(element, vr, encodings, replace_uids(text, self._key))
+        if words and vr in TEXT_VRS and tag not in _CODE_TEXTS:
+            text = read_text(element, encodings)
+            cleaned = clean_words(text, self._subject.words)
+            return _same_or(element, vr, encodings, cleaned or ("Removed" if text else ""))
+        return element
+
+    # --- protected ---
+
+    def _protect(
+        self, source: Dataset, element: Element, vr: str, encodings: str | list[str], action: str
+    ) -> Element | None:
+        tag = int(element.tag)
+        if action == "X":
+            return None
+        if vr == "SQ":
+            return self._protect_sequence(source, element, encodings, action)
+        text = read_text(element, encodings) if vr not in ("OB", "OW", "UN") else ""
+        if tag in (PATIENT_ID, PATIENT_NAME):
+            own = tag == PATIENT_ID and text
+            pseudonym = pseudonym_text(text, self._key, "P") if own else self._subject.pseudonym
+            return DataElement(tag, vr, pseudonym if tag == PATIENT_ID else f"PALIMPSEST^{pseudonym}")
+        if action == "U":
+            return _same_or(element, vr, encodings, replace_uids(text, self._key))
+        if action.endswith("Z") or not element.value:
+            return element if not element.value else DataElement(tag, _vr(element, vr), None)
+        return DataElement(tag, _vr(element, vr), dummy_value(tag, vr, text, self._key))
+
+    def _protect_sequence(
+        self, source: Dataset, element: Element, encodings: str | list[str], action: str
+    ) -> Element | None:
+        tag = int(element.tag)
+        if action.endswith("U*") or (tag in _REFERENCES and action != "Z"):
+            kept = self._items(source, element, encodings, words=False)
+            return kept if kept is not None else DataElement(tag, "SQ", [])
+        if "Z" in action:
+            return element if not element.value else DataElement(tag, "SQ", [])
+        if action == "X/D":
+            return None
+        return DataElement(tag, "SQ", _dummy_items(tag)) if element.value else element
+
+    # --- sequences ---
+
+    def _items(self, source: Dataset, element: Element, encodings: str | list[str], *, words: bool) -> Element | None:
+        """The sequence with the profile applied to each item; the same element if nothing changed; None: unreadable."""
+        try:
+            parsed = _parsed(source, element, encodings)
+            items = [self._item(item, encodings, words) for item in parsed.value or ()]
+        except _UNREADABLE:
+            return None
+        if all(now is before for now, before in zip(items, parsed.value or (), strict=True)):
+            return element
+        after = DataElement(element.tag, "SQ", items)
+        after.is_undefined_length = parsed.is_undefined_length
+        return after
+
+    def _item(self, item: Dataset, encodings: str | list[str], words: bool) -> Dataset:
+        own = _encodings(item, encodings)
+        if words and _CODE_SCHEME in item and _top_text(item, _CODE_SCHEME, own) not in _PUBLIC_SCHEMES:
+            return _code("REMOVED", "99PALIMPSEST", "Removed")
+        kept, changed = self._clean(item, encodings, words=words)
+        return like(item, kept) if changed else item
+
+    # --- private attributes ---
+
+    def _safe_private(self, source: Dataset, encodings: str | list[str]) -> frozenset[int]:
+        """Tags of private attributes, creators included, that the Retain Safe Private option keeps."""
+        if not self._profile.retain_safe_private:
+            return frozenset()
+        kept: set[int] = set()
+        creators = {int(tag): _top_text(source, tag, encodings) for tag in tags_of(source) if tag.is_private_creator}
+        for tag in tags_of(source):
+            if not tag.group & 1 or tag.is_private_creator or tag.element < 0x1000:
+                continue
+            creator_tag = tag.group << 16 | tag.element >> 8
+            vr = safe_private().get((creators.get(creator_tag, ""), tag.group, tag.element & 0xFF))
+            element = source.get_item(tag)
+            if vr is not None and str(element.VR or vr) in (vr, "UN") and conforms(element, vr, encodings):
+                kept |= {int(tag), creator_tag}
+        return frozenset(kept)
+
+
+def _same_or(element: Element, vr: str, encodings: str | list[str], text: str | None) -> Element | None:
+    """A new element holding `text`, or the same one when that is what it held; None stays None."""
+    if text is None:
+        return None
+    if text == read_text(element, encodings):
+        return element
+    values: object = text.split("\\") if "\\" in text and vr not in ("LT", "ST", "UT", "UR") else text
+    return DataElement(element.tag, _vr(element, vr), values)
+
+
+def _vr(element: Element, vr: str) -> str:
+    """The VR for a replacement: the dictionary's where it is one VR, else what was stored."""
+    return vr if len(vr) == 2 else str(element.VR or "UN")
+
+
+def _dictionary_vr(tag: BaseTag) -> str:
+    """The dictionary's VR, '' for an attribute that it does not know."""
+    return str(dictionary_VR(tag)) if dictionary_has_tag(tag) or _repeating(tag) else ""
+
+
+def _repeating(tag: BaseTag) -> bool:
+    try:
+        dictionary_VR(tag)
+    except KeyError:
+        return False
+    return True
+
+
+def _parsed(source: Dataset, element: Element, encodings: str | list[str]) -> DataElement:
+    """The sequence element with its items read; the stored element stays unread."""
+    if isinstance(element, RawDataElement):
+        names = [encodings] if isinstance(encodings, str) else list(encodings)
+        element = convert_raw_data_element(element, encoding=names, ds=source)
+    if element.VR != "SQ":
+        raise ValueError("not a sequence")
+    return element
+
+
+def _encodings(dataset: Dataset, inherited: str | list[str]) -> str | list[str]:
+    """Python codecs of a data set's text; an item without a character set uses its parent's."""
+    if CHARACTER_SET not in dataset:
+        return inherited
+    names = _top_text(dataset, CHARACTER_SET, "ascii").split("\\")
+    if not _known_character_set("\\".join(names)):
+        return inherited
+    found: list[str] = charset.convert_encodings(names)
+    return found
+
+
+def _known_character_set(text: str) -> bool:
+    return all(name.strip() in charset.python_encoding for name in text.split("\\"))
+
+
+def _top_text(dataset: Dataset, tag: int, encodings: str | list[str]) -> str:
+    return read_text(dataset.get_item(tag), encodings) if tag in dataset else ""
+
+
+def _overlay_groups(source: Dataset) -> frozenset[int]:
+    """Overlay and curve groups: without its data, which always goes, a plane's description describes nothing."""
+    return frozenset(tag.group for tag in tags_of(source) if tag.group & 0xFF01 in (0x6000, 0x5000))
+
+
+# --- dummy items ---
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def _dummy_items(tag: int) -> Sequence[Dataset]:
+    """One item that satisfies the sequence's Type 1 attributes and tells nothing."""
+    item = Dataset()
+    if tag == _CONTENT:
+        item.RelationshipType, item.ValueType = "CONTAINS", "TEXT"
+        item.ConceptNameCodeSequence = [_code("121106", "DCM", "Comment")]
+        item.TextValue = "Removed"
+    elif tag == _GRAPHICS:
+        item.GraphicLayer = "REMOVED"
+    elif tag == _VERIFYING:
+        item.VerifyingOrganization, item.VerificationDateTime = "Removed", "19700101"
+        item.VerifyingObserverName, item.VerifyingObserverIdentificationCodeSequence = "Removed", []
+    elif tag == _FLOW:
+        item.FlowIdentifier = b"\0\0"
+    else:
+        return [_code("REMOVED", "99PALIMPSEST", "Removed")]
+    return [item]
