@@ -33,6 +33,7 @@ REASONS: Final = {
     "photometric": "only MONOCHROME1 and MONOCHROME2 are used as carriers",
     "few-bits": "fewer than 8 bits stored",
     "unused-bits": "the bits around the sample hold something else, such as an overlay",
+    "padding": "the padding range takes out most of the values",
     "flat": "almost no sample may change: the frame is empty, constant or saturated",
     "no-room": "the frame cannot hold the payload in this mode",
     "smooth": "too little noise to hide in",
@@ -48,7 +49,8 @@ PALETTES = (0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x002812
 MODALITY_LUT = 0x00283000
 #: a lattice extreme that at least one in so many lattice samples shares (and at least PLATEAU_LEAST) is a plateau
 PLATEAU_SHARE, PLATEAU_LEAST = 200, 8
-MAX_BARRED = 1 << 16
+MAX_BARRED = 256
+MIN_RANGE = 16
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,21 @@ def value_range(fmt: PixelFormat) -> tuple[int, int]:
 
 
 def cover_of(values: NDArray[np.int32], fmt: PixelFormat, padding: tuple[int, ...] = ()) -> Cover:
-    """The frame's rules: range, and barred values: padding and plateaus.
+    """The frame's rules: the range, less padding at its ends, and barred values: other padding, and plateaus.
 
     values: int32 (rows, columns). Equal `low`, `high` and `barred` for an image and its stego image.
+    Raises Unsupported ``padding`` when what is left is no range, or has more holes than carriers should have to mind.
     """
+    barred = {*padding, *plateaus(values)}
     low, high = value_range(fmt)
-    barred = tuple(sorted({*padding, *plateaus(values)}))
-    return Cover(values, low, high, barred)
+    while low in barred and low < high:
+        low += 1
+    while high in barred and low < high:
+        high -= 1
+    inside = tuple(sorted(value for value in barred if low < value < high))
+    if high - low < MIN_RANGE or len(inside) > MAX_BARRED:
+        raise refusal("padding")
+    return Cover(values, low, high, inside)
 
 
 def plateaus(values: NDArray[np.int32]) -> tuple[int, ...]:
@@ -137,7 +147,7 @@ def plateaus(values: NDArray[np.int32]) -> tuple[int, ...]:
 
 
 def frame_cover(words: Words, fmt: PixelFormat, index: int, padding: tuple[int, ...] = ()) -> FrameCover:
-    """One frame as a cover. Raises Unsupported ``unused-bits``, ``flat``."""
+    """One frame as a cover. Raises Unsupported ``unused-bits``, ``padding``, ``flat``."""
     values, unused = split_words(words, fmt)
     extended = clean_unused_bits(values, unused, fmt)
     cover = cover_of(values, fmt, padding)
@@ -172,8 +182,6 @@ def covers(source: PixelSource) -> Iterator[FrameCover]:
     header = source.spans.dataset
     check_object(header, source)
     padding = padding_values(header, source.fmt)
-    if len(padding) > MAX_BARRED // 2:
-        raise refusal("flat")
     found, reason = False, refusal("flat")
     for index in range(min(source.frames, MAX_FRAMES_TRIED)):
         try:

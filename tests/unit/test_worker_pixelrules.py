@@ -134,7 +134,8 @@ def test_saturation_and_constant_air_are_barred_wherever_they_lie() -> None:
     clipped = np.clip(frame, 520, 900)
     assert plateaus(clipped) == (520, 900)
     fmt = PixelFormat(96, 96, 1, 16, 12, 11, False)
-    assert cover_of(clipped, fmt, (0,)).barred == (0, 520, 900)
+    cover = cover_of(clipped, fmt, (0, 77))
+    assert (cover.low, cover.high, cover.barred) == (1, 4095, (77, 520, 900))
     assert plateaus(frame) == ()
 
 
@@ -164,9 +165,20 @@ def test_only_the_first_frames_are_tried() -> None:
     assert [found.index for found in covers(opened(image(frames[1:], stored=12)))] == [MAX_FRAMES_TRIED - 1]
 
 
-def test_an_absurd_padding_range_leaves_nothing() -> None:
-    data = image([noisy()], PixelPaddingValue=0, PixelPaddingRangeLimit=65535)
-    assert reason_of(data) == "flat"
+@pytest.mark.parametrize("last", [65535, 65530])
+def test_an_absurd_padding_range_leaves_nothing(last: int) -> None:
+    assert reason_of(image([noisy()], PixelPaddingValue=0, PixelPaddingRangeLimit=last)) == "padding"
+
+
+def test_a_padding_range_at_the_end_shortens_the_range() -> None:
+    words = (noisy().astype(np.int32) - 400).astype(np.uint16)
+    data = image([words], PixelRepresentation=1, PixelPaddingValue=-32768, PixelPaddingRangeLimit=-2000)
+    cover = next(covers(opened(data))).cover
+    assert (cover.low, cover.high, cover.barred) == (-1999, 32767, ())
+
+
+def test_padding_with_too_many_holes_is_refused() -> None:
+    assert reason_of(image([noisy()], PixelPaddingValue=2000, PixelPaddingRangeLimit=2999)) == "padding"
 
 
 def test_wet_plateaus_are_the_frames_own() -> None:
