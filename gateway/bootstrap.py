@@ -8,9 +8,10 @@ from gateway.archive import ArchiveStore, FilesystemArchive
 from gateway.blobs import BlobStore, storage_errors
 from gateway.index import Index
 from gateway.jobs import CeleryQueue, JobQueue
+from gateway.keyfile import RING_FILE
 from gateway.keys import KeyRing
 from gateway.policy import Policy
-from gateway.policy_file import load_policy
+from gateway.policy_file import check_recipients, load_policy, policy_path
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
 
@@ -43,8 +44,7 @@ def build(
     Unavailable, OutOfResources, PolicyRefused (key ring permissions or place), BadPolicy (policy file).
     """
     settings = settings or load_settings()
-    destinations = [destination.name for destination in settings.destinations]
-    policy = load_policy(settings.policy_file, settings.home, destinations)  # first: a wrong one changes nothing
+    policy = read_policy(settings)  # first: a wrong one changes nothing
     with storage_errors():
         for folder in settings.folders:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,3 +63,22 @@ def build(
         queue=queue or CeleryQueue(settings),
         policy=policy,
     )
+
+
+def read_policy(settings: Settings) -> Policy:
+    """The policy in force. Raises BadPolicy."""
+    return load_policy(settings.policy_file, settings.home, [each.name for each in settings.destinations])
+
+
+def checked_policy(settings: Settings) -> Policy:
+    """The policy, its recipients looked up in the key ring: what must hold before anything runs under it.
+
+    Not a part of `build`, or nobody could add the recipient that is missing. Raises BadPolicy, Unavailable (ring
+    damaged), PolicyRefused (its permissions).
+    """
+    policy = read_policy(settings)
+    if policy.names_recipients:
+        there = (settings.keys_dir / RING_FILE).exists()
+        known = KeyRing.open_readonly(settings.keys_dir).recipients() if there else ()
+        check_recipients(policy, policy_path(settings.policy_file, settings.home), known)
+    return policy

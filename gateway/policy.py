@@ -249,6 +249,11 @@ class Policy(BaseModel):
     archive: tuple[ArchiveRule, ...] = Field(default=(), description="first match wins; else: " + "the defaults")
     delivery: tuple[DeliveryRule, ...] = Field(default=(), description="first match wins; else: envelope")
 
+    @property
+    def names_recipients(self) -> bool:
+        """True if any rule needs a recipient of the key ring."""
+        return any(rule.recipients or rule.cms for rule in self.archive)
+
     def archive_rule(self, sop_class: str, modality: str) -> ArchiveRule:
         """The rule for an object: SOP class UID, and Modality ('' if it has none)."""
         return next(

@@ -11,11 +11,12 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pydantic import ValidationError
 
 from gateway.errors import BadPolicy
+from gateway.keystate import Recipient
 from gateway.policy import NO_POLICY, ArchiveRule, DeliveryRule, Policy, Rule, did_you_mean
 
 POLICY_FILE: Final = "policy.toml"
@@ -33,13 +34,6 @@ _TABLE_HINT: Final = "is a list of rules: head each with [[...]] in double brack
 Place = tuple[str | int, ...]
 
 
-class Named(NamedTuple):
-    """A recipient as rules name it: the kind is one of the key ring's ('x25519', 'xwing', 'rsa')."""
-
-    name: str
-    kind: str
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong. reason: a machine word; line: 1 is the first, 0 unknown; where: the rule, or ''."""
@@ -53,13 +47,18 @@ class Problem:
         return "".join((f"line {self.line}: " if self.line else "", f"{self.where}: " if self.where else "", self.text))
 
 
+def policy_path(path: Path | None, home: Path) -> Path:
+    """The file that is read: the one that the settings name, or the one in the home folder."""
+    return path or home / POLICY_FILE
+
+
 def load_policy(path: Path | None, home: Path, destinations: Sequence[str] = ()) -> Policy:
     """The policy in force: the file at `path`, else `<home>/policy.toml` if it exists, else the defaults.
 
     destinations: names of those configured; rules that name others are refused (none given: not checked, for nothing
     can be sent from here). Raises BadPolicy.
     """
-    file = path or home / POLICY_FILE
+    file = policy_path(path, home)
     if path is None and not file.exists():
         return NO_POLICY
     try:
@@ -91,11 +90,8 @@ def parse_policy(text: str) -> tuple[Policy | None, list[Problem]]:
     return (None if problems else policy), problems
 
 
-def check_recipients(policy: Policy, file: str, known: Iterable[Named]) -> None:
-    """Raise BadPolicy for recipients that the key ring does not have, or that cannot do what the rule wants.
-
-    known: rows with a name and a kind, such as `KeyRing.recipients()`; file: name of the policy file for the message.
-    """
+def check_recipients(policy: Policy, file: Path, known: Iterable[Recipient]) -> None:
+    """Raise BadPolicy for recipients that the key ring (`known`) does not have, or that cannot do what a rule wants."""
     kinds = {one.name: one.kind for one in known}
     problems = []
     for rule in policy.archive:
@@ -108,7 +104,7 @@ def check_recipients(policy: Policy, file: str, known: Iterable[Named]) -> None:
                     text = f"cms names '{name}', a recipient of kind {kinds[name]}: CMS needs one of kind rsa"
                     problems.append(Problem("cms-recipient", 0, _where("archive", rule.name), text))
     if problems:
-        raise _bad(Path(file), problems)
+        raise _bad(file, problems)
 
 
 def policy_schema() -> str:

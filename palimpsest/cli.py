@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care
+from palimpsest import cli_care, cli_policy
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -46,7 +47,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (PalimpsestError, SendError, FetchError) as error:
-            Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
 
@@ -55,6 +56,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 cli_care.register(app)
+cli_policy.register(app)
 
 
 def _settings(home: Path | None) -> Settings:

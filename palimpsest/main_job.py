@@ -7,6 +7,7 @@ import shutil
 from rich.console import Console
 from rich.markup import escape
 
+from gateway.bootstrap import checked_policy
 from gateway.errors import PalimpsestError
 from gateway.settings import Settings
 from palimpsest.addresses import base_url
@@ -25,9 +26,10 @@ def run_everything(
     once: 0 only if every sample is archived, forwarded, released from the spool, given back and equal.
     """
     settings = with_demo_destination(settings)
-    for folder in settings.folders:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        checked_policy(settings)
+        for folder in settings.folders:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with only_one(settings):
             check_ports(settings)
             return _supervised(settings, console, once=once, samples=samples, limit_seconds=limit_seconds)

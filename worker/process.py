@@ -17,6 +17,8 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from gateway.bootstrap import checked_policy
+from gateway.errors import PalimpsestError
 from gateway.settings import Settings, load_settings, use_numba_cache
 
 __all__ = ["die_with_parent", "limit_memory", "main", "worker_arguments"]
@@ -100,6 +102,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.parent:
         die_with_parent(arguments.parent)
     settings = load_settings()
+    try:
+        checked_policy(settings)  # here, not in the children: a pool would start them again and again
+    except PalimpsestError as error:
+        raise SystemExit(f"this worker does not start: {error}") from None
     use_numba_cache(settings)
     from worker.app import build_app  # after the environment is set: imports reach numba only in the children
 

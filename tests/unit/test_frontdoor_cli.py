@@ -18,6 +18,7 @@ runner = CliRunner()
 COMMANDS = {
     "run", "listen", "serve", "work", "sweep", "migrate", "send", "fetch", "status", "token", "keys list",
     "keys rotate", "keys backup", "keys restore", "keys export-public", "audit verify", "audit export", "codec bench",
+    "policy check", "policy schema",
 }  # fmt: skip
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from pydicom._uid_dict import UID_dictionary
 
-from gateway.bootstrap import build
+from gateway.bootstrap import build, checked_policy
 from gateway.errors import BadPolicy
 from gateway.jobs import MemoryQueue
+from gateway.keys import KeyRing
+from gateway.keystate import Recipient
 from gateway.policy import DEFAULT_ARCHIVE, DEFAULT_DELIVERY, NO_POLICY, ArchiveRule, DeliveryRule, Policy
-from gateway.policy_file import Named, check_recipients, load_policy, parse_policy, policy_schema
+from gateway.policy_file import check_recipients, load_policy, parse_policy, policy_schema
 from gateway.settings import Destination, Settings, child_environment
 from gateway.sop_classes import STORAGE_CLASSES
 
@@ -152,10 +154,23 @@ def test_recipients_must_be_in_the_key_ring_and_fit() -> None:
     policy = Policy(
         version=1, archive=(ArchiveRule(name="a", shreddable=False, recipients=("univ",), cms=("univ", "old")),)
     )
-    check_recipients(policy, "p.toml", [Named("univ", "rsa"), Named("old", "rsa")])
+    check_recipients(policy, Path("p.toml"), [Recipient("univ", "rsa", b""), Recipient("old", "rsa", b"")])
     with pytest.raises(BadPolicy, match="no such recipient") as caught:
-        check_recipients(policy, "p.toml", [Named("univ", "xwing")])
+        check_recipients(policy, Path("p.toml"), [Recipient("univ", "xwing", b"")])
     assert "needs one of kind rsa" in str(caught.value) and "p.toml" in str(caught.value)
+
+
+def test_starting_asks_the_key_ring_for_the_recipients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "policy.toml").write_text("version = 1\n[[archive]]\nname='a'\nshreddable=false\nrecipients=['univ']\n")
+    settings = Settings(home=tmp_path)
+    with pytest.raises(BadPolicy, match="no such recipient"):  # and no ring yet
+        checked_policy(settings)
+    gateway = build(settings, queue=MemoryQueue())  # or nobody could add one
+    gateway.close()
+    with pytest.raises(BadPolicy, match="no such recipient"):
+        checked_policy(settings)
+    monkeypatch.setattr(KeyRing, "recipients", lambda _: (Recipient("univ", "x25519", bytes(range(32))),))
+    assert checked_policy(settings) == gateway.policy
 
 
 def test_the_default_place_may_be_empty_and_a_named_file_may_not(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""`palimpsest policy`: what it says of good and bad files, and that the example in docs/ is a good one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.policy import ArchiveRule, DeliveryRule, Policy
+from gateway.policy_file import parse_policy
+from palimpsest.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "docs" / "policy-example.toml"
+MR = "1.2.840.10008.5.1.4.1.1.4"
+runner = CliRunner()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("PALIMPSEST_HOME", str(folder))
+    return folder
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = runner.invoke(app, ["policy", *arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def example() -> Policy:
+    policy, problems = parse_policy(EXAMPLE.read_text("utf-8"))
+    assert policy is not None, problems
+    return policy
+
+
+def test_the_example_is_in_order_and_does_what_its_comments_say() -> None:
+    policy = example()
+    assert policy.archive_rule(MR, "MR").seal_bitmap
+    assert policy.archive_rule("1.2.840.10008.5.1.4.1.1.1.2", "MG").carrier == "beside"
+    assert policy.delivery_rule("research", MR, "MR").attempts == ("hidden",)
+    assert policy.delivery_rule("research", MR, "US").attempts == ("self-contained", "envelope")
+    assert policy.delivery_rule("viewer", MR, "US").restoration == "inline"
+    assert policy.delivery_rule("pacs", MR, "MR").representation == "envelope"
+
+
+def test_the_part_of_the_example_that_is_commented_out_is_in_order_too() -> None:
+    text = re.sub(r"(?m)^# (?=\[\[archive\]\]$|\w+ = )", "", EXAMPLE.read_text("utf-8"))
+    policy, problems = parse_policy(text)
+    assert policy is not None, problems
+    assert policy.archive_rule("1.2.3", "RTDOSE").recipients == ("university",)
+
+
+def test_the_example_explains_every_field_and_every_word() -> None:
+    text = EXAMPLE.read_text("utf-8")
+    for model in (ArchiveRule, DeliveryRule):
+        for name, field in model.model_json_schema(mode="serialization")["properties"].items():
+            assert re.search(rf"(?m)^#   {name} ", text), name
+            for word in field.get("enum", field.get("items", {}).get("enum", ())):
+                assert word in text, word
+
+
+def test_operations_shows_the_example_whole() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert f"```toml\n{EXAMPLE.read_text('utf-8')}```" in text
+
+
+def test_check_says_what_is_in_force(home: Path) -> None:
+    assert "0 archive rules, 0 delivery rules, then the defaults" in call("check")
+    (home / "policy.toml").write_text(EXAMPLE.read_text("utf-8"))
+    said = call("check")
+    for words in (
+        "magnetic-resonance",
+        "sop_class: MRImageStorage",
+        "seal_bitmap = true",
+        "2 archive rules, 3 delivery",
+    ):
+        assert words in said
+    assert call("check", str(EXAMPLE)) == said
+
+
+def test_check_of_a_bad_file_names_every_problem_and_fails(home: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("version = 1\n[[archive]]\nname='a'\ncarrier='initial-bits'\n[[archive]]\nname='b'\nrecipient='x'\n")
+    said = call("check", str(bad), code=1)
+    assert "line 4: [[archive]] rule 'a'" in said and "line 7: [[archive]] rule 'b'" in said
+    assert "did you mean 'recipients'" in said and str(bad) in said
+    assert "cannot be read" in call("check", str(tmp_path / "none.toml"), code=1)
+
+
+def test_check_knows_the_destinations(home: Path) -> None:
+    (home / "destinations.json").write_text(json.dumps([{"name": "research"}]))
+    assert "no destination 'viewer' is configured; there are: research" in call("check", str(EXAMPLE), code=1)
+
+
+def test_nothing_starts_under_a_policy_that_is_not_in_order(home: Path) -> None:
+    (home / "policy.toml").write_text("version = 1\n[[delivery]]\nname='x'\nrepresentation='hidden'\n")
+    for command in (["run", "--once"], ["work"], ["migrate"], ["status"]):
+        result = runner.invoke(app, command)
+        assert result.exit_code == 1, (command, result.output)
+        said = " ".join((result.output + str(result.exception)).split())
+        assert "line 2: [[delivery]] rule 'x': say what happens to images that cannot hide" in said, command
+    assert [path.name for path in home.iterdir()] == ["policy.toml"]
+
+
+def test_the_schema_is_printed_as_json() -> None:
+    assert json.loads(call("schema"))["title"] == "Palimpsest policy"
