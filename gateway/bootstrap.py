@@ -10,6 +10,8 @@ from gateway.index import Index
 from gateway.jobs import CeleryQueue, JobQueue
 from gateway.keyfile import RING_FILE
 from gateway.keys import KeyRing
+from gateway.keyuse import note_use
+from gateway.masters import open_master
 from gateway.policy import Policy
 from gateway.policy_file import check_recipients, load_policy, policy_path
 from gateway.settings import Settings, load_settings
@@ -51,8 +53,12 @@ def build(
     index = Index(settings.database)
     index.create()
     keys = KeyRing.load_or_create(
-        settings.keys_dir, archive_dir=settings.archive_dir, create=not index.anything_archived()
+        settings.keys_dir,
+        archive_dir=settings.archive_dir,
+        create=not index.anything_archived(),
+        master=open_master(settings),
     )
+    keys.observer = note_use
     return Gateway(
         settings=settings,
         index=index,
@@ -63,6 +69,13 @@ def build(
         queue=queue or CeleryQueue(settings),
         policy=policy,
     )
+
+
+def read_ring(settings: Settings) -> KeyRing:
+    """The key ring under the settings' master, to read only; its uses are noted. Raises as `KeyRing.open_readonly`."""
+    keys = KeyRing.open_readonly(settings.keys_dir, master=open_master(settings))
+    keys.observer = note_use
+    return keys
 
 
 def read_policy(settings: Settings) -> Policy:
@@ -79,6 +92,6 @@ def checked_policy(settings: Settings) -> Policy:
     policy = read_policy(settings)
     if policy.names_recipients:
         there = (settings.keys_dir / RING_FILE).exists()
-        known = KeyRing.open_readonly(settings.keys_dir).recipients() if there else ()
+        known = read_ring(settings).recipients() if there else ()
         check_recipients(policy, policy_path(settings.policy_file, settings.home), known)
     return policy

@@ -109,3 +109,21 @@ def write_new(path: Path, data: bytes) -> None:
         path.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def erase(path: Path) -> None:
+    """Random bytes over a file, fsynced, before its name goes; a missing one is done already. Raises OSError.
+
+    What a file system or an SSD keeps of the old blocks is beyond us. The caller syncs the folder.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        for _ in range(2):
+            os.pwrite(fd, os.urandom(os.fstat(fd).st_size), 0)
+            os.fsync(fd)
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)

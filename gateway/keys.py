@@ -8,18 +8,18 @@ A change made by one process is seen by all (the file is read again when its tim
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import NoReturn
 
-from gateway import keybackup, keyfile, keystate
-from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
-from gateway.keystate import KINDS, Backup, Key, Recipient, RingState, ShreddedKey, UnknownKey
-from gateway.masters import FileMaster
+from gateway import keybackup, keyfile, keyrestore, keystate
+from gateway.errors import PolicyRefused, Unavailable
+from gateway.keyrecipients import check_recipient
+from gateway.keystate import KINDS, Backup, Key, Recipient, RingState, Seal, ShreddedKey, UnknownKey
+from gateway.masters import Master, mismatch, open_seal, reseal, seal_with, state_master
 from gateway.patientkeys import PREFIX, PatientKeys, Tombstone
 
 __all__ = ["KINDS", "KeyRing", "KeyRow", "Recipient", "ShreddedKey", "Tombstone", "UnknownKey"]
@@ -39,13 +39,17 @@ class KeyRow:
 class KeyRing:
     """A key ring in a folder. Safe to use from several threads and processes, and over a fork."""
 
-    def __init__(self, folder: Path, *, readonly: bool = False) -> None:
-        """Open the ring in `folder`. Raises Unavailable (missing, damaged) or PolicyRefused (permissions)."""
+    def __init__(self, folder: Path, *, readonly: bool = False, master: Master | None = None) -> None:
+        """Open the ring in `folder`. master: the remote one that keeps it; None for a file ring.
+
+        Raises Unavailable (missing, damaged, master away) or PolicyRefused (permissions, 'key-master-mismatch').
+        """
         self._folder = Path(folder)
+        self._remote = master
         self._readonly = readonly
         self._cached: tuple[tuple[int, ...], RingState] | None = None
-        self._master = FileMaster(self._kek, lambda key_id: self._find(key_id, "kek").secret, lambda: self._add("kek"))
-        self._patients = PatientKeys(self._folder, self._master)
+        self._seal: Seal | None = None  # as last opened: a changed ring file costs the master nothing
+        self._patients = PatientKeys(self._folder, self.master)
         #: told of every use of a key: what for, and the key's id. None: nobody asks.
         self.observer: Callable[[str, str], None] | None = None
         keyfile.check_owner_only(self._folder)
@@ -53,23 +57,25 @@ class KeyRing:
             self._upgrade()
 
     @classmethod
-    def load_or_create(cls, folder: Path, *, archive_dir: Path | None = None, create: bool = True) -> KeyRing:
+    def load_or_create(
+        cls, folder: Path, *, archive_dir: Path | None = None, create: bool = True, master: Master | None = None
+    ) -> KeyRing:
         """Open the ring, creating it on the first start (one process wins, the others open what it made).
 
         create=False: a missing ring is an error, for a gateway that has archived objects already.
         Raises Unavailable 'keys-missing' when a ring was here and is gone, 'keys-corrupt', 'keys-unwritable';
-        PolicyRefused 'keys-in-archive', 'keys-permissions', 'keys-owner'.
+        PolicyRefused 'keys-in-archive', 'keys-permissions', 'keys-owner'; with a remote master as `__init__`.
         """
         folder = Path(folder)
         keyfile.check_place(folder, archive_dir)
         if create and not (folder / keyfile.RING_FILE).exists():
-            _create(folder)
-        return cls(folder)
+            _create(folder, master)
+        return cls(folder, master=master)
 
     @classmethod
-    def open_readonly(cls, folder: Path) -> KeyRing:
+    def open_readonly(cls, folder: Path, *, master: Master | None = None) -> KeyRing:
         """Open an existing ring without lock or write, for the verifier. Raises as `__init__`."""
-        return cls(Path(folder), readonly=True)
+        return cls(Path(folder), readonly=True, master=master)
 
     def __repr__(self) -> str:
         return f"KeyRing({', '.join(self._cached[1].ids()) if self._cached else ''})"
@@ -81,6 +87,11 @@ class KeyRing:
     def folder(self) -> Path:
         """Where the ring lies."""
         return self._folder
+
+    @property
+    def master(self) -> Master:
+        """What wraps the patient keys: the remote master, or the ring's own `kek` keys."""
+        return self._remote or state_master(self._state, lambda: self._add("kek"))
 
     # --- keys ---
 
@@ -98,7 +109,7 @@ class KeyRing:
         key_id = self._patients.find(label, pseudonyms)
         if key_id is None:
             self._check_writable()
-            key_id = self._patients.make(label, pseudonyms, _now())
+            key_id = self._patients.make(label, pseudonyms, _instant())
         self._note("wrap", key_id)
         try:
             return key_id, self._patients.open(key_id)
@@ -172,54 +183,89 @@ class KeyRing:
         """
         if kind not in KINDS:
             raise PolicyRefused("unknown-key-kind", f"key kinds are {', '.join(KINDS)}")
+        self._check_writable()
+        if kind == "kek" and self._remote is not None:
+            self._remote.rotate()  # first: what is wrapped below comes under the new version
+        key_id = self._add(kind)
         if kind == "kek":
-            key_id = self._add("kek")
             self.rewrap()
-            return key_id
-        return self._add(kind)
+        return key_id
 
     def rewrap(self) -> int:
         """Bring every patient key under the master's current version; returns how many were not.
 
         Finishes what a stopped rotation left. Raises Unavailable when the master is away or a key is damaged.
         """
-        self._check_writable()
+        with self._change() as state:
+            remote, seal = self._remote, state.seal
+            if remote and seal and remote.version_of(seal.token) != remote.version():
+                self._write(replace(state, seal=reseal(remote, seal)))
         return self._patients.rewrap()
 
     def backup(self, path: Path, passphrase: str, *, log2_n: int = keybackup.SCRYPT_LOG2_N) -> Backup:
         """Write a backup, read it back, open every key's canary with it, and only then record it as proven.
 
-        Raises PolicyRefused for an existing file, a path inside the key folder, or a short passphrase; Unavailable
-        when the file cannot be written or does not prove.
+        It holds patient keys, recipients and tombstones, too, and needs no master to be used. Raises PolicyRefused for
+        an existing file, a path inside the key folder, or a short passphrase; Unavailable when the file cannot be
+        written or does not prove, a patient key is damaged, or the master is away.
         """
         path = Path(path)
         keybackup.check_passphrase(passphrase)
         if path.resolve().is_relative_to(self._folder.resolve()):
             raise PolicyRefused("backup-in-key-folder", "keep the backup elsewhere: one loss must not take both")
         with self._change() as state:
-            _write_new(path, keybackup.seal_backup(state, passphrase, _now(), log2_n=log2_n))
-            proof = _prove_file(path, passphrase, state)
+            at = _instant()
+            living = keybackup.Contents(state, tuple(self._patients.keys()), self._patients.tombstones())
+            keybackup.write(path, keybackup.seal_contents(living, passphrase, at, log2_n=log2_n))
+            proof = keybackup.prove_file(path, passphrase, living, at)
             self._write(replace(state, backups=(*state.backups, proof)))
+        self._note("backup", proof.sha256)
         return proof
 
     @classmethod
     def restore(
-        cls, path: Path, passphrase: str, target: Path, *, overwrite: bool = False, archive_dir: Path | None = None
+        cls,
+        path: Path,
+        passphrase: str,
+        target: Path,
+        *,
+        overwrite: bool = False,
+        archive_dir: Path | None = None,
+        master: Master | None = None,
+        shredded: Collection[str] = (),
     ) -> KeyRing:
-        """Rebuild a ring in the folder `target` from a backup.
+        """Rebuild a ring in the folder `target` from a backup, under `master` (None: a file ring).
 
-        An existing ring is refused unless `overwrite`; it is then kept beside as keyring.json.replaced-<time>.
+        An existing ring is refused unless `overwrite`; it is then kept beside as keyring.json.replaced-<time>, and its
+        patient keys are taken over. Destroyed keys (tombstones in the backup and in the folder, ids in `shredded`)
+        never come back. Raises as `keyrestore.install`.
         """
         target = Path(target)
         data = keybackup.read_backup(Path(path))
-        state = keybackup.open_backup(data, passphrase)
-        state = replace(state, backups=(*state.backups, _prove(data, passphrase, state, opened=state)))
+        contents = keybackup.open_backup(data, passphrase)
+        created = str(json.loads(data.split(b"\n", 1)[0])["created"])
+        proof = keybackup.prove(data, passphrase, contents, created, opened=contents)
         keyfile.check_place(target, archive_dir)
-        try:
-            _install(target, state, overwrite)
-        except OSError:
-            raise Unavailable("keys-unwritable", "the key folder cannot be written") from None
-        return cls(target)
+        keyrestore.install(target, contents, proof, master=master, overwrite=overwrite, shredded=shredded)
+        return cls(target, master=master)
+
+    def purge_backup(self, path: Path, passphrase: str, ids: Collection[str]) -> None:
+        """Take patient keys out of a backup file, in its place. Raises as `keybackup.purge_file`."""
+        with self._change() as state:
+            old, new = keybackup.purge_file(Path(path), passphrase, ids)
+            backups = tuple(
+                replace(each, sha256=new, without=tuple(sorted({*each.without, *ids}))) if each.sha256 == old else each
+                for each in state.backups
+            )
+            self._write(replace(state, backups=backups))
+
+    def forget_backup(self, sha256: str) -> None:
+        """Strike a backup off the list: its file was destroyed. Raises PolicyRefused 'unknown-backup'."""
+        with self._change() as state:
+            left = tuple(each for each in state.backups if each.sha256 != sha256)
+            if len(left) == len(state.backups):
+                raise PolicyRefused("unknown-backup", "no backup of this digest is on the list")
+            self._write(replace(state, backups=left))
 
     def export_public(self, path: Path) -> None:
         """Write the public signing keys as JSON. An existing file is replaced."""
@@ -229,8 +275,40 @@ class KeyRing:
             raise Unavailable("export-unwritable", f"{path} cannot be written") from None
 
     def backup_current(self) -> bool:
-        """Whether one proven backup holds every key of the ring; False again after a rotation."""
+        """Whether one proven backup holds every key of the ring itself; False again after a rotation.
+
+        Patient keys come with every new patient: see `backed_up_until`.
+        """
         return self._state().backed_up()
+
+    def backed_up_until(self) -> float | None:
+        """Seconds since the epoch: a proven backup holds all keys of the ring, and every patient key made until then.
+
+        None: there is no such backup.
+        """
+        state = self._state()
+        times = [datetime.fromisoformat(each.at) for each in state.backups if set(state.ids()) <= set(each.ids)]
+        return max(times).timestamp() if times else None
+
+    def backups(self) -> tuple[Backup, ...]:
+        """The proven backups that are known, oldest first."""
+        return self._state().backups
+
+    def add_recipient(self, recipient: Recipient) -> None:
+        """Add one to whom policy may share data keys. Raises PolicyRefused 'recipient-exists', 'bad-recipient'."""
+        check_recipient(recipient)
+        with self._change() as state:
+            if any(each.name == recipient.name for each in state.recipients):
+                raise PolicyRefused("recipient-exists", "there is a recipient of this name: remove it first")
+            self._write(replace(state, recipients=(*state.recipients, recipient)))
+
+    def remove_recipient(self, name: str) -> None:
+        """Remove one; objects that were shared already stay shared. Raises PolicyRefused 'unknown-recipient'."""
+        with self._change() as state:
+            left = tuple(each for each in state.recipients if each.name != name)
+            if len(left) == len(state.recipients):
+                raise PolicyRefused("unknown-recipient", "there is no recipient of this name")
+            self._write(replace(state, recipients=left))
 
     def destroy_patient_key(self, key_id: str, tombstone: bytes) -> None:
         """Destroy a patient key for good; `tombstone` stays in its place. May be asked again after a failure.
@@ -239,7 +317,7 @@ class KeyRing:
         for what is no patient key id, PolicyRefused 'keys-readonly', Unavailable (not writable: nothing is certain).
         """
         self._check_writable()
-        self._patients.destroy(key_id, tombstone, _now())
+        self._patients.destroy(key_id, tombstone, _instant())
         self._note("destroy", key_id)
 
     def tombstones(self) -> tuple[Tombstone, ...]:
@@ -258,10 +336,6 @@ class KeyRing:
 
     def _pseudonyms(self) -> tuple[bytes, ...]:
         return tuple(key.secret for key in self._state().of_kind("pseudo"))
-
-    def _kek(self) -> tuple[str, bytes]:
-        key = self._state().current("kek")
-        return key.id, key.secret
 
     def _add(self, kind: str) -> str:
         with self._change() as state:
@@ -295,10 +369,26 @@ class KeyRing:
             if cached is not None and cached[0] == seen:
                 return cached[1]
             keyfile.check_owner_only(ring)
-            state = keystate.parse(ring.read_bytes())
+            state = self._parsed(ring.read_bytes())
         except OSError:
             raise Unavailable("keys-missing", "the key ring cannot be read; if it is lost, restore a backup") from None
         self._cached = (seen, state)
+        return state
+
+    def _parsed(self, data: bytes) -> RingState:
+        remote, known = self._remote, self._seal
+
+        def opener(name: str, token: str) -> bytes:
+            if remote is None:
+                raise mismatch(name, "file")
+            if known is not None and (known.master, known.token) == (name, token):
+                return known.key
+            return open_seal(remote)(name, token)
+
+        state = keystate.parse(data, opener)
+        if remote is not None and state.seal is None:
+            raise mismatch("file", remote.name)
+        self._seal = state.seal
         return state
 
     @contextlib.contextmanager
@@ -314,7 +404,7 @@ class KeyRing:
             raise Unavailable("keys-unwritable", "the key ring cannot be written") from None
 
 
-def _create(folder: Path) -> None:
+def _create(folder: Path, master: Master | None) -> None:
     try:
         keyfile.make_folder(folder)
         keyfile.check_owner_only(folder)
@@ -328,51 +418,16 @@ def _create(folder: Path) -> None:
                     "the key ring that was here is gone: bring it back with `palimpsest keys restore`. "
                     "A new one would not open what is archived",
                 )
-            keyfile.write_atomic(ring, keystate.dump(keystate.new_state(_now())))
+            state = replace(keystate.new_state(_now()), seal=seal_with(master) if master else None)
+            keyfile.write_atomic(ring, keystate.dump(state))
             keyfile.mark_created(lock)
     except OSError:
         raise Unavailable("keys-unwritable", "the key folder cannot be written") from None
 
 
-def _install(folder: Path, state: RingState, overwrite: bool) -> None:
-    keyfile.make_folder(folder)
-    keyfile.check_owner_only(folder)
-    with keyfile.locked(folder) as lock:
-        ring = folder / keyfile.RING_FILE
-        if ring.exists() and not overwrite:
-            raise PolicyRefused("keys-exist", "there is a key ring already; restoring over it must be asked for")
-        if ring.exists():
-            kept = f"{ring.name}.replaced-{_now().replace(':', '')}-{os.urandom(3).hex()}"
-            keyfile.write_new(ring.with_name(kept), ring.read_bytes())
-        keyfile.write_atomic(ring, keystate.dump(state))
-        keyfile.mark_created(lock)
-
-
-def _prove(data: bytes, passphrase: str, living: RingState, *, opened: RingState | None = None) -> Backup:
-    """Open `data` again and open the living ring's canaries with its keys. Raises Unavailable."""
-    kept = {key.id: key for key in (opened or keybackup.open_backup(data, passphrase)).keys}
-    if not all(key.id in kept and kept[key.id].opens(key.canary) for key in living.keys):
-        raise Unavailable("backup-unproven", "the backup was written but its keys do not open the canaries")
-    return Backup(_now(), living.ids(), sha256(data).hexdigest())
-
-
-def _prove_file(path: Path, passphrase: str, living: RingState) -> Backup:
-    """`_prove` from the medium; what does not prove is removed, so that nobody trusts it."""
-    try:
-        return _prove(keybackup.read_backup(path), passphrase, living)
-    except PalimpsestError:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    try:
-        keyfile.write_new(path, data)
-    except FileExistsError:
-        raise PolicyRefused("backup-exists", f"{path} exists already; backups are never overwritten") from None
-    except OSError:
-        raise Unavailable("backup-unwritable", f"{path} cannot be written") from None
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _instant() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -8,18 +8,25 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gateway.errors import IntegrityError
+from gateway.errors import IntegrityError, PolicyRefused, Unavailable
+from gateway.keystate import OpenSeal, RingState, Seal, UnknownKey
 
-__all__ = ["FileMaster", "Master", "MasterRefused"]
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+__all__ = ["FileMaster", "Master", "MasterRefused", "open_master", "open_seal", "seal_with", "state_master"]
 
 FILE_MASTER = "file"
+_RING_CONTEXT = b"palimpsest/ring/v1"
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class MasterRefused(IntegrityError):
@@ -106,6 +113,60 @@ class FileMaster:
         return version
 
 
+def state_master(state: Callable[[], RingState], add: Callable[[], str] | None = None) -> FileMaster:
+    """The file master of a ring; without `add` it cannot be rotated."""
+
+    def current() -> tuple[str, bytes]:
+        key = state().current("kek")
+        return key.id, key.secret
+
+    def find(key_id: str) -> bytes:
+        key = state().find(key_id, "kek")
+        if key is None:
+            raise UnknownKey("unknown-key")
+        return key.secret
+
+    def refuse() -> str:
+        raise PolicyRefused("keys-readonly", "this key ring is read only")
+
+    return FileMaster(current, find, add or refuse)
+
+
+def seal_with(master: Master) -> Seal:
+    """A fresh key for the ring file, wrapped by a remote master."""
+    key = os.urandom(32)
+    return Seal(master.name, master.wrap(key, _RING_CONTEXT), key)
+
+
+def reseal(master: Master, seal: Seal) -> Seal:
+    """The same key under the master's current version."""
+    return Seal(master.name, master.rewrap(seal.token, _RING_CONTEXT), seal.key)
+
+
+def open_seal(master: Master) -> OpenSeal:
+    """Opens the seal of a ring file with this master. The opener raises PolicyRefused for another master's."""
+
+    def opened(name: str, token: str) -> bytes:
+        if name != master.name:
+            raise mismatch(name, master.name)
+        try:
+            return master.unwrap(token, _RING_CONTEXT)
+        except MasterRefused:
+            message = f"{name} does not open this key ring: another Transit or KMS key of that name, or a damaged file"
+            raise Unavailable("keys-corrupt", message, 60.0) from None
+
+    return opened
+
+
+def mismatch(ring: str, used: str) -> PolicyRefused:
+    """For a ring that lies under another master than the one in use."""
+    return PolicyRefused(
+        "key-master-mismatch",
+        f"the key ring is kept by master '{ring}', the settings name '{used}': correct PALIMPSEST_KEY_MASTER, or move "
+        "the ring with `palimpsest keys backup`, then `palimpsest keys restore --overwrite` under the new master",
+    )
+
+
 def _box(key: bytes) -> AESGCM:
     # A subkey of its own: the kek also wraps data keys directly, in another construction.
     return AESGCM(HKDF(SHA256(), 32, None, b"palimpsest/master-wrap/v1").derive(key))
@@ -113,3 +174,54 @@ def _box(key: bytes) -> AESGCM:
 
 def _associated(key_id: str, context: bytes) -> bytes:
     return key_id.encode("ascii", "replace") + b"\x00" + context
+
+
+def open_master(settings: Settings) -> Master | None:
+    """The remote master that the settings name; None for a file ring, whose `kek` keys are its master.
+
+    Connects to nothing yet. Raises PolicyRefused 'key-master-settings' when something is missing or insecure.
+    """
+    if settings.key_master == "vault":
+        return _vault(settings)
+    if settings.key_master == "kms":
+        from gateway.kmsmaster import KmsAccess, KmsMaster
+
+        seconds = settings.key_master_timeout_seconds
+        return KmsMaster(KmsAccess(settings.kms_key, settings.kms_region, settings.kms_endpoint, seconds))
+    return None
+
+
+def _vault(settings: Settings) -> Master:
+    from gateway.vaultmaster import VaultAccess, VaultMaster
+
+    where = urlsplit(settings.vault_addr)
+    if where.scheme not in ("http", "https") or not where.hostname:
+        raise _incomplete("PALIMPSEST_VAULT_ADDR must be the URL of Vault or OpenBao")
+    if where.scheme == "http" and where.hostname not in _LOOPBACK:
+        raise _incomplete("PALIMPSEST_VAULT_ADDR must be https: keys and logins would travel in clear")
+    role = settings.vault_role_id and (settings.vault_secret_id or settings.vault_secret_id_file)
+    if not (role or settings.vault_token or settings.vault_token_file):
+        raise _incomplete(
+            "Vault needs a login: PALIMPSEST_VAULT_ROLE_ID with PALIMPSEST_VAULT_SECRET_ID_FILE, "
+            "or PALIMPSEST_VAULT_TOKEN_FILE"
+        )
+    return VaultMaster(
+        VaultAccess(
+            address=settings.vault_addr,
+            mount=settings.vault_mount,
+            key=settings.vault_key,
+            namespace=settings.vault_namespace,
+            ca_file=settings.vault_ca_file,
+            token=settings.vault_token,
+            token_file=settings.vault_token_file,
+            role_id=settings.vault_role_id,
+            secret_id=settings.vault_secret_id,
+            secret_id_file=settings.vault_secret_id_file,
+            approle_mount=settings.vault_approle_mount,
+            timeout_seconds=settings.key_master_timeout_seconds,
+        )
+    )
+
+
+def _incomplete(message: str) -> PolicyRefused:
+    return PolicyRefused("key-master-settings", message)

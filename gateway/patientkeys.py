@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -136,6 +135,14 @@ class PatientKeys:
         stored = self.stored(key_id)
         return Key(stored.id, "patient", stored.created, self.open(key_id), stored.canary)
 
+    def keys(self) -> Iterator[Key]:
+        """All living keys, unwrapped; one that is destroyed meanwhile is left out. Raises as `open`."""
+        for key_id in self.ids():
+            try:
+                yield self.key(key_id)
+            except UnknownKey:
+                continue
+
     def add(self, key: Key) -> None:
         """Wrap and store; an existing file is replaced. The caller holds the lock. Raises Unavailable."""
         path = self._path(key.id)
@@ -178,10 +185,19 @@ class PatientKeys:
         with self.locked():
             if not _tombstone(path).exists():
                 self.bury(Tombstone(key_id, self._created(path), now, data))
-            for each in (path, *path.parent.glob(f".{path.name}.*")):  # and what a killed writer left
-                _overwrite(each)
-            sync_folder(path.parent)
+            self.erase(key_id)
         self._cache.pop(key_id, None)
+
+    def erase(self, key_id: str) -> None:
+        """Overwrite and remove the key's file, and what a killed writer left of it. The caller holds the lock."""
+        path = self._path(key_id)
+        try:
+            for each in (path, *path.parent.glob(f".{path.name}.*")):
+                keyfile.erase(each)
+            sync_folder(path.parent)
+        except OSError:
+            message = "a patient key cannot be destroyed: mend the key folder and ask again"
+            raise Unavailable("keys-unwritable", message) from None
 
     def bury(self, stone: Tombstone) -> None:
         """Write a tombstone. The caller holds the lock. Raises Unavailable."""
@@ -198,7 +214,7 @@ class PatientKeys:
     def _generations(self, label: str, pseudonyms: Sequence[bytes]) -> Iterator[str]:
         """Ids in use, ever: newest generation first within a pseudonym key, newest pseudonym key first."""
         for pseudonym in pseudonyms:
-            found = []
+            found: list[str] = []
             while True:
                 key_id = patient_key_id(label, pseudonym, len(found))
                 path = self._path(key_id)
@@ -294,26 +310,6 @@ def _parse_tombstone(path: Path) -> Tombstone:
         return Tombstone(str(document["id"]), str(document["created"]), str(document["destroyed"]), data)
     except (OSError, ValueError, KeyError, TypeError):
         raise Unavailable("tombstone-damaged", "a tombstone of a destroyed patient key cannot be read") from None
-
-
-def _overwrite(path: Path) -> None:
-    """Random bytes over the file, fsynced, before its name goes. What a file system or SSD keeps is beyond us."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    except OSError:
-        raise Unavailable("keys-unwritable", "a patient key cannot be destroyed: the folder is not writable") from None
-    try:
-        size = os.fstat(fd).st_size
-        for _ in range(2):
-            os.pwrite(fd, os.urandom(size), 0)
-            os.fsync(fd)
-        path.unlink(missing_ok=True)
-    except OSError:
-        raise Unavailable("keys-unwritable", "a patient key cannot be destroyed; ask again") from None
-    finally:
-        os.close(fd)
 
 
 def _context(key_id: str) -> bytes:

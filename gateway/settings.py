@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MAX_SOCKET_PATH = 100  # bytes; sun_path holds 108 with its NUL (unix(7)), and servers append suffixes
 GIB = 1 << 30
+_MASTER_SETTINGS = ("vault_", "kms_")
 WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
@@ -103,6 +104,24 @@ class Settings(BaseSettings):
     cache_max_bytes: int = Field(default=4 * GIB, ge=0)
     token_ttl_seconds: int = Field(default=12 * 3600, ge=60)
 
+    # What wraps the ring's keys. Credentials are never in a repr and never on a command line.
+    key_master: Literal["file", "vault", "kms"] = "file"
+    key_master_timeout_seconds: float = Field(default=10.0, gt=0, description="one request to Vault or KMS")
+    vault_addr: str = Field(default="", description="URL of Vault or OpenBao; https, http on this machine only")
+    vault_namespace: str = ""
+    vault_ca_file: Path | None = Field(default=None, description="PEM; default: the CAs that Python trusts")
+    vault_mount: str = Field(default="transit", description="path of the Transit engine")
+    vault_key: str = Field(default="palimpsest", description="name of the Transit key")
+    vault_token: str = Field(default="", repr=False)
+    vault_token_file: Path | None = Field(default=None, description="wins over vault_token; read anew at each login")
+    vault_role_id: str = Field(default="", repr=False, description="AppRole; wins over a token")
+    vault_secret_id: str = Field(default="", repr=False)
+    vault_secret_id_file: Path | None = Field(default=None, description="wins over vault_secret_id")
+    vault_approle_mount: str = "approle"
+    kms_key: str = Field(default="alias/palimpsest", description="alias (needed to rotate), key id or ARN")
+    kms_region: str = Field(default="", description="default: AWS_REGION or the AWS configuration")
+    kms_endpoint: str = Field(default="", description="URL of a private endpoint; default: AWS's own")
+
     destinations_file: Path | None = Field(default=None, description="JSON list; default <home>/destinations.json")
     destinations: tuple[Destination, ...] = ()
     policy_file: Path | None = Field(
@@ -117,7 +136,9 @@ class Settings(BaseSettings):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
-    @field_validator("redis_url", "database_url", mode="before")
+    @field_validator(
+        "redis_url", "database_url", "vault_ca_file", "vault_token_file", "vault_secret_id_file", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
@@ -265,10 +286,24 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return env
 
 
-def python_environment(root: Path) -> dict[str, str]:
-    """Environment for a Python child that must import our packages from `root`, wherever it is started."""
+def _of_a_master(name: str) -> bool:
+    return name.startswith(_MASTER_SETTINGS)
+
+
+def key_environment(settings: Settings) -> dict[str, str]:
+    """What a child process needs to open the key ring, credentials included: for its environment, nowhere else."""
+    names = ("key_master", "key_master_timeout_seconds", *filter(_of_a_master, Settings.model_fields))
+    values = {name: getattr(settings, name) for name in names}
+    return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+
+
+def python_environment(root: Path, settings: Settings | None = None) -> dict[str, str]:
+    """Environment for a Python child that must import our packages from `root`, wherever it is started.
+
+    settings: whose key ring it will open; default: those of this process's own environment.
+    """
     path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, **(key_environment(settings) if settings else {}), "PYTHONPATH": path}
 
 
 def use_home(home: Path) -> None:

@@ -97,7 +97,7 @@ def test_a_wrong_passphrase_and_any_damage_are_one_refusal(ring: KeyRing, tmp_pa
         damaged.append(bytes(flipped))
     header = json.loads(whole[:line])
     costly: list[dict[str, object]] = [{"log2_n": 60}, {"log2_n": -1}, {"log2_n": "x"}, {"r": 1 << 20}, {"p": 99}]
-    for change in (*costly, {"salt": "zz"}, {"version": 2}):
+    for change in (*costly, {"salt": "zz"}, {"version": 1}, {"version": 3}):
         damaged.append(json.dumps({**header, **change}).encode() + whole[line:])
     messages = set()
     for data, passphrase in [(whole, "wrong passphrase"), *((data, PASSPHRASE) for data in damaged)]:
