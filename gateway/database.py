@@ -132,6 +132,7 @@ def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
         "synchronous=FULL",  # WAL with NORMAL loses commits at power loss
         "foreign_keys=ON",
         "case_sensitive_like=ON",  # as PostgreSQL
+        "secure_delete=ON",  # what shredding deletes must not stay in freed pages
     ):
         connection.execute(f"PRAGMA {pragma}").close()
 

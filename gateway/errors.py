@@ -11,6 +11,7 @@
     |  `- BadPolicy          the policy file is wrong: nothing starts        403 / 0x0124
     |- OutOfResources       our disk's: retry later, elsewhere               507 / 0xA700
     |- NotFound             nobody's: there is no such thing                 404 / 0x0112
+    |- Gone                 was here, and was destroyed on purpose           410 / 0x0112
     |- Unavailable          ours and passing: retry after `retry_after` s    503 / 0xA700
     |- IntegrityError       bytes are not what their digest says: never retry, never serve   500 / 0x0110
     |- Unsupported          the codec's: the object goes on as PASSTHROUGH   415 / 0x0122
@@ -108,6 +109,14 @@ class NotFound(PalimpsestError):
     http_status = 404
     dimse_status = 0x0112
     title = "Not found"
+
+
+class Gone(PalimpsestError):
+    """It was here and was destroyed on purpose (crypto-shredding): nobody can bring it back."""
+
+    http_status = 410
+    dimse_status = 0x0112
+    title = "Gone"
 
 
 class Unavailable(PalimpsestError):

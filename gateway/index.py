@@ -24,14 +24,15 @@ from gateway.index_rows import (
     StegoExport,
 )
 from gateway.index_search import Search
+from gateway.index_shred import Shredding, Subject
 from gateway.index_work import Work
 
 __all__ = [
     "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK",
     "Accepted", "AlertRow", "CandidateFacts", "Counts", "FailureGroup", "ForwardRow", "Index",
-    "InstanceRow", "NewInstance", "OutboxMessage", "StegoExport",
+    "InstanceRow", "NewInstance", "OutboxMessage", "StegoExport", "Subject",
 ]  # fmt: skip
 
 
-class Index(Intake, Work, Forwarding, Exports, Search, Report):
+class Index(Intake, Work, Forwarding, Exports, Search, Shredding, Report):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from gateway import metrics
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, NotFound, Unavailable
+from gateway.errors import Gone, IntegrityError, NotFound, Unavailable
 from gateway.index_rows import InstanceRow
 from gateway.instance import State
 from gateway.part10 import read_meta
@@ -106,6 +106,8 @@ def _raise_for(gateway: Gateway, row: InstanceRow, answer: dict[str, Any]) -> No
     status = answer.get("status")
     if status == 500:
         raise _mismatch(gateway, row, reason)
+    if status == 410:
+        raise Gone(reason, "The identity of this instance was destroyed on purpose.")
     if status in (400, 404):
         raise NotFound(reason, "This instance has nothing of the kind asked for.")
     if status == 415:

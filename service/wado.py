@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from gateway import metrics
 from gateway.bootstrap import Gateway
-from gateway.errors import NotFound, PalimpsestError
+from gateway.errors import Gone, NotFound, PalimpsestError
 from gateway.index_rows import InstanceRow
+from gateway.pseudonym import pseudonym_uid
 from gateway.uids import parse_uid
 from service.access import RouteSpec, principal_of
 from service.media import DICOM, accepts, wants_dicom, wants_image
@@ -56,15 +57,23 @@ def _target(request: Request) -> _Target:
 
 
 def _rows(gateway: Gateway, target: _Target) -> list[InstanceRow]:
-    """The instances served under a path, in a stable order; raises NotFound."""
+    """The instances served under a path, in a stable order; raises NotFound, Gone."""
     if target.instance is None:
         rows = gateway.index.by_study(target.study, target.series)
     else:  # by its own UID: a viewer asks for every instance of a great series in turn
         row = gateway.index.by_sop(target.instance)
         rows = [row] if row and (row.study_uid, row.series_uid) == (target.study, target.series) else []
     if not rows:
+        if _forgotten(gateway, target.study):
+            raise Gone("identity-shredded", "What was stored under this path was destroyed on purpose.")
         raise NotFound("no-such-resource", "Nothing is stored under this path.")
     return sorted(rows, key=lambda row: (row.series_uid or "", row.id))
+
+
+def _forgotten(gateway: Gateway, study: str) -> bool:
+    """Whether instances of this study were shredded: they stand under the pseudonym of its UID."""
+    rows = gateway.index.by_study(pseudonym_uid(study, gateway.keys.pseudonym_key()))
+    return any(row.shredded_at is not None for row in rows)
 
 
 def _read_event(request: Request, rows: Sequence[InstanceRow], what: str) -> None:

@@ -75,6 +75,13 @@ class Cache:
         _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
         return entry
 
+    def drop(self, key: str) -> None:
+        """Forget a request and delete the object that answered it."""
+        with self.locked(key), suppress(OSError, ValueError, KeyError, TypeError):
+            stored = json.loads(self._entry_path(key).read_bytes())
+            (self._folder / _entry(str(stored["sha256"]), 0).path).unlink(missing_ok=True)
+        self._entry_path(key).unlink(missing_ok=True)
+
     def prune(self) -> int:
         """Delete the longest unused objects until the cache fits its bound, then entries without object; bytes
         freed.

@@ -32,7 +32,10 @@ _MAX_TEXT = 64
 
 @dataclass(frozen=True)
 class Source:
-    """The identifiers of the source that are replaced by pseudonyms, '' where the source has none."""
+    """The identifiers of the source that are replaced by pseudonyms, '' where the source has none.
+
+    sealed_to: id of the patient's key: after a shredding the same file, sent again, makes another object.
+    """
 
     file_sha256: str
     patient_id: str = field(repr=False)
@@ -40,6 +43,7 @@ class Source:
     series_uid: str = field(repr=False)
     sop_uid: str = field(repr=False)
     sop_class: str = ""
+    sealed_to: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,18 @@ class Envelope:
     pixel_sha256: str
 
 
-def envelope_uid(file_sha256: str, key: bytes) -> str:
-    """SOP Instance UID of the envelope: keyed, and a function of the received file's digest, so retries agree."""
-    return pseudonym_uid(f"palimpsest/envelope/1/{file_sha256}", key)
+def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "") -> str:
+    """SOP Instance UID of the envelope: keyed, and a function of what was received and whose key it is sealed to.
+
+    So retries agree, and an archive that is written once never sees two objects under one name.
+    """
+    name = f"{file_sha256}/{sealed_to}" if sealed_to else file_sha256
+    return pseudonym_uid(f"palimpsest/envelope/1/{name}", key)
 
 
 def build_envelope(container: bytes, source: Source, pixel_sha256: str, key: bytes) -> bytes:
     """The Part 10 file. `key`: the ring's pseudonym key; `pixel_sha256`: hex, '' for passthrough. Deterministic."""
-    uid = envelope_uid(source.file_sha256, key)
+    uid = envelope_uid(source.file_sha256, key, source.sealed_to)
     body = _identity(source, uid, key) + _private(container, pixel_sha256)
     meta = b"".join(
         (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 
+from codec.bitplane import split_words
 from gateway.errors import InvalidInstance, NotFound, Unsupported
 from worker.pixels import open_pixels
+from worker.restore import ExactImage
 from worker.splice import read_object
 
 MAX_PIXELS = 1 << 27  # rows x columns of one frame
@@ -42,6 +45,28 @@ def render(data: bytes, frame: int = 1, image_format: str = "png") -> bytes:
         shown = _displayed(_pixels(data, header, frame - 1), header, frame - 1)
     except (Unsupported, InvalidInstance, *_FAILURES) as error:
         raise Unsupported("not-renderable", "the pixel data cannot be shown") from error
+    return _encoded(shown, image_format)
+
+
+def render_image(image: ExactImage, frame: int = 1, image_format: str = "png") -> bytes:
+    """Frame `frame` (from 1) of an image that has no header any more: its whole range of values as 0..255.
+
+    Raises as `render`.
+    """
+    if image_format not in FORMATS:
+        raise Unsupported("image-format", "only PNG and JPEG are rendered")
+    if not 1 <= frame <= image.count:
+        raise NotFound("no-such-frame", "the object has no frame of that number")
+    if image.photometric == "PALETTE COLOR" or (image.fmt.samples == 3 and image.photometric != "RGB"):
+        raise Unsupported("not-renderable", "the colours of this image were in its header")
+    words = next(islice(image.frames(), frame - 1, None))
+    values = split_words(words, image.fmt)[0]
+    low, high = (0.0, float((1 << image.fmt.bits_stored) - 1)) if values.ndim == 3 else (values.min(), values.max())
+    shown = _to_bytes(values, float(low), float(high))
+    return _encoded(np.invert(shown) if image.photometric == "MONOCHROME1" else shown, image_format)
+
+
+def _encoded(shown: npt.NDArray[np.uint8], image_format: str) -> bytes:
     out = io.BytesIO()
     options = {"quality": JPEG_QUALITY} if image_format == "jpeg" else {"compress_level": 3}
     Image.fromarray(shown).save(out, FORMATS[image_format], **options)

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
+from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
 from gateway.index import InstanceRow
+from gateway.instance import Form
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
-from worker.render import render
-from worker.restore import restore
+from worker.render import render, render_image
+from worker.restore import exact_image, restore
 
 __all__ = ["original_bytes", "retrieve", "retrieve_failure"]
 
@@ -42,7 +43,9 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
 
 
 def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
-    """The object as it is given back, digest checked. Raises NotFound, IntegrityError, Unavailable."""
+    """The object as it is given back, digest checked. Raises Gone, NotFound, IntegrityError, Unavailable."""
+    if row.shredded_at is not None:
+        raise _gone()
     try:
         return gw.spool.read(row.digest)
     except NotFound:
@@ -65,7 +68,21 @@ def _make(gw: Gateway, row: InstanceRow, match: re.Match[str]) -> bytes:
     }
     if match["what"]:
         return makers[match["what"]]()
-    return render(original_bytes(gw, row), frame=int(match["frame"]), image_format=match["format"])
+    return _rendered(gw, row, int(match["frame"]), match["format"])
+
+
+def _rendered(gw: Gateway, row: InstanceRow, frame: int, image_format: str) -> bytes:
+    """A picture of one frame; of a shredded instance from its pixels alone, which need no patient's key."""
+    if row.shredded_at is None:
+        return render(original_bytes(gw, row), frame=frame, image_format=image_format)
+    if row.form is Form.PASSTHROUGH:
+        raise _gone()
+    envelope = gw.archive.get(str(row.archive_key), str(row.archive_digest))
+    return render_image(exact_image(envelope, gw.keys), frame, image_format)
+
+
+def _gone() -> Gone:
+    return Gone("identity-shredded", "the identity of this instance was destroyed on purpose")
 
 
 def _metadata(gw: Gateway, row: InstanceRow) -> str:

@@ -1,0 +1,138 @@
+"""The index under shredding: which instances are one patient's, and how their identity leaves the database.
+
+A shredded row stays, as proof that something was archived and for its pixels: under pseudonyms, with no digest that
+a file could be compared with. The same file sent again is therefore new, and not a duplicate of what is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from gateway import audit
+from gateway.audit import AuditEvent, Detail
+from gateway.database import Database
+from gateway.index_rows import InstanceRow
+from gateway.index_schema import attributes, forward, instance, proof, stego_export
+from gateway.instance import UNFINISHED, Form, ForwardState
+
+_PAGE = 500
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One patient's instances. rows: all of them; unfinished: ids not archived yet, or on their way to a destination.
+
+    old: ids sealed before there were patient keys; shared: ids whose data key is wrapped to others, too. whole: ids
+    sealed whole, whose pixels go with the key.
+    """
+
+    rows: tuple[InstanceRow, ...]
+    unfinished: tuple[int, ...]
+    old: tuple[int, ...]
+    shared: tuple[int, ...]
+    whole: tuple[int, ...]
+
+
+class Shredding(Database):
+    """Finding and forgetting one patient."""
+
+    def subject(self, key_ids: Sequence[str], patient_id: str, study_uid: str) -> Subject:
+        """Instances sealed to one of `key_ids`, or indexed under this Patient ID (with '': this study without one)."""
+        named = attributes.c.patient_id == patient_id if patient_id else _nameless(study_uid)
+        joined = instance.outerjoin(attributes, attributes.c.instance_id == instance.c.id)
+        query = sa.select(instance).select_from(joined).where(sa.or_(instance.c.patient_key.in_(key_ids), named))
+        with self.read() as conn:
+            rows = [InstanceRow.of(row) for row in conn.execute(query.order_by(instance.c.id)).mappings()]
+            ids = [row.id for row in rows]
+            going = sa.select(forward.c.instance_id).where(forward.c.state == ForwardState.WAITING)
+            waiting: set[int] = set()
+            wraps: dict[int, str] = {}
+            for part in _pages(ids):
+                waiting |= set(conn.execute(going.where(_of(forward, part))).scalars())
+                found = conn.execute(sa.select(proof.c.instance_id, proof.c.wraps).where(_of(proof, part)))
+                wraps |= {row.instance_id: row.wraps for row in found}
+        living = [row for row in rows if row.shredded_at is None]
+        return Subject(
+            rows=tuple(rows),
+            unfinished=tuple(row.id for row in living if row.state in UNFINISHED or row.id in waiting),
+            old=tuple(row.id for row in living if row.state not in UNFINISHED and row.patient_key is None),
+            shared=tuple(row.id for row in living if len(json.loads(wraps.get(row.id, "[]"))) > 1),
+            whole=tuple(row.id for row in living if row.form is Form.PASSTHROUGH),
+        )
+
+    def shred_begin(self, actor: str, count: int, reason: str, study: str | None) -> None:
+        """Commit the intent to the trail, before anything is destroyed. study: keyed pseudonym of the patient."""
+        with self.write() as conn:
+            detail: Detail = {"count": count, "reason": reason}
+            audit.append(conn, AuditEvent("shred-begun", actor, study=study, detail=detail), self.now())
+
+    def shred_done(self, actor: str, count: int, reason: str, study: str | None, *, partial: bool) -> None:
+        """Commit that nothing here opens the identity any more; with `partial`, that others still may."""
+        with self.write() as conn:
+            detail: Detail = {"count": count, "reason": reason, "outcome": "partial" if partial else "whole"}
+            audit.append(conn, AuditEvent("shredded", actor, study=study, detail=detail), self.now())
+
+    def forget(self, rows: Sequence[InstanceRow], rename: Callable[[str], str], rehash: Callable[[str], str]) -> None:
+        """Take the identity of these instances out of the database; rows that were forgotten already stay as they are.
+
+        rename: UID -> its pseudonym; rehash: digest (hex) -> a keyed one of the same form.
+        """
+        now = self.now()
+        for page in _pages([row for row in rows if row.shredded_at is None]):
+            ids = [row.id for row in page]
+            with self.write() as conn:
+                conn.execute(sa.delete(attributes).where(_of(attributes, ids)))
+                conn.execute(sa.update(stego_export).where(_of(stego_export, ids)).values(wraps="[]"))
+                conn.execute(sa.update(proof).where(_of(proof, ids)).values(facts="{}", wraps="[]"))
+                for row in page:
+                    changes = {
+                        "sop_uid": rename(row.sop_uid),
+                        "study_uid": rename(row.study_uid) if row.study_uid else None,
+                        "series_uid": rename(row.series_uid) if row.series_uid else None,
+                        "digest": rehash(row.digest),
+                        "dataset_digest": rehash(row.dataset_digest),
+                        "shredded_at": now,
+                    }
+                    conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
+
+    def shredded_keys(self) -> set[str]:
+        """Ids of the patient keys that were destroyed, as far as instances name them."""
+        query = sa.select(instance.c.patient_key).where(instance.c.shredded_at.is_not(None)).distinct()
+        with self.read() as conn:
+            return {found for found in conn.execute(query).scalars() if found}
+
+    def scrub_freed(self) -> None:
+        """Let freed pages and the write-ahead log forget what was deleted (`secure_delete` zeroes it at deletion).
+
+        PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's.
+        """
+        raw = self._engine.raw_connection()  # neither statement may stand in a transaction
+        try:
+            if self.dialect == "sqlite":
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+                return
+            raw.driver_connection.autocommit = True  # type: ignore[union-attr]
+            for table in (attributes, instance, proof, stego_export):
+                raw.cursor().execute(f"VACUUM {table.name}")
+            raw.driver_connection.autocommit = False  # type: ignore[union-attr]
+        finally:
+            raw.close()
+
+
+def _nameless(study_uid: str) -> sa.ColumnElement[bool]:
+    without = sa.or_(attributes.c.patient_id.is_(None), attributes.c.patient_id == "")
+    return sa.and_(without, instance.c.study_uid == study_uid, instance.c.study_uid != "")
+
+
+def _of(table: sa.Table, ids: Sequence[int]) -> sa.ColumnElement[bool]:
+    return table.c.instance_id.in_(ids)
+
+
+def _pages(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + _PAGE] for start in range(0, len(items), _PAGE)]

@@ -1,0 +1,211 @@
+"""Crypto-shredding end to end: afterwards nothing here gives the identity, and the image is still exact."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from gateway.accept import accept_instance
+from gateway.audit import tail
+from gateway.bootstrap import Gateway, build
+from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused
+from gateway.index import InstanceRow
+from gateway.instance import State
+from gateway.jobs import MemoryQueue
+from gateway.keys import KeyRing
+from gateway.settings import Settings
+from stego.errors import SealError
+from stego.seal import unwrap_key
+from worker import container as box
+from worker.envelope import parse_envelope
+from worker.indexing import index_instance
+from worker.pipeline import process_instance
+from worker.restore import exact_image, restore
+from worker.retrieve import original_bytes, retrieve
+from worker.shred import Patient, find_patient, shred, verify_statement
+from worker.sweep import release_spool, sweep_once
+from worker.verify import VerifyReport, check_envelope
+
+PATIENT, OTHER = "SHRED-4711", "KEEP-1815"
+NAME = "Mustermann^Erika"
+PASSPHRASE = "correct horse battery staple"
+
+
+class InProcess:
+    """The proof without a process of its own."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+
+    def check(self, envelope: bytes) -> VerifyReport:
+        return check_envelope(envelope, self._keys)
+
+
+@pytest.fixture
+def gw(tmp_path: Path) -> Iterator[Gateway]:
+    made = build(Settings(home=tmp_path / "home", watermark_bytes=0), queue=MemoryQueue())
+    yield made
+    made.close()
+
+
+def made_file(patient_id: str, number: int, name: str = NAME) -> bytes:
+    data = pydicom.dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    data.PatientID, data.PatientName = patient_id, name
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{patient_id.split('-')[1]}.{number}"
+    data.StudyInstanceUID = f"1.2.3.{patient_id.split('-')[1]}"
+    out = io.BytesIO()
+    data.save_as(out)
+    return out.getvalue()
+
+
+def archived(gw: Gateway, data: bytes, *, released: bool = True) -> InstanceRow:
+    incoming = gw.spool.incoming()
+    incoming.write_bytes(data)
+    row = accept_instance(gw, incoming, source="stow", calling_ae="TEST").row
+    index_instance(gw, row.id)
+    process_instance(gw, InProcess(gw.keys), row.id, "test")  # type: ignore[arg-type]
+    if released:
+        release_spool(gw)
+    return gw.index.get(row.id)
+
+
+def envelope_of(gw: Gateway, row: InstanceRow) -> bytes:
+    return gw.archive.get(str(row.archive_key), str(row.archive_digest))
+
+
+def do_shred(gw: Gateway, patient: Patient | None = None, **options: bool) -> None:
+    shred(gw, patient or find_patient(gw, PATIENT), actor="admin", reason="erasure-request", **options)
+
+
+def needles(data: bytes) -> list[bytes]:
+    """What must not be found anywhere: name, id, UIDs, and the digest that would confirm a guess of the file."""
+    found = pydicom.dcmread(io.BytesIO(data))
+    uids = (found.StudyInstanceUID, found.SOPInstanceUID)
+    return [
+        NAME.encode(),
+        b"mustermann erika",
+        PATIENT.encode(),
+        *(str(u).encode() for u in uids),
+        sha256(data).hexdigest().encode(),
+    ]
+
+
+def test_nothing_gives_the_identity_afterwards_and_the_image_is_exact(gw: Gateway, tmp_path: Path) -> None:
+    files = [made_file(PATIENT, number) for number in range(3)]
+    rows = [archived(gw, data) for data in files]
+    kept_file = made_file(OTHER, 1, "Bleibt^Hier")
+    kept = archived(gw, kept_file)
+    for row in rows:  # restored copies, metadata and pictures lie in the cache now
+        for kind in ("original", "metadata", "rendered:png:1"):
+            retrieve(gw, row.id, kind)
+    pixels = [exact_image(envelope_of(gw, row)).pixel_sha256 for row in rows]
+    wraps = [
+        wrap
+        for row in rows
+        for wrap in box.unpack_wraps(box.parse(parse_envelope(envelope_of(gw, row)).container)[box.SectionType.WRAPS])
+    ]
+
+    do_shred(gw)
+
+    for wrap in wraps:
+        with pytest.raises(SealError):
+            unwrap_key(bytes(wrap), find_kek=gw.keys.find_kek)
+    for row, data, digest in zip(rows, files, pixels, strict=True):
+        envelope = envelope_of(gw, row)
+        with pytest.raises(IntegrityError, match="seal|open"):
+            restore(envelope, gw.keys)
+        reading = exact_image(envelope)
+        seen = sha256(b"".join(words.tobytes() for words in reading.frames())).hexdigest()
+        assert seen == digest == reading.pixel_sha256
+        for kind in ("original", "metadata"):
+            with pytest.raises(Gone):
+                retrieve(gw, row.id, kind)
+        assert retrieve(gw, row.id, "rendered:png:1")["size"] > 0
+        assert gw.index.by_sop(str(pydicom.dcmread(io.BytesIO(data)).SOPInstanceUID)) is None
+    assert gw.index.search("study", {"PatientID": PATIENT}) == []
+    gw.close()
+    home = gw.settings.home
+    for path in [p for p in home.rglob("*") if p.is_file()]:
+        content = path.read_bytes()
+        for needle in (n for data in files for n in needles(data)):
+            assert needle not in content, (path.name, needle)
+    assert original_bytes(gw, gw.index.get(kept.id)) == kept_file
+    assert [row["PatientID"] for row in gw.index.search("study", {})] == [OTHER]
+
+
+def test_the_same_file_sent_again_is_new_and_comes_back(gw: Gateway) -> None:
+    data = made_file(PATIENT, 1)
+    before = archived(gw, data)
+    do_shred(gw)
+    again = archived(gw, data)
+    assert again.id != before.id and again.patient_key != before.patient_key
+    assert again.archive_key != before.archive_key
+    assert original_bytes(gw, again) == data
+    assert gw.index.get(before.id).shredded_at is not None
+
+
+def test_a_signed_tombstone_and_the_trail_say_what_happened(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    do_shred(gw)
+    (stone,) = gw.keys.tombstones()
+    statement = verify_statement(stone.data, gw.keys)
+    assert statement["keys"] == [row.patient_key] and statement["instances"] == 1
+    assert PATIENT.encode() not in stone.data
+    forged = json.loads(stone.data) | {"instances": 0}
+    with pytest.raises(IntegrityError):
+        verify_statement(json.dumps(forged).encode(), gw.keys)
+    events = [event["event"] for event in tail(gw.index)]
+    assert events.index("shredded") < events.index("shred-begun")
+    assert PATIENT not in json.dumps(tail(gw.index))
+
+
+def test_what_is_on_its_way_is_not_touched(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    incoming = gw.spool.incoming()
+    incoming.write_bytes(made_file(PATIENT, 2))
+    index_instance(gw, accept_instance(gw, incoming, source="stow", calling_ae="TEST").row.id)
+    with pytest.raises(PolicyRefused, match="1 instances are not archived"):
+        do_shred(gw)
+    assert original_bytes(gw, gw.index.get(row.id)) == made_file(PATIENT, 1)
+    assert gw.keys.tombstones() == ()
+
+
+@pytest.mark.parametrize("step", ["destroy_patient_key", "forget", "scrub_freed", "shred_done"])
+def test_a_run_that_was_killed_is_finished_by_the_next(gw: Gateway, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [archived(gw, made_file(PATIENT, number), released=number == 1) for number in (1, 2)]
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gw.keys if step == "destroy_patient_key" else gw.index, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            do_shred(gw)
+    do_shred(gw)
+    for row in rows:
+        now = gw.index.get(row.id)
+        assert now.shredded_at is not None and now.state is State.RELEASED
+        assert not gw.spool.exists(row.digest)
+        with pytest.raises(Gone):
+            original_bytes(gw, now)
+
+
+def test_an_unknown_patient_is_said_so(gw: Gateway) -> None:
+    with pytest.raises(NotFound):
+        find_patient(gw, "nobody")
+    with pytest.raises(NotFound):
+        find_patient(gw, "")
+
+
+def test_the_sweep_has_nothing_to_do_with_a_shredded_instance(gw: Gateway) -> None:
+    archived(gw, made_file(PATIENT, 1))
+    do_shred(gw)
+    done = sweep_once(gw)
+    assert done["requeue_instances"] == 0 and gw.index.alerts() == []
