@@ -32,6 +32,8 @@ OVERHEAD = COMMIT_BYTES + TAG_BYTES
 LENGTH_CLASSES = (512, 768, 1024, 2048)
 #: longest record that can be sealed, bytes (2 bytes of inner length)
 MAX_RECORD_BYTES = LENGTH_CLASSES[-1] - OVERHEAD - 2
+#: bytes that a sealed bitmap is longer than the bitmap: seal, and the digest of the exact pixels inside
+BITMAP_OVERHEAD = OVERHEAD + 32
 #: bound on an opened side part unless the caller gives another, bytes
 SIDE_LIMIT = 1 << 31
 
@@ -153,7 +155,30 @@ def open_side(
     return unpack_side(_open(sealed, data_key, context, f"side/v1/{label}"), limit)
 
 
-# --- wraps: the data key under a key of the ring ---
+# --- the bitmap of a segmented carrier, for who may see the exact pixels but not the identity ---
+
+
+def bitmap_key(data_key: bytes, context: Context) -> bytes:
+    """The 32-byte key that seals the bitmap: who has the data key has it too, and nothing leads back from it."""
+    return derive(data_key, context, "bitmap-key/v1")
+
+
+def seal_bitmap(bitmap: bytes, pixel_sha256: bytes, *, key: bytes, context: Context) -> bytes:
+    """Seal the bitmap and the SHA-256 of the exact pixels (32 bytes) under `bitmap_key`; BITMAP_OVERHEAD longer."""
+    if len(pixel_sha256) != 32:
+        raise ValueError("a digest has 32 bytes")
+    return _seal(pixel_sha256 + bitmap, key, context, "bitmap/v1")
+
+
+def open_bitmap(sealed: bytes, *, key: bytes, context: Context) -> tuple[bytes, bytes]:
+    """Inverse of `seal_bitmap`: (bitmap, SHA-256 of the exact pixels). Raises SealError."""
+    if len(key) != KEY_BYTES or len(sealed) < BITMAP_OVERHEAD:
+        raise SealError
+    plain = _open(sealed, key, context, "bitmap/v1")
+    return plain[32:], plain[:32]
+
+
+# --- wraps: a data key or a bitmap key under a key of the ring ---
 
 
 def wrap_key(data_key: bytes, *, kek: bytes, kek_id: str) -> bytes:

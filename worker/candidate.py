@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
@@ -14,17 +14,19 @@ from codec.frame import encode_frame
 from gateway.errors import InvalidInstance, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
+from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
 from stego.errors import CarrierError
 from stego.record import Record, pack_record
-from stego.seal import Context, derive, length_class, seal_record, seal_side, wrap_key
+from stego.seal import Context, bitmap_key, derive, length_class, seal_bitmap, seal_record, seal_side
 from stego.segmented import embed, suitability
 from worker import container as box
 from worker.attributes import Data, read_tolerant
 from worker.container import Carrier, CarrierMode, SectionType
 from worker.envelope import Source, build_envelope, envelope_uid
 from worker.identity import Provenance, identify
-from worker.objectcontext import coded_context, frame_digest, passthrough_context
-from worker.pixels import PixelSource, open_pixels, pixel_digest, pixel_stream
+from worker.objectcontext import MODES, coded_context, frame_digest, passthrough_context
+from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_stream
+from worker.sealing import Wraps, make_wraps, patient_label
 from worker.splice import carry_out, pack_plan, read_object
 
 MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
@@ -40,8 +42,10 @@ SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 class Candidate:
     """An archive object before its proof, with the figures that are reported.
 
-    reason: why passthrough, '' when coded. coder: coder words joined by '+'. carrier: 'segmented', 'beside' or
-    'passthrough'. codec_bytes: coded frames; payload_bytes: record, bitmap, side parts and wraps.
+    reason: why passthrough, '' when coded. coder: coder words joined by '+'. carrier: 'segmented', 'sealed-bitmap',
+    'beside' or 'passthrough'. codec_bytes: coded frames; payload_bytes: record, bitmap, side parts and wraps.
+    wraps: of the data key; pixel_wraps: of the key that opens a sealed bitmap; patient_key: id of the patient's key;
+    key_ids: every key of the ring that was used and every recipient, by id or name, for the audit. object_id: 16 bytes.
     """
 
     envelope: bytes
@@ -55,6 +59,10 @@ class Candidate:
     raw_pixel_bytes: int
     frames: int
     wraps: tuple[bytes, ...]
+    pixel_wraps: tuple[bytes, ...]
+    patient_key: str
+    key_ids: tuple[str, ...]
+    object_id: bytes
     file_sha256: str
     pixel_sha256: str
     nonpixel_sha256: str
@@ -65,7 +73,7 @@ class Secrets:
     """The random object id (16 bytes) and data key (32 bytes) of one object; fixed ones only in golden tests."""
 
     object_id: bytes
-    data_key: bytes
+    data_key: bytes = field(repr=False)
 
     @classmethod
     def draw(cls) -> Secrets:
@@ -74,12 +82,18 @@ class Secrets:
 
 
 def build_candidate(
-    data: Data, facts: Provenance, ring: KeyRing, *, threads: int = 1, secrets: Secrets | None = None
+    data: Data,
+    facts: Provenance,
+    ring: KeyRing,
+    *,
+    threads: int = 1,
+    secrets: Secrets | None = None,
+    rule: ArchiveRule = DEFAULT_ARCHIVE,
 ) -> Candidate:
-    """Code `data`, or seal it whole with the reason. Raises only Unavailable (no key ring: retry)."""
-    secrets = secrets or Secrets.draw()
+    """Code `data` as `rule` says, or seal it whole with the reason. Raises only Unavailable (no key, no recipient)."""
+    sealer = _Sealer.of(ring, secrets, rule)
     try:
-        return _coded(data, facts, ring, secrets, threads)
+        return _coded(data, facts, sealer, threads)
     except Unsupported as error:
         reason = error.reason
     except InvalidInstance as error:
@@ -88,56 +102,95 @@ def build_candidate(
         reason = "codec-error"
     except MemoryError:
         reason = "memory"
-    return build_passthrough(data, facts, ring, reason, secrets=secrets)
+    return build_passthrough(data, facts, ring, reason, secrets=sealer.secrets, rule=rule)
+
+
+@dataclass(frozen=True)
+class _Sealer:
+    """What sealing needs all along: the ring, the object's secrets, the rule, and (id, private key) of the signer."""
+
+    ring: KeyRing
+    secrets: Secrets
+    rule: ArchiveRule
+    signer: tuple[str, bytes] = field(repr=False)
+
+    @classmethod
+    def of(cls, ring: KeyRing, secrets: Secrets | None, rule: ArchiveRule) -> _Sealer:
+        """With fresh secrets unless some are given."""
+        return cls(ring, secrets or Secrets.draw(), rule, ring.signing_key())
 
 
 # --- coded ---
 
 
-def _coded(data: Data, facts: Provenance, ring: KeyRing, secrets: Secrets, threads: int) -> Candidate:
+def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
-    key = secrets.data_key
+    key = sealer.secrets.data_key
     nonpixel, pixels = source.spans.nonpixel(), pixel_digest(source)
     record = replace(
         identify(data, source.spans.dataset, facts),
         pixel_sha256=pixels.hex(),
         nonpixel_sha256=sha256(nonpixel).hexdigest(),
     )
-    packed = pack_record(record, signing_key=ring.signing_key())
-    carrier, levels = _choose_carrier(source, 8 * length_class(len(packed)))
+    packed = pack_record(record, signing_key=sealer.signer)
+    carrier, levels = _choose_carrier(source, 8 * length_class(len(packed)), sealer.rule)
     digests = (_digest_of(source, index, carrier, levels) for index in range(source.frames))
-    context = coded_context(secrets.object_id, source.fmt, carrier, digests)
+    context = coded_context(sealer.secrets.object_id, source.fmt, carrier, digests)
     sealed = seal_record(packed, data_key=key, context=context)
-    carrier, blobs, coders = _encode(source, carrier, levels, sealed, key, context, threads)
+    coded = _encode(source, carrier, levels, sealed, key, context, threads)
+    carrier = coded.carrier
+    if carrier.mode is CarrierMode.SEALED:
+        bitmap = seal_bitmap(carrier.bitmap, pixels, key=bitmap_key(key, context), context=context)
+        carrier = replace(carrier, bitmap=bitmap)
     side = _side_part(source, nonpixel)
-    image = box.Image(source.photometric if source.photometric in PHOTOMETRIC else "", pixels)
+    photometric = source.photometric if source.photometric in PHOTOMETRIC else ""
     sections = {
-        SectionType.IMAGE: box.pack_image(image),
-        SectionType.FRAMES: box.pack_frames(blobs),
+        SectionType.IMAGE: box.pack_image(box.Image(photometric, coded.pixel_sha256)),
+        SectionType.FRAMES: box.pack_frames(coded.blobs),
         SectionType.CARRIER: box.pack_carrier(carrier),
         SectionType.SIDE: seal_side(side, data_key=key, context=context, label=SIDE_LABEL),
     }
     if carrier.mode is CarrierMode.BESIDE:
         sections[SectionType.RECORD] = sealed
-    coder = "+".join(name for name, _ in Counter(coders).most_common())
-    return _finish(sections, context, record, ring, key, Form.CODED, "", coder, source)
+    coder = "+".join(name for name, _ in Counter(coded.coders).most_common())
+    return _finish(sections, context, record, sealer, Form.CODED, "", coder, source)
 
 
-def _choose_carrier(source: PixelSource, nbits: int) -> tuple[Carrier, LevelTable | None]:
-    """The first suitable grey frame, its level table and window; beside when there is none or no carrier may be."""
-    if source.fmt.samples != 1 or source.lossy_origin or source.photometric in LUT_DEFINED:
+def _choose_carrier(source: PixelSource, nbits: int, rule: ArchiveRule) -> tuple[Carrier, LevelTable | None]:
+    """The frame that carries, its level table and window; beside when there is none, or none may or need be.
+
+    The first suitable grey frame. Where the rule insists on the pixels and every frame is modelled, the one in which
+    that costs least.
+    """
+    may_not = source.fmt.samples != 1 or source.lossy_origin or source.photometric in LUT_DEFINED
+    if may_not or rule.carrier == "beside":
         return Carrier(CarrierMode.BESIDE), None
+    mode = CarrierMode.SEALED if rule.seal_bitmap else CarrierMode.SEGMENTED
+    insists = rule.seal_bitmap or rule.carrier == "segmented"
+    best, best_entropy = (Carrier(CarrierMode.BESIDE), None), 0.0
     for index in range(min(source.frames, MAX_CARRIER_TRIES)):
         words = source.frame(index)
         levels = choose_levels(split_words(words, source.fmt)[0])
         found = suitability(words, source.fmt, levels, nbits)
         if found.ok:
-            return Carrier(CarrierMode.SEGMENTED, index, found.start, nbits), levels
-    return Carrier(CarrierMode.BESIDE), None
+            return Carrier(mode, index, found.start, nbits), levels
+        if insists and found.reason == "modelled" and found.entropy > best_entropy:
+            best, best_entropy = (Carrier(mode, index, found.start, nbits), levels), found.entropy
+    return best
 
 
 def _digest_of(source: PixelSource, index: int, carrier: Carrier, levels: LevelTable | None) -> bytes:
     return frame_digest(source.frame(index), source.fmt, levels or LevelTable(0, 1), index, carrier)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Coded frames. carrier: with the bitmap in clear. pixel_sha256: of the words that a keyless reader gets."""
+
+    carrier: Carrier
+    blobs: list[bytes]
+    coders: list[str]
+    pixel_sha256: bytes
 
 
 def _encode(
@@ -148,23 +201,25 @@ def _encode(
     key: bytes,
     context: Context,
     threads: int,
-) -> tuple[Carrier, list[bytes], list[str]]:
+) -> _Coded:
     """Code every frame; the carrier's frame after embedding, with the cover's level table."""
-    blobs, coders = [], []
+    blobs, coders, shown = [], [], sha256()
     for index in range(source.frames):
         words: Words = source.frame(index)
-        table = None
-        if carrier.mode is CarrierMode.SEGMENTED and index == carrier.frame and levels is not None:
+        seen, table = words, None
+        if carrier.in_frame(index) and levels is not None:
             stego_key = derive(key, context, "pos/v1")
             embedded = embed(
                 words, source.fmt, levels, sealed, stego_key=stego_key, salt=context.object_id, start=carrier.start
             )
             carrier = Carrier(carrier.mode, index, embedded.start, embedded.nbits, embedded.bitmap)
+            seen = embedded.words if carrier.mode is CarrierMode.SEALED else words
             words, table = embedded.words, levels
+        shown.update(little_endian(seen))
         coded = encode_frame(words, source.fmt, levels=table, threads=threads)
         blobs.append(coded.blob)
         coders.append(coded.coder)
-    return carrier, blobs, coders
+    return _Coded(carrier, blobs, coders, shown.digest())
 
 
 def _side_part(source: PixelSource, nonpixel: bytes) -> bytes:
@@ -180,20 +235,26 @@ def _side_part(source: PixelSource, nonpixel: bytes) -> bytes:
 
 
 def build_passthrough(
-    data: Data, facts: Provenance, ring: KeyRing, reason: str, *, secrets: Secrets | None = None
+    data: Data,
+    facts: Provenance,
+    ring: KeyRing,
+    reason: str,
+    *,
+    secrets: Secrets | None = None,
+    rule: ArchiveRule = DEFAULT_ARCHIVE,
 ) -> Candidate:
-    """Seal the whole file verbatim, whatever it is. Raises Unsupported ``too-large`` from 2 GiB on."""
+    """Seal the whole file verbatim, whatever it is. Raises Unsupported ``too-large`` from 2 GiB on; Unavailable."""
     if len(data) > MAX_WHOLE_BYTES:
         raise Unsupported("too-large", "a file of 2 GiB or more cannot be sealed whole")
-    secrets = secrets or Secrets.draw()
-    context, key = passthrough_context(secrets.object_id), secrets.data_key
+    sealer = _Sealer.of(ring, secrets, rule)
+    context, key = passthrough_context(sealer.secrets.object_id), sealer.secrets.data_key
     record = identify(data, read_tolerant(data), facts)
-    packed = pack_record(record, signing_key=ring.signing_key())
+    packed = pack_record(record, signing_key=sealer.signer)
     sections = {
         SectionType.RECORD: seal_record(packed, data_key=key, context=context),
         SectionType.WHOLE: seal_side(memoryview(data), data_key=key, context=context, label=WHOLE_LABEL),
     }
-    return _finish(sections, context, record, ring, key, Form.PASSTHROUGH, reason, "", None)
+    return _finish(sections, context, record, sealer, Form.PASSTHROUGH, reason, "", None)
 
 
 # --- both ---
@@ -203,36 +264,47 @@ def _finish(
     sections: dict[SectionType, bytes],
     context: Context,
     record: Record,
-    ring: KeyRing,
-    key: bytes,
+    sealer: _Sealer,
     form: Form,
     reason: str,
     coder: str,
     source: PixelSource | None,
 ) -> Candidate:
-    kek_id, kek = ring.kek_current()
-    wraps = (wrap_key(key, kek=kek, kek_id=kek_id),)
-    sections = {**sections, SectionType.CONTEXT: context.aad(), SectionType.WRAPS: box.pack_wraps(wraps)}
-    body = box.build(sections)
-    codec_bytes = len(sections.get(SectionType.FRAMES, b""))
+    wraps = _wraps(sealer, record, context)
+    sections = {**sections, SectionType.CONTEXT: context.aad(), SectionType.WRAPS: box.pack_wraps(wraps.data)}
+    if wraps.pixel:
+        sections[SectionType.PIXEL_WRAPS] = box.pack_wraps(wraps.pixel)
     clear = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT)
     ids = Source(
-        record.file_sha256, record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class
-    )
-    pseudonyms = ring.pseudonym_key()
+        record.file_sha256, record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class,
+        wraps.patient_key,
+    )  # fmt: skip
+    pseudonyms = sealer.ring.pseudonym_key()
+    shown = "" if wraps.pixel else record.pixel_sha256
     return Candidate(
-        envelope=build_envelope(body, ids, record.pixel_sha256, pseudonyms),
-        envelope_uid=envelope_uid(record.file_sha256, pseudonyms),
+        envelope=build_envelope(box.build(sections), ids, shown, pseudonyms),
+        envelope_uid=envelope_uid(record.file_sha256, pseudonyms, wraps.patient_key),
         form=form,
         reason=reason,
         coder=coder,
         carrier=context.mode,
-        codec_bytes=codec_bytes,
+        codec_bytes=len(sections.get(SectionType.FRAMES, b"")),
         payload_bytes=sum(len(part) for kind, part in sections.items() if kind not in clear),
         raw_pixel_bytes=source.pixel_bytes if source else 0,
         frames=source.frames if source else 0,
-        wraps=wraps,
+        wraps=wraps.data,
+        pixel_wraps=wraps.pixel,
+        patient_key=wraps.patient_key,
+        key_ids=(*wraps.key_ids, sealer.signer[0]),
+        object_id=context.object_id,
         file_sha256=record.file_sha256,
         pixel_sha256=record.pixel_sha256,
         nonpixel_sha256=record.nonpixel_sha256,
     )
+
+
+def _wraps(sealer: _Sealer, record: Record, context: Context) -> Wraps:
+    study = record.study_uid or f"palimpsest/no-study/{record.file_sha256}"
+    label = patient_label(record.patient_id, study)
+    sealed_bitmap = context.mode == MODES[CarrierMode.SEALED]
+    return make_wraps(sealer.ring, sealer.rule, label, sealer.secrets.data_key, context, sealed_bitmap=sealed_bitmap)

@@ -13,6 +13,7 @@ from enum import IntEnum
 from hashlib import sha256
 
 from gateway.errors import IntegrityError
+from stego.seal import BITMAP_OVERHEAD
 
 MAGIC = b"PALM"
 VERSION = 1
@@ -35,18 +36,27 @@ class SectionType(IntEnum):
     RECORD = 6
     SIDE = 7
     WHOLE = 8
+    PIXEL_WRAPS = 9
 
 
 class CarrierMode(IntEnum):
-    """Where the sealed record rides. Passthrough objects and frames without room: beside."""
+    """Where the sealed record rides, and who can take it out of the pixels again.
+
+    BESIDE: not in the pixels (passthrough objects, frames without room). SEGMENTED: in them, the bitmap in clear.
+    SEALED: in them, the bitmap under a key that PIXEL_WRAPS holds.
+    """
 
     BESIDE = 0
     SEGMENTED = 1
+    SEALED = 2
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """Clear data of the carrier. For SEGMENTED: frame index, first bit of the window, its bits, and the bitmap."""
+    """Where the carrier is: frame index, first bit of the window and its bits; all zero when BESIDE.
+
+    bitmap: for SEGMENTED what flips back, for SEALED the same sealed (`stego.seal.seal_bitmap`).
+    """
 
     mode: CarrierMode
     frame: int = 0
@@ -54,10 +64,17 @@ class Carrier:
     nbits: int = 0
     bitmap: bytes = b""
 
+    def in_frame(self, index: int) -> bool:
+        """Whether frame `index` carries the record."""
+        return self.mode is not CarrierMode.BESIDE and self.frame == index
+
 
 @dataclass(frozen=True)
 class Image:
-    """What a reader without a key may know: photometric interpretation ('' if unlisted) and SHA-256 of the words."""
+    """What a reader without a key may know: photometric interpretation ('' if unlisted) and SHA-256 of the words.
+
+    Of the words that this reader gets: the exact ones, or for a SEALED bitmap those with the record inside.
+    """
 
     photometric: str
     pixel_sha256: bytes
@@ -167,8 +184,11 @@ def unpack_carrier(body: memoryview) -> Carrier:
     if len(body) < _CARRIER.size:
         raise _damaged("the carrier is cut off")
     mode, frame, start, nbits = _CARRIER.unpack_from(body)
-    if mode not in set(CarrierMode) or len(body) - _CARRIER.size != (nbits + 7) // 8:
+    sealed = BITMAP_OVERHEAD if mode == CarrierMode.SEALED else 0
+    if mode not in set(CarrierMode) or len(body) - _CARRIER.size != (nbits + 7) // 8 + sealed:
         raise _damaged("the carrier is broken")
+    if mode == CarrierMode.BESIDE and any(body):
+        raise _damaged("a carrier beside the image has no place in it")
     return Carrier(CarrierMode(mode), frame, start, nbits, bytes(body[_CARRIER.size :]))
 
 

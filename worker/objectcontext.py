@@ -12,12 +12,12 @@ from stego.segmented import untouched
 from worker.container import Carrier, CarrierMode
 
 PASSTHROUGH_MODE = "passthrough"
-MODES = {CarrierMode.BESIDE: "beside", CarrierMode.SEGMENTED: "segmented"}
+MODES = {CarrierMode.BESIDE: "beside", CarrierMode.SEGMENTED: "segmented", CarrierMode.SEALED: "sealed-bitmap"}
 
 
 def frame_digest(words: Words, fmt: PixelFormat, levels: LevelTable, index: int, carrier: Carrier) -> bytes:
     """SHA-256 of what embedding leaves alone in frame `index`: equal for the stego and the exact frame."""
-    if carrier.mode is CarrierMode.SEGMENTED and carrier.frame == index:
+    if carrier.in_frame(index):
         return untouched(words, fmt, levels, carrier.start, carrier.nbits)
     return untouched(words, fmt, levels)
 

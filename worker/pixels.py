@@ -96,8 +96,13 @@ def pixel_digest(frames: Iterable[Words]) -> bytes:
     """SHA-256 of all words, little endian, colour by pixel, frame after frame."""
     digest = sha256()
     for words in frames:
-        digest.update(np.ascontiguousarray(words, dtype=f"<u{words.dtype.itemsize}").tobytes())
+        digest.update(little_endian(words))
     return digest.digest()
+
+
+def little_endian(words: Words) -> bytes:
+    """The words of a frame as pixel digests take them: little endian, colour by pixel."""
+    return np.ascontiguousarray(words, dtype=f"<u{words.dtype.itemsize}").tobytes()
 
 
 def open_pixels(spans: ObjectSpans, *, viewing: bool = False) -> PixelSource:

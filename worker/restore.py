@@ -1,36 +1,34 @@
-"""From an archive object back: the received file (key), the exact image (no key), the stego image (no key).
+"""From an archive object back: the received file (key), the exact image (mostly no key), the stego image (no key).
 
-Everything that is given out was compared with the digests that came along; anything else is an IntegrityError.
+Everything that is given out was compared with the digests that came along. What a reader without a key can find wrong
+is named (`container-damaged`, `context-mismatch`, ...) and is looked for first; whatever else does not fit, wrong key,
+altered seal, swapped part or wrong UID, is the one refusal ``seal-refused``, without cause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
 from codec.bitplane import Words
-from codec.blob import Frame
-from codec.errors import CorruptBitstream
 from codec.frame import decode_frame
 from codec.pixelformat import PixelFormat
-from gateway.errors import IntegrityError, Unsupported
+from gateway.errors import IntegrityError, PolicyRefused, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
-from stego.errors import CarrierError, SealError
+from stego.errors import SealError
 from stego.record import Record, unpack_record
-from stego.seal import Context, derive, open_record, open_side, unwrap_key
-from stego.segmented import exact, extract
+from stego.seal import Context, bitmap_key, open_bitmap, open_record, open_side
 from worker import container as box
-from worker.container import Carrier, CarrierMode, SectionType
+from worker.container import CarrierMode, SectionType
 from worker.envelope import parse_envelope
-from worker.objectcontext import PASSTHROUGH_MODE, coded_context, frame_digest
-from worker.pixels import MAX_NATIVE_BYTES, Layout, bytes_from_words, frame_bytes, swap_pairs
+from worker.framepass import Decode, FramePass, Sections, section
+from worker.objectcontext import PASSTHROUGH_MODE
+from worker.pixels import Layout, bytes_from_words, pixel_digest, swap_pairs
+from worker.sealing import OpenedKey, open_wraps, open_wraps_as, pixel_key_that_opens
 from worker.splice import Step, carry_out, unpack_plan
 
-Decode = Callable[[bytes], Frame]
-Sections = Mapping[SectionType, memoryview]
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 
@@ -40,28 +38,41 @@ class Restored:
     """data: the restored file; sha256: its digest; exact: byte for byte the received file (else native pixels).
 
     restored_sha256 of the sealed side part was compared for compressed input. pixel_sha256 and nonpixel_sha256 are
-    recomputed ('' for passthrough).
+    recomputed ('' for passthrough). key_ids: the keys of the ring that opened it and that checks its signature.
+    pixels_open: the exact pixels can be read without identity: always, or for a sealed bitmap by the ring's pixel key.
     """
 
     data: bytes = field(repr=False)
-    record: Record
+    record: Record = field(repr=False)
     sha256: str
     exact: bool
     form: Form
     pixel_sha256: str
     nonpixel_sha256: str
+    key_ids: tuple[str, ...] = ()
+    pixels_open: bool = True
 
 
 @dataclass(frozen=True)
-class ImageReading:
-    """Frames of an object, read without any key. `frames()` decodes anew at each call; exact readings are checked."""
+class _Reading:
+    """Frames of an object. `frames()` decodes anew at each call and checks the digest behind the last frame."""
 
     fmt: PixelFormat
     count: int
     photometric: str
-    pixel_sha256: str
-    exact: bool
     frames: Callable[[], Iterator[Words]]
+
+
+@dataclass(frozen=True)
+class ExactImage(_Reading):
+    """The pixels as they were received. pixel_sha256: hex digest of them."""
+
+    pixel_sha256: str
+
+
+@dataclass(frozen=True)
+class StegoImage(_Reading):
+    """The pixels with the sealed record inside: for looking at, never to be given out under an original's UID."""
 
 
 @dataclass(frozen=True)
@@ -72,147 +83,155 @@ class _Side:
     restored_sha256: bytes | None
 
 
-def restore(envelope: bytes | memoryview, ring: KeyRing, *, decode: Decode = decode_frame) -> Restored:
-    """The received file. `decode` may be the reference decoder.
+def restore(
+    envelope: bytes | memoryview, ring: KeyRing, *, decode: Decode = decode_frame, sop_uid: str = ""
+) -> Restored:
+    """The received file. `decode` may be the reference decoder. sop_uid: the SOP Instance UID that it must have.
 
-    Raises IntegrityError: ``container-damaged``, ``envelope-damaged``, ``not-an-envelope``, ``seal-refused``,
-    ``bitstream-damaged``, ``context-mismatch``, ``restore-mismatch``; Unavailable when the ring cannot be read.
+    Raises IntegrityError: ``envelope-damaged``, ``not-an-envelope``, ``container-damaged``, ``container-version``,
+    ``bitstream-damaged``, ``context-mismatch``, ``pixel-mismatch``, which anybody can see, and ``seal-refused`` for
+    all else; Unavailable when the ring cannot be read.
     """
     sections = box.parse(parse_envelope(envelope).container)
+    context = _context(sections)
+    coded = None if context.mode == PASSTHROUGH_MODE else _Coded(sections, context, decode)
     try:
-        context = Context.parse(bytes(_section(sections, SectionType.CONTEXT)))
-        key = _unwrap(sections, ring)
-        if context.mode == PASSTHROUGH_MODE:
-            return _restore_whole(sections, context, key, ring)
-        return _restore_coded(sections, context, key, ring, decode)
-    except SealError as error:
-        raise IntegrityError("seal-refused", "a sealed part does not open") from error
+        found = coded.open(ring) if coded else _open_whole(sections, context, ring)
+    except (SealError, IntegrityError):
+        found = None
+    if found is None or (sop_uid and found.record.sop_uid != sop_uid):
+        raise _refused()
+    return found
 
 
-def exact_image(envelope: bytes | memoryview) -> ImageReading:
-    """The exact pixels, without any key. Raises IntegrityError; Unsupported ``passthrough`` without frames."""
-    return _reading(envelope, exactly=True)
+def read_image(
+    envelope: bytes | memoryview, ring: KeyRing | None = None, *, recovery: bytes | None = None
+) -> ExactImage | StegoImage:
+    """What the pixels can be read as: exact without any key, but for a sealed bitmap only with one, else a StegoImage.
+
+    recovery: private key of a recovery recipient (`stego.recipients.generate`). A key that does not open is refused.
+    Raises IntegrityError; Unsupported ``passthrough`` without frames.
+    """
+    sections, first = _open_frames(envelope)
+    shape = (first.fmt, first.count, first.image.photometric)
+    if first.carrier.mode is not CarrierMode.SEALED:
+        digest = first.image.pixel_sha256
+        return ExactImage(*shape, lambda: FramePass(sections, decode_frame).clear_frames(), digest.hex())
+    if ring is None and recovery is None:
+        return StegoImage(*shape, lambda: FramePass(sections, decode_frame).clear_frames())
+    bitmap, digest = _bitmap(sections, first, ring, recovery)
+    return ExactImage(*shape, lambda: FramePass(sections, decode_frame).exact_frames(bitmap, digest), digest.hex())
 
 
-def stego_image(envelope: bytes | memoryview) -> ImageReading:
-    """The pixels as coded, message inside. Raises as `exact_image`."""
-    return _reading(envelope, exactly=False)
+def exact_image(
+    envelope: bytes | memoryview, ring: KeyRing | None = None, *, recovery: bytes | None = None
+) -> ExactImage:
+    """The exact pixels. Raises as `read_image`, and PolicyRefused ``pixels-sealed`` where they need a key."""
+    found = read_image(envelope, ring, recovery=recovery)
+    if isinstance(found, StegoImage):
+        raise PolicyRefused("pixels-sealed", "the exact pixels of this object are sealed: they need the key ring")
+    return found
 
 
-# --- whole ---
+def stego_image(envelope: bytes | memoryview) -> StegoImage:
+    """The pixels as coded, record inside. Raises as `read_image`."""
+    sections, first = _open_frames(envelope)
+    shape = (first.fmt, first.count, first.image.photometric)
+    return StegoImage(*shape, lambda: FramePass(sections, decode_frame).stego_frames())
 
 
-def _restore_whole(sections: Sections, context: Context, key: bytes, ring: KeyRing) -> Restored:
-    sealed = _section(sections, SectionType.WHOLE)
-    data = open_side(sealed, data_key=key, context=context, label=WHOLE_LABEL)
-    packed = open_record(bytes(_section(sections, SectionType.RECORD)), data_key=key, context=context)
+def _open_frames(envelope: bytes | memoryview) -> tuple[Sections, FramePass]:
+    sections = box.parse(parse_envelope(envelope).container)
+    if SectionType.FRAMES not in sections:
+        raise Unsupported("passthrough", "the object was sealed whole: it has no pixels to read without a key")
+    return sections, FramePass(sections, decode_frame)
+
+
+def _bitmap(sections: Sections, frames: FramePass, ring: KeyRing | None, recovery: bytes | None) -> tuple[bytes, bytes]:
+    """(bitmap, digest of the exact pixels) by the ring's pixel key or a recovery key. Raises IntegrityError."""
+    context, wraps = _context(sections), box.unpack_wraps(section(sections, SectionType.PIXEL_WRAPS))
+    try:
+        key = open_wraps(wraps, ring.find_pixel_key) if ring else open_wraps_as(wraps, recovery or b"", context)
+        opened = open_bitmap(frames.carrier.bitmap, key=key.key, context=context)
+    except SealError:
+        opened = None
+    if opened is None:
+        raise _refused()
+    return opened
+
+
+def _context(sections: Sections) -> Context:
+    try:
+        context = Context.parse(bytes(section(sections, SectionType.CONTEXT)))
+    except SealError:
+        context = None
+    if context is None:
+        raise IntegrityError("container-damaged", "the context is broken")
+    return context
+
+
+# --- with the key ---
+
+
+def _open_whole(sections: Sections, context: Context, ring: KeyRing) -> Restored:
+    key = _data_key(sections, ring)
+    data = open_side(section(sections, SectionType.WHOLE), data_key=key.key, context=context, label=WHOLE_LABEL)
+    packed = open_record(bytes(section(sections, SectionType.RECORD)), data_key=key.key, context=context)
     record = unpack_record(packed, find_verify_key=ring.find_verify_key)
     digest = _same(sha256(data).hexdigest(), record.file_sha256)
-    return Restored(data, record, digest, True, Form.PASSTHROUGH, "", "")
+    return Restored(data, record, digest, True, Form.PASSTHROUGH, "", "", (key.id, record.signer))
 
 
-# --- coded ---
+class _Coded:
+    """A coded object. Making it does all that needs no key: decoding, and comparing context and digest in clear."""
+
+    def __init__(self, sections: Sections, context: Context, decode: Decode) -> None:
+        self._sections, self._context = sections, context
+        self._frames = FramePass(sections, decode)
+        self._words = list(self._frames.clear_frames())
+        if self._frames.context(context.object_id) != context:
+            raise IntegrityError("context-mismatch", "the seals belong to other pixels")
+
+    def open(self, ring: KeyRing) -> Restored:
+        """The received file; uses the decoded frames up. Raises SealError, IntegrityError, for the caller to join."""
+        key = _data_key(self._sections, ring)
+        sealed_side = section(self._sections, SectionType.SIDE)
+        side = _read_side(open_side(sealed_side, data_key=key.key, context=self._context, label=SIDE_LABEL))
+        record = unpack_record(self._frames.record(self._context, key.key), find_verify_key=ring.find_verify_key)
+        pixel_key = self._flip_sealed(key, ring)
+        found = _same(pixel_digest(self._words).hex(), record.pixel_sha256)
+        data = carry_out(side.steps, side.nonpixel, memoryview(self._pixel_stream(side.layout)))
+        digest = sha256(data).hexdigest()
+        _same(digest, side.restored_sha256.hex() if side.restored_sha256 else record.file_sha256)
+        nonpixel = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
+        key_ids = tuple(each for each in (key.id, record.signer, pixel_key) if each)
+        is_open = self._frames.carrier.mode is not CarrierMode.SEALED or bool(pixel_key)
+        exactly = digest == record.file_sha256
+        return Restored(data, record, digest, exactly, Form.CODED, found, nonpixel, key_ids, is_open)
+
+    def _flip_sealed(self, data_key: OpenedKey, ring: KeyRing) -> str:
+        """Flip a sealed bitmap back by the data key; the id of the pixel key that opens it as well, or ''."""
+        carrier = self._frames.carrier
+        if carrier.mode is not CarrierMode.SEALED:
+            return ""
+        key = bitmap_key(data_key.key, self._context)
+        bitmap, digest = open_bitmap(carrier.bitmap, key=key, context=self._context)
+        self._words[carrier.frame] = self._frames.flipped(bitmap)
+        _same(pixel_digest(self._words).hex(), digest.hex())
+        wraps = box.unpack_wraps(section(self._sections, SectionType.PIXEL_WRAPS))
+        return pixel_key_that_opens(wraps, ring, key)
+
+    def _pixel_stream(self, layout: Layout) -> bytearray:
+        """The file's pixel bytes; every frame is let go as soon as it was laid out."""
+        pixels = bytearray()
+        self._words.reverse()
+        while self._words:
+            pixels += bytes_from_words(self._words.pop(), self._frames.fmt, layout)
+        return bytearray(swap_pairs(pixels + layout.pad)) if layout.swapped else pixels
 
 
-def _restore_coded(sections: Sections, context: Context, key: bytes, ring: KeyRing, decode: Decode) -> Restored:
-    sealed_side = _section(sections, SectionType.SIDE)
-    side = _read_side(open_side(sealed_side, data_key=key, context=context, label=SIDE_LABEL))
-    pass_ = _Pass(sections, decode)
-    pixels = bytearray()
-    for words in pass_.exact_frames():
-        pixels += bytes_from_words(words, pass_.fmt, side.layout)
-    if side.layout.swapped:
-        pixels = bytearray(swap_pairs(pixels + side.layout.pad))
-    if pass_.context(context.object_id) != context:
-        raise IntegrityError("context-mismatch", "the seals belong to other pixels")
-    record = unpack_record(pass_.record(context, key), find_verify_key=ring.find_verify_key)
-    data = carry_out(side.steps, side.nonpixel, memoryview(pixels))
-    digest = sha256(data).hexdigest()
-    _same(digest, side.restored_sha256.hex() if side.restored_sha256 else record.file_sha256)
-    pixel_digest = _same(pass_.pixel_sha256, record.pixel_sha256)
-    nonpixel_digest = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
-    exactly = digest == record.file_sha256
-    return Restored(data, record, digest, exactly, Form.CODED, pixel_digest, nonpixel_digest)
-
-
-class _Pass:
-    """One pass over the frames of a coded object, gathering the digests on the way."""
-
-    def __init__(self, sections: Sections, decode: Decode) -> None:
-        self.blobs = box.unpack_frames(_section(sections, SectionType.FRAMES))
-        self.carrier = box.unpack_carrier(_section(sections, SectionType.CARRIER))
-        self.image = box.unpack_image(_section(sections, SectionType.IMAGE))
-        self._beside = bytes(sections.get(SectionType.RECORD, b""))
-        self._decode = decode
-        self._kept: Frame | None = None
-        self._digests: list[bytes] = []
-        self._pixels = sha256()
-        if self.carrier.mode is CarrierMode.SEGMENTED and self.carrier.frame >= len(self.blobs):
-            raise IntegrityError("container-damaged", "the carrier names a frame that is not there")
-        self.fmt = self._frame(0).fmt
-        if frame_bytes(self.fmt) * len(self.blobs) > MAX_NATIVE_BYTES:
-            raise IntegrityError("bitstream-damaged", "more pixels than an object may hold")
-
-    def exact_frames(self) -> Iterator[Words]:
-        """The exact words of every frame; at the end the digest is compared with the one in clear."""
-        for index in range(len(self.blobs)):
-            frame = self._frame(index)
-            if self._carries(index):
-                self._kept = frame
-            with _carrier_fits():
-                self._digests.append(frame_digest(frame.words, frame.fmt, frame.levels, index, self.carrier))
-                words = _exactly(frame, self.carrier) if self._carries(index) else frame.words
-            self._pixels.update(words.astype(f"<u{words.dtype.itemsize}", copy=False).tobytes())
-            yield words
-        _same(self.pixel_sha256, self.image.pixel_sha256.hex())
-
-    def stego_frames(self) -> Iterator[Words]:
-        """The words as coded."""
-        return (self._frame(index).words for index in range(len(self.blobs)))
-
-    @property
-    def pixel_sha256(self) -> str:
-        """Hex digest of the exact words seen so far."""
-        return self._pixels.hexdigest()
-
-    def context(self, object_id: bytes) -> Context:
-        """The context as the decoded frames show it."""
-        return coded_context(object_id, self.fmt, self.carrier, self._digests)
-
-    def record(self, context: Context, key: bytes) -> bytes:
-        """The packed record, out of the image or from beside it."""
-        sealed = self._beside
-        if self._kept is not None:
-            frame, carrier = self._kept, self.carrier
-            stego_key, salt, where = derive(key, context, "pos/v1"), context.object_id, (carrier.start, carrier.nbits)
-            with _carrier_fits():
-                sealed = extract(frame.words, frame.fmt, frame.levels, *where, stego_key=stego_key, salt=salt)
-        return open_record(sealed, data_key=key, context=context)
-
-    def _carries(self, index: int) -> bool:
-        return self.carrier.mode is CarrierMode.SEGMENTED and index == self.carrier.frame
-
-    def _frame(self, index: int) -> Frame:
-        try:
-            frame = self._decode(bytes(self.blobs[index]))
-        except CorruptBitstream as error:
-            raise IntegrityError("bitstream-damaged", "a frame cannot be decoded") from error
-        if index and frame.fmt != self.fmt:
-            raise IntegrityError("bitstream-damaged", "frames of different formats")
-        return frame
-
-
-@contextmanager
-def _carrier_fits() -> Iterator[None]:
-    """A carrier description that the decoded frame contradicts is damage like any other."""
-    try:
-        yield
-    except CarrierError as error:
-        raise IntegrityError("bitstream-damaged", "the carrier does not fit the frame") from error
-
-
-def _exactly(frame: Frame, carrier: Carrier) -> Words:
-    return exact(frame.words, frame.fmt, frame.levels, carrier.bitmap, carrier.start, carrier.nbits)
+def _data_key(sections: Sections, ring: KeyRing) -> OpenedKey:
+    return open_wraps(box.unpack_wraps(section(sections, SectionType.WRAPS)), ring.find_kek)
 
 
 def _read_side(data: bytes) -> _Side:
@@ -227,34 +246,8 @@ def _read_side(data: bytes) -> _Side:
     return _Side(layout, steps, memoryview(data)[at + used :], restored)
 
 
-def _reading(envelope: bytes | memoryview, *, exactly: bool) -> ImageReading:
-    sections = box.parse(parse_envelope(envelope).container)
-    if SectionType.FRAMES not in sections:
-        raise Unsupported("passthrough", "the object was sealed whole: it has no pixels to read without a key")
-    first = _Pass(sections, decode_frame)
-
-    def frames() -> Iterator[Words]:
-        pass_ = _Pass(sections, decode_frame)
-        return pass_.exact_frames() if exactly else pass_.stego_frames()
-
-    image = first.image
-    return ImageReading(first.fmt, len(first.blobs), image.photometric, image.pixel_sha256.hex(), exactly, frames)
-
-
-def _unwrap(sections: Sections, ring: KeyRing) -> bytes:
-    """The data key from the first wrap that opens."""
-    for wrap in box.unpack_wraps(_section(sections, SectionType.WRAPS)):
-        try:
-            return unwrap_key(wrap, find_kek=ring.find_kek)
-        except SealError:
-            continue
-    raise SealError
-
-
-def _section(sections: Sections, kind: SectionType) -> memoryview:
-    if kind not in sections:
-        raise IntegrityError("container-damaged", "a section is missing")
-    return sections[kind]
+def _refused() -> IntegrityError:
+    return IntegrityError("seal-refused", "a sealed part does not open")
 
 
 def _same(found: str, recorded: str) -> str:

@@ -1,0 +1,134 @@
+"""One pass over the frames of a coded archive object: decoding, the digests that bind the seals, and the carrier.
+
+Nothing here needs a key but `record`. What a reader without a key can find wrong is an IntegrityError with a name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+
+from codec.bitplane import Words
+from codec.blob import Frame
+from codec.errors import CorruptBitstream
+from gateway.errors import IntegrityError
+from stego.errors import CarrierError
+from stego.seal import Context, derive, open_record
+from stego.segmented import exact, extract
+from worker import container as box
+from worker.container import CarrierMode, SectionType
+from worker.objectcontext import coded_context, frame_digest
+from worker.pixels import MAX_NATIVE_BYTES, frame_bytes, little_endian
+
+Decode = Callable[[bytes], Frame]
+Sections = Mapping[SectionType, memoryview]
+
+
+class FramePass:
+    """Gathers the digests on the way through the frames; for one way only.
+
+    carrier, image: the parsed sections. fmt: of every frame. count: of frames.
+    """
+
+    def __init__(self, sections: Sections, decode: Decode) -> None:
+        """Raises IntegrityError ``container-damaged``, ``bitstream-damaged``."""
+        self._blobs = box.unpack_frames(section(sections, SectionType.FRAMES))
+        self.count = len(self._blobs)
+        self.carrier = box.unpack_carrier(section(sections, SectionType.CARRIER))
+        self.image = box.unpack_image(section(sections, SectionType.IMAGE))
+        self._beside = bytes(sections.get(SectionType.RECORD, b""))
+        self._decode = decode
+        self._kept: Frame | None = None
+        self._digests: list[bytes] = []
+        if self.carrier.mode is not CarrierMode.BESIDE and self.carrier.frame >= self.count:
+            raise IntegrityError("container-damaged", "the carrier names a frame that is not there")
+        self.fmt = self._frame(0).fmt
+        if frame_bytes(self.fmt) * self.count > MAX_NATIVE_BYTES:
+            raise IntegrityError("bitstream-damaged", "more pixels than an object may hold")
+
+    def clear_frames(self) -> Iterator[Words]:
+        """What a reader without a key gets: exact words, or those with the record inside if the bitmap is sealed.
+
+        At the end their digest is compared with the one in clear. Raises IntegrityError, also ``pixel-mismatch``.
+        """
+        shown = sha256()
+        for index in range(self.count):
+            frame = self._frame(index)
+            words = frame.words
+            with _carrier_fits():
+                self._digests.append(frame_digest(frame.words, frame.fmt, frame.levels, index, self.carrier))
+            if self.carrier.in_frame(index):
+                self._kept = frame
+                if self.carrier.mode is CarrierMode.SEGMENTED:
+                    words = self.flipped(self.carrier.bitmap)
+            shown.update(little_endian(words))
+            yield words
+        _same_pixels(shown.digest(), self.image.pixel_sha256)
+
+    def exact_frames(self, bitmap: bytes, pixel_sha256: bytes) -> Iterator[Words]:
+        """The exact words by an opened bitmap; their digest is compared at the end. Raises as `clear_frames`."""
+        found = sha256()
+        for index, words in enumerate(self.clear_frames()):
+            shown = self.flipped(bitmap) if self.carrier.in_frame(index) else words
+            found.update(little_endian(shown))
+            yield shown
+        _same_pixels(found.digest(), pixel_sha256)
+
+    def stego_frames(self) -> Iterator[Words]:
+        """The words as coded."""
+        return (self._frame(index).words for index in range(self.count))
+
+    # --- after the frames have passed ---
+
+    def flipped(self, bitmap: bytes) -> Words:
+        """The carrying frame, flipped back by `bitmap`. Raises IntegrityError."""
+        if self._kept is None:
+            raise IntegrityError("bitstream-damaged", "no frame carries anything")
+        frame, carrier = self._kept, self.carrier
+        with _carrier_fits():
+            return exact(frame.words, frame.fmt, frame.levels, bitmap, carrier.start, carrier.nbits)
+
+    def context(self, object_id: bytes) -> Context:
+        """The context as the decoded frames show it."""
+        return coded_context(object_id, self.fmt, self.carrier, self._digests)
+
+    def record(self, context: Context, key: bytes) -> bytes:
+        """The packed record, out of the image or from beside it. Raises SealError, IntegrityError."""
+        sealed = self._beside
+        if self._kept is not None:
+            frame, where = self._kept, (self.carrier.start, self.carrier.nbits)
+            stego_key, salt = derive(key, context, "pos/v1"), context.object_id
+            with _carrier_fits():
+                sealed = extract(frame.words, frame.fmt, frame.levels, *where, stego_key=stego_key, salt=salt)
+        return open_record(sealed, data_key=key, context=context)
+
+    def _frame(self, index: int) -> Frame:
+        try:
+            frame = self._decode(bytes(self._blobs[index]))
+        except CorruptBitstream as error:
+            raise IntegrityError("bitstream-damaged", "a frame cannot be decoded") from error
+        if index and frame.fmt != self.fmt:
+            raise IntegrityError("bitstream-damaged", "frames of different formats")
+        return frame
+
+
+def section(sections: Sections, kind: SectionType) -> memoryview:
+    """A section that must be there. Raises IntegrityError."""
+    if kind not in sections:
+        raise IntegrityError("container-damaged", "a section is missing")
+    return sections[kind]
+
+
+@contextmanager
+def _carrier_fits() -> Iterator[None]:
+    """A carrier description that the decoded frame contradicts is damage like any other."""
+    try:
+        yield
+    except CarrierError as error:
+        raise IntegrityError("bitstream-damaged", "the carrier does not fit the frame") from error
+
+
+def _same_pixels(found: bytes, recorded: bytes) -> None:
+    if found != recorded:
+        raise IntegrityError("pixel-mismatch", "the pixels are not those of the digest beside them")
