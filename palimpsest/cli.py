@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care, cli_policy
+from palimpsest import cli_care, cli_payload, cli_policy
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -57,6 +57,7 @@ app = typer.Typer(
 )  # fmt: skip
 cli_care.register(app)
 cli_policy.register(app)
+cli_payload.register(app)
 
 
 def _settings(home: Path | None) -> Settings:
