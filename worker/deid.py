@@ -22,7 +22,7 @@ from worker.deid_rules import Deidentifier, like, subject_of, tags_of
 from worker.deid_values import Element
 from worker.envelope import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 
-__all__ = ["Deidentified", "Profile", "deidentify", "reidentify", "refuse_unsafe_pixels"]
+__all__ = ["Deidentified", "Profile", "deidentify", "reidentify", "refuse_unsafe_pixels", "separate"]
 
 IDENTITY_REMOVED, METHOD, METHOD_CODE = 0x00120062, 0x00120063, 0x00120064
 TEMPORAL_MODIFIED, ENCRYPTED_ATTRIBUTES = 0x00280303, 0x04000500
@@ -58,9 +58,14 @@ def deidentify(dataset: Dataset, profile: Profile, key: bytes) -> Deidentified:
 
     Raises PolicyRefused, reasons as in `refuse_unsafe_pixels`; ValueError when the key is shorter than 16 bytes.
     """
+    refuse_unsafe_pixels(dataset, profile)
+    return separate(dataset, profile, key)
+
+
+def separate(dataset: Dataset, profile: Profile, key: bytes) -> Deidentified:
+    """As `deidentify`, for a data set whose pixels nobody will be shown: they are not judged. Raises ValueError."""
     if len(key) < 16:
         raise ValueError("the pseudonym key is too short")
-    refuse_unsafe_pixels(dataset, profile)
     cleaned, changed = Deidentifier(profile, key, subject_of(dataset, key)).clean(dataset)
     written = _declare(profile)
     originals = {tag: dataset.get_item(tag) for tag in tags_of(dataset) if tag in changed or tag in WRITTEN}

@@ -50,8 +50,11 @@ class Profile:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Profile:
-        """The profile with the named options on. Raises ValueError naming an unknown one and the known ones."""
-        chosen = set(names)
+        """The profile with the named options on, words joined by '_' or '-'.
+
+        Raises ValueError naming an unknown one and the known ones.
+        """
+        chosen = {name.replace("-", "_") for name in names}
         known = [field.name for field in fields(cls)]
         unknown = sorted(chosen - set(known))
         if unknown:

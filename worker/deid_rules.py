@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from pydicom import charset
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag
 
 from gateway.pseudonym import pseudonym_text
@@ -48,7 +51,9 @@ _PUBLIC_SCHEMES = frozenset(
 _IDENTIFYING = (PATIENT_ID, 0x00080050, 0x00080080, 0x00080081, 0x00101000, 0x00101040, 0x00200010, 0x00380010)
 _REFERENCES = frozenset({0x00081110, 0x00081111, 0x00081140, 0x00082112})
 _CONTENT, _GRAPHICS, _VERIFYING, _FLOW = 0x0040A730, 0x00700001, 0x0040A073, 0x00340001
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, EOFError, OSError)
+#: what pydicom raises for bytes that are no DICOM
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, EOFError, OSError,
+              RecursionError, struct.error, zlib.error, InvalidDicomError, BytesLengthException)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class Deidentifier:
             return text if re.fullmatch(r"[+-]\d{4}", text) else None
         if vr == "AE":
             return pseudonym_text(text, self._key, "AE")
-        if vr in TEXT_VRS or vr == "CS":
+        if vr in TEXT_VRS:
             return clean_words(text, self._subject.words) or None
         return None
 
@@ -226,7 +231,7 @@ class Deidentifier:
         try:
             parsed = _parsed(source, element, encodings)
             items = [self._item(item, encodings, words) for item in parsed.value or ()]
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
         if all(now is before for now, before in zip(items, parsed.value or (), strict=True)):
             return element
