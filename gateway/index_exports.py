@@ -50,9 +50,11 @@ class Exports(Database):
         pixel_digest: str,
         record_key: str | None,
         record_digest: str | None,
+        key_ids: Sequence[str] = (),
     ) -> StegoExport:
         """The object was made and proven, and what restores it is in the archive: now it may be sent.
 
+        key_ids: of the keys that were used, for the audit.
         A repetition must bring the same values. Raises IntegrityError ``stego-export-differs``, NotFound.
         """
         values = {
@@ -66,7 +68,7 @@ class Exports(Database):
                     raise IntegrityError("stego-export-differs", "a retry made another object than was recorded")
                 return row
             conn.execute(sa.update(stego_export).where(stego_export.c.id == export_id).values(**values))
-            detail: Detail = {"destination": row.destination, "representation": row.mode}
+            detail: Detail = {"destination": row.destination, "representation": row.mode, "key_id": ",".join(key_ids)}
             audit.append(conn, AuditEvent("stego-made", actor, instance_id=row.instance_id, detail=detail), self.now())
             return _fetch(conn, export_id)
 

@@ -1,4 +1,4 @@
-"""How one archive object travels to one destination: C-STORE over a kept association, or a file in a folder.
+"""How one object travels to one destination: C-STORE over a kept association, or a file in a folder.
 
 A sender answers with a `Delivery`, never with an exception for what a peer does: the peer's behaviour is data here.
 """
@@ -16,13 +16,16 @@ from typing import Literal, Protocol, Self
 
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
 
+from gateway.part10 import peek
 from gateway.settings import Destination, Settings
 
 __all__ = ["Delivery", "DicomSender", "FolderSender", "Sender", "open_sender"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 SENDING = "sending-"  # temporary files begin so; after a kill the sweep finds them by it
+MAX_CONTEXTS = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"  # Raw Data Storage, the envelope's SOP class
 
 #: C-STORE statuses by their class (PS3.4 B.2.3, PS3.7 C): the first match decides.  Coercion of elements (B000) and
@@ -71,13 +74,17 @@ class Sender(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def send(self, name: str, envelope: bytes) -> Delivery:
-        """Deliver one Part 10 envelope; `name` is its archive key."""
+    def send(self, name: str, part10: bytes) -> Delivery:
+        """Deliver one Part 10 file; `name` is its archive key, or has the form of one."""
         ...
 
 
 class DicomSender:
-    """C-STORE SCU (PS3.4 B): one association, kept open over a batch, opened again when the peer dropped it."""
+    """C-STORE SCU (PS3.4 B): one association, kept open over a batch, opened again when the peer dropped it.
+
+    What is proposed: Raw Data, for envelopes, and every SOP class and syntax of what was sent so far. A file of another
+    one ends the association, and a new one proposes it, too.
+    """
 
     def __init__(self, destination: Destination, *, calling_ae: str, timeout: float, folder: Path) -> None:
         self._destination = destination
@@ -89,6 +96,7 @@ class DicomSender:
         self._ae.acse_timeout = self._ae.dimse_timeout = self._ae.network_timeout = timeout
         self._ae.connection_timeout = min(timeout, 10.0)
         self._ae.maximum_pdu_size = 0
+        self._proposed = {(RAW_DATA, EXPLICIT_LE)}
         self._ae.add_requested_context(RAW_DATA, EXPLICIT_LE)
 
     def __enter__(self) -> Self:
@@ -97,11 +105,23 @@ class DicomSender:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._association is None:
-            return
-        if self._association.is_established:
+        self._release()
+
+    def _release(self) -> None:
+        if self._association is not None and self._association.is_established:
             self._association.release()
         self._association = None
+
+    def _propose(self, sop_class: str, syntax: str) -> None:
+        """Have the association propose this pair; one that does not is released."""
+        if (sop_class, syntax) in self._proposed:
+            return
+        self._release()
+        if len(self._proposed) >= MAX_CONTEXTS:
+            self._ae.requested_contexts = []
+            self._proposed = set()
+        self._proposed.add((sop_class, syntax))
+        self._ae.requested_contexts = [build_context(*pair) for pair in sorted(self._proposed)]
 
     def _associate(self) -> Delivery | Association:
         if self._association is not None and self._association.is_established:
@@ -114,17 +134,19 @@ class DicomSender:
             return association
         if association.is_rejected:
             return Delivery("down", "association-rejected")
-        if association.rejected_contexts:  # the peer is there, and takes no Raw Data: no retry will change that
+        if association.rejected_contexts:  # the peer is there, and takes nothing of it: no retry will change that
             return Delivery("permanent", "no-presentation-context")
         return Delivery("down", "unreachable")
 
-    def send(self, name: str, envelope: bytes) -> Delivery:
-        """C-STORE one envelope; `name` is not used: the peer names by UID."""
+    def send(self, name: str, part10: bytes) -> Delivery:
+        """C-STORE one file; `name` is not used: the peer names by UID. Raises InvalidInstance for no Part 10 file."""
+        found = peek(part10)
+        self._propose(str(found.sop_class_uid), found.transfer_syntax)
         association = self._associate()
         if isinstance(association, Delivery):
             return association
         with tempfile.NamedTemporaryFile(dir=self._folder, prefix=SENDING, suffix=".dcm") as file:
-            file.write(envelope)
+            file.write(part10)
             file.flush()
             try:
                 response = association.send_c_store(file.name)
@@ -149,18 +171,18 @@ class FolderSender:
     ) -> None:
         return None
 
-    def send(self, name: str, envelope: bytes) -> Delivery:
-        """Write one envelope as <path>/<name>; the same bytes again are a success, other bytes are refused."""
+    def send(self, name: str, part10: bytes) -> Delivery:
+        """Write one file as <path>/<name>; the same bytes again are a success, other bytes are refused."""
         target = self._root / name
         try:
             if not self._root.is_dir():
                 return Delivery("down", "folder-missing")
             if target.exists():
-                same = _digest(target) == sha256(envelope).digest()
+                same = _digest(target) == sha256(part10).digest()
                 return Delivery("done", "already-there") if same else Delivery("permanent", "other-bytes-there")
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(target, envelope)
-            if _digest(target) != sha256(envelope).digest():
+            _write_durably(target, part10)
+            if _digest(target) != sha256(part10).digest():
                 return Delivery("retry", "read-back-differs")
         except OSError:
             return Delivery("down", "folder-io-error")

@@ -38,9 +38,11 @@ from gateway.errors import (
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.instance import Form, State
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
+from gateway.policy import ArchiveRule
 from worker.candidate import Candidate, build_candidate, build_passthrough
 from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
+from worker.rules import archive_rule, modality_of
 from worker.verify import Verifier, VerifyReport
 
 __all__ = ["process_instance", "record_failure"]
@@ -92,7 +94,10 @@ def make_candidate(work: Work) -> None:
         _pass_through(work, error)
         return
     data = work.gw.spool.read(row.digest)
-    _store_candidate(work, build_candidate(data, _provenance(row), work.gw.keys))
+    rule = archive_rule(work.gw, row, data)
+    _store_candidate(
+        work, build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule), rule, modality_of(data)
+    )
 
 
 def prove(work: Work) -> None:
@@ -143,10 +148,12 @@ def archive(work: Work) -> None:
 def _pass_through(work: Work, reason: str) -> None:
     """Seal the whole file as received; the codec is not touched."""
     data = work.gw.spool.read(work.row.digest)
-    _store_candidate(work, build_passthrough(data, _provenance(work.row), work.gw.keys, reason))
+    rule = archive_rule(work.gw, work.row, data)
+    candidate = build_passthrough(data, provenance(work.gw, work.row), work.gw.keys, reason, rule=rule)
+    _store_candidate(work, candidate, rule, modality_of(data))
 
 
-def _store_candidate(work: Work, candidate: Candidate) -> None:
+def _store_candidate(work: Work, candidate: Candidate, rule: ArchiveRule, modality: str) -> None:
     """The bytes durably first, then digest, wrapped keys and figures in one commit."""
     digest = work.gw.candidates.put(candidate.envelope)
     facts = CandidateFacts(
@@ -164,8 +171,12 @@ def _store_candidate(work: Work, candidate: Candidate) -> None:
             "frames": candidate.frames,
             "pixel_sha256": candidate.pixel_sha256,
             "nonpixel_sha256": candidate.nonpixel_sha256,
+            "rule": rule.name,
+            "modality": modality,
+            "software": software(),
         },
         wraps=[wrap.hex() for wrap in candidate.wraps],
+        patient_key=candidate.patient_key or None,
     )
     work.gw.index.set_candidate(work.row.id, work.owner, facts)
 
@@ -195,9 +206,16 @@ def software() -> str:
         return "palimpsest (source tree)"
 
 
-def _provenance(row: InstanceRow) -> Provenance:
+def provenance(gw: Gateway, row: InstanceRow) -> Provenance:
+    """What the record says of the receipt; the program is the one that archived the object, once it is archived."""
     received_at = datetime.fromtimestamp(row.received_at, tz=UTC).isoformat(timespec="microseconds")
-    return Provenance(received_at=received_at, source=row.source, calling_ae=row.calling_ae, software=software())
+    program = gw.index.facts(row.id).get("software")
+    return Provenance(
+        received_at=received_at,
+        source=row.source,
+        calling_ae=row.calling_ae,
+        software=program if isinstance(program, str) else software(),
+    )
 
 
 def _disproof(work: Work, report: VerifyReport) -> str | None:

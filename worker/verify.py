@@ -3,6 +3,8 @@
 `python -m worker.verify --keys DIR --parent PID` is the process, `Verifier` its client. On the pipes, big endian:
 
     request    u8 kind (0 check, 1 check with the reference decoder), u64 length, envelope bytes
+               u8 kind 2 (check a viewable stego object), u64 length of u64 + file + record, u64 length of the file,
+               file, restoration record (empty: there is none)
     answer     u32 length, JSON object; the first one is {"ready": true}
 
 The process sees no database, no spool and no encoder state. It ends at EOF on its standard input and with its parent.
@@ -29,13 +31,13 @@ from gateway.keys import KeyRing
 from gateway.settings import python_environment
 from worker.process import die_with_parent
 
-CHECK, CHECK_REFERENCE = 0, 1
+CHECK, CHECK_REFERENCE, CHECK_STEGO = 0, 1, 2
 MEMORY_BYTES = 6 << 30  # RLIMIT_DATA of the process: it holds envelope, side part, pixels and file at once
 TIMEOUT_SECONDS = 900.0  # one object; the largest that is coded has 1 GiB of pixels
 START_SECONDS = 300.0  # importing and, with a cold cache, compiling
 MAX_ANSWER_BYTES = 1 << 16
 MAX_ENVELOPE_BYTES = 1 << 33
-_REQUEST, _ANSWER = struct.Struct(">BQ"), struct.Struct(">I")
+_REQUEST, _ANSWER, _LENGTH = struct.Struct(">BQ"), struct.Struct(">I"), struct.Struct(">Q")
 _PIPE_PIECE = 1 << 16
 
 
@@ -81,7 +83,8 @@ def check_envelope(envelope: bytes, ring: KeyRing, *, reference: bool = False) -
         return VerifyReport(False, "memory", reference=reference, seconds=time.monotonic() - started)
     record = found.record
     return VerifyReport(
-        ok=True,
+        ok=found.pixels_open,
+        reason="" if found.pixels_open else "pixel-key",
         recorded_sha256=record.file_sha256,
         sha256=found.sha256,
         dataset_sha256=record.dataset_sha256,
@@ -90,6 +93,26 @@ def check_envelope(envelope: bytes, ring: KeyRing, *, reference: bool = False) -
         reference=reference,
         seconds=time.monotonic() - started,
     )
+
+
+def check_stego_object(part10: bytes, restoration: bytes | None, ring: KeyRing) -> VerifyReport:
+    """Open a viewable stego object from its bytes, the ring and its restoration record alone.
+
+    Raises only Unavailable (the key ring cannot be read); all else is in the report.
+    """
+    from worker.stegoobject import open_stego
+
+    started = time.monotonic()
+    try:
+        found = open_stego(part10, ring, restoration=restoration)
+    except Unavailable:
+        raise
+    except PalimpsestError as error:
+        return VerifyReport(False, error.reason, seconds=time.monotonic() - started)
+    except MemoryError:
+        return VerifyReport(False, "memory", seconds=time.monotonic() - started)
+    recorded = found.record.file_sha256
+    return VerifyReport(True, "", recorded, found.sha256, seconds=time.monotonic() - started)
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], ring: KeyRing) -> None:
@@ -103,9 +126,16 @@ def serve(requests: IO[bytes], answers: IO[bytes], ring: KeyRing) -> None:
         if len(envelope) < length:
             return
         try:
-            _answer(answers, asdict(check_envelope(envelope, ring, reference=kind == CHECK_REFERENCE)))
+            _answer(answers, asdict(_check(kind, envelope, ring)))
         except Unavailable as error:
             _answer(answers, {"unavailable": error.reason})
+
+
+def _check(kind: int, body: bytes, ring: KeyRing) -> VerifyReport:
+    if kind != CHECK_STEGO:
+        return check_envelope(body, ring, reference=kind == CHECK_REFERENCE)
+    end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
+    return check_stego_object(body[_LENGTH.size : end], body[end:] or None, ring)
 
 
 def _answer(answers: IO[bytes], message: dict[str, object]) -> None:
@@ -212,6 +242,10 @@ class Verifier:
     def check_reference(self, envelope: bytes) -> VerifyReport:
         """As `check`, with the NumPy reference decoder."""
         return self._ask_twice(CHECK_REFERENCE, envelope)
+
+    def check_stego(self, part10: bytes, restoration: bytes | None) -> VerifyReport:
+        """Prove one viewable stego object; crashes, timeouts and Unavailable as `check`."""
+        return self._ask_twice(CHECK_STEGO, b"".join((_LENGTH.pack(len(part10)), part10, restoration or b"")))
 
     def close(self) -> None:
         """End the process; safe to call twice."""

@@ -350,7 +350,7 @@ def test_backoff_doubles_within_its_bounds(attempts: int) -> None:
 
 def test_provenance_carries_time_and_program(gw: Gateway) -> None:
     row = gw.index.get(take_in(gw, "CT_small.dcm"))
-    made: Provenance = pipeline._provenance(row)
+    made: Provenance = pipeline.provenance(gw, row)
     assert made.received_at.endswith("+00:00")
     assert made.software.startswith("palimpsest")
     assert (made.source, made.calling_ae) == ("stow", "TEST")
