@@ -37,6 +37,10 @@ REASONS: Final = {
     "flat": "almost no sample may change: the frame is empty, constant or saturated",
     "no-room": "the frame cannot hold the payload in this mode",
     "smooth": "too little noise to hide in",
+    "comb": "regular gaps in the histogram, which a change of one would fill",
+    "burned-in-unknown": "the object does not declare its pixels free of burned-in text",
+    "recognizable-features": "the object does not declare its pixels free of a likeness",
+    "overlay-in-pixels": "an overlay lies in the unused bits of the pixels",
 }
 MAX_FRAMES_TRIED = 8
 MIN_BITS = 8
