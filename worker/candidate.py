@@ -11,7 +11,7 @@ from hashlib import sha256
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.errors import CodecError
 from codec.frame import encode_frame
-from gateway.errors import InvalidInstance, Unsupported
+from gateway.errors import InvalidInstance, Unavailable, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
 from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
@@ -22,11 +22,12 @@ from stego.segmented import embed, suitability
 from worker import container as box
 from worker.attributes import Data, read_tolerant
 from worker.container import Carrier, CarrierMode, SectionType
+from worker.encrypted_attributes import CmsItem, seal_identity
 from worker.envelope import Source, build_envelope, envelope_uid
 from worker.identity import Provenance, identify
 from worker.objectcontext import MODES, coded_context, frame_digest, passthrough_context
 from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_stream
-from worker.sealing import Wraps, make_wraps, patient_label
+from worker.sealing import Wraps, known_recipient, make_wraps, patient_label
 from worker.splice import carry_out, pack_plan, read_object
 
 MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
@@ -153,7 +154,7 @@ def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Cand
     if carrier.mode is CarrierMode.BESIDE:
         sections[SectionType.RECORD] = sealed
     coder = "+".join(name for name, _ in Counter(coded.coders).most_common())
-    return _finish(sections, context, record, sealer, Form.CODED, "", coder, source)
+    return _finish(data, sections, context, record, sealer, Form.CODED, "", coder, source)
 
 
 def _choose_carrier(source: PixelSource, nbits: int, rule: ArchiveRule) -> tuple[Carrier, LevelTable | None]:
@@ -254,13 +255,14 @@ def build_passthrough(
         SectionType.RECORD: seal_record(packed, data_key=key, context=context),
         SectionType.WHOLE: seal_side(memoryview(data), data_key=key, context=context, label=WHOLE_LABEL),
     }
-    return _finish(sections, context, record, sealer, Form.PASSTHROUGH, reason, "", None)
+    return _finish(data, sections, context, record, sealer, Form.PASSTHROUGH, reason, "", None)
 
 
 # --- both ---
 
 
 def _finish(
+    data: Data,
     sections: dict[SectionType, bytes],
     context: Context,
     record: Record,
@@ -275,27 +277,28 @@ def _finish(
     if wraps.pixel:
         sections[SectionType.PIXEL_WRAPS] = box.pack_wraps(wraps.pixel)
     clear = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT)
-    ids = Source(
-        record.file_sha256, record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class,
-        wraps.patient_key,
-    )  # fmt: skip
+    named = (record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class)
     pseudonyms = sealer.ring.pseudonym_key()
+    uid = envelope_uid(record.file_sha256, pseudonyms, wraps.patient_key)
+    encrypted = [(item.syntax, item.content) for item in _identity_copy(sealer, data, uid, pseudonyms)]
     shown = "" if wraps.pixel else record.pixel_sha256
+    source_ids = Source(record.file_sha256, *named, sealed_to=wraps.patient_key)
     return Candidate(
-        envelope=build_envelope(box.build(sections), ids, shown, pseudonyms),
-        envelope_uid=envelope_uid(record.file_sha256, pseudonyms, wraps.patient_key),
+        envelope=build_envelope(box.build(sections), source_ids, shown, pseudonyms, encrypted=encrypted),
+        envelope_uid=uid,
         form=form,
         reason=reason,
         coder=coder,
         carrier=context.mode,
         codec_bytes=len(sections.get(SectionType.FRAMES, b"")),
-        payload_bytes=sum(len(part) for kind, part in sections.items() if kind not in clear),
+        payload_bytes=sum(len(part) for kind, part in sections.items() if kind not in clear)
+        + sum(len(content) for _, content in encrypted),
         raw_pixel_bytes=source.pixel_bytes if source else 0,
         frames=source.frames if source else 0,
         wraps=wraps.data,
         pixel_wraps=wraps.pixel,
         patient_key=wraps.patient_key,
-        key_ids=(*wraps.key_ids, sealer.signer[0]),
+        key_ids=(*wraps.key_ids, *(f"cms:{name}" for name in sealer.rule.cms if encrypted), sealer.signer[0]),
         object_id=context.object_id,
         file_sha256=record.file_sha256,
         pixel_sha256=record.pixel_sha256,
@@ -308,3 +311,17 @@ def _wraps(sealer: _Sealer, record: Record, context: Context) -> Wraps:
     label = patient_label(record.patient_id, study)
     sealed_bitmap = context.mode == MODES[CarrierMode.SEALED]
     return make_wraps(sealer.ring, sealer.rule, label, sealer.secrets.data_key, context, sealed_bitmap=sealed_bitmap)
+
+
+def _identity_copy(sealer: _Sealer, data: Data, uid: str, pseudonyms: bytes) -> tuple[CmsItem, ...]:
+    """The removed attributes as CMS for the rule's recipients; () where the rule names none, or nothing can be read."""
+    if not sealer.rule.cms:
+        return ()
+    recipients = [known_recipient(sealer.ring, name) for name in sealer.rule.cms]
+    if any(each.kind != "rsa" for each in recipients):
+        raise Unavailable("unfit-recipient", "the policy names a recipient for CMS whose key is not RSA")
+    public = [each.public for each in recipients]
+    try:
+        return (seal_identity(data, public, belongs_to=uid, signer=sealer.signer, key=pseudonyms),)
+    except InvalidInstance:  # no header to take anything from: the file is sealed whole, and opens with the ring
+        return ()

@@ -64,10 +64,16 @@ def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "") -> str:
     return pseudonym_uid(f"palimpsest/envelope/1/{name}", key)
 
 
-def build_envelope(container: bytes, source: Source, pixel_sha256: str, key: bytes) -> bytes:
-    """The Part 10 file. `key`: the ring's pseudonym key; `pixel_sha256`: hex, '' for passthrough. Deterministic."""
+def build_envelope(
+    container: bytes, source: Source, pixel_sha256: str, key: bytes, *, encrypted: Sequence[tuple[str, bytes]] = ()
+) -> bytes:
+    """The Part 10 file. Deterministic.
+
+    key: the ring's pseudonym key. pixel_sha256: hex, '' where no exact pixels are in clear. encrypted: items of the
+    Encrypted Attributes Sequence (0400,0500) as (transfer syntax of the content, CMS bytes), PS3.15 E.1.1.
+    """
     uid = envelope_uid(source.file_sha256, key, source.sealed_to)
-    body = _identity(source, uid, key) + _private(container, pixel_sha256)
+    body = _identity(source, uid, key) + _encrypted_attributes(encrypted) + _private(container, pixel_sha256)
     meta = b"".join(
         (
             _element(0x00020001, "OB", b"\x00\x01"),
@@ -123,6 +129,11 @@ def _identity(source: Source, uid: str, key: bytes) -> bytes:
             _sequence(0x00400555),
         )
     )
+
+
+def _encrypted_attributes(items: Sequence[tuple[str, bytes]]) -> bytes:
+    packed = [_element(0x04000510, "UI", syntax) + _element(0x04000520, "OB", content) for syntax, content in items]
+    return _sequence(0x04000500, *packed) if packed else b""
 
 
 def _private(container: bytes, pixel_sha256: str) -> bytes:

@@ -62,6 +62,11 @@ class _Reading:
     photometric: str
     frames: Callable[[], Iterator[Words]]
 
+    def frame(self, index: int) -> Words:
+        """Frame `index` (from 0), after the digest over all frames was checked. Raises IntegrityError, IndexError."""
+        kept = [words for at, words in enumerate(self.frames()) if at == index]
+        return kept[0]
+
 
 @dataclass(frozen=True)
 class ExactImage(_Reading):

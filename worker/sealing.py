@@ -55,7 +55,7 @@ def make_wraps(
     not go without a recipient that it was promised to, nor be lost, so it waits.
     """
     patient_key, secret = ring.patient_key(label)
-    further = tuple(_known(ring, name) for name in rule.recipients)
+    further = tuple(known_recipient(ring, name) for name in rule.recipients)
     data = (
         wrap_key(data_key, kek=secret, kek_id=patient_key),
         *(_to_recipient(each, data_key, context) for each in further),
@@ -74,7 +74,8 @@ def make_wraps(
     return Wraps(data, pixel, patient_key, tuple(key_ids))
 
 
-def _known(ring: KeyRing, name: str) -> Recipient:
+def known_recipient(ring: KeyRing, name: str) -> Recipient:
+    """The recipient of this name. Raises Unavailable ``unknown-recipient``."""
     for each in ring.recipients():
         if each.name == name:
             return each

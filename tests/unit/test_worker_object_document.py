@@ -157,7 +157,8 @@ def test_pseudonyms_are_as_written(ring: KeyRing) -> None:
         return f"2.25.{uuid.UUID(int=number).int}"
 
     received = hashlib.sha256(CASES["segmented"]).hexdigest()
-    assert ds.SOPInstanceUID == uid(f"palimpsest/envelope/1/{received}")
+    sealed_to = ring.patient_key_ids(f"P\0{IDENTITY['PatientID']}")[0]
+    assert ds.SOPInstanceUID == uid(f"palimpsest/envelope/1/{received}/{sealed_to}")
     assert ds.StudyInstanceUID == uid(IDENTITY["StudyInstanceUID"])
     assert ds.SeriesInstanceUID == uid("palimpsest/envelope-series/1/" + IDENTITY["SeriesInstanceUID"])
     reference = ds.ReferencedInstanceSequence[0]

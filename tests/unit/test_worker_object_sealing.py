@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import subprocess
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,10 +23,11 @@ from gateway.policy import ArchiveRule
 from stego import recipients
 from stego.recipients import KINDS, Kind
 from stego.seal import Context, open_record, open_side, wrap_kek_id
-from tests.object_makers import FACTS, header, image, noisy, save
+from tests.object_makers import BIG, FACTS, IDENTITY, IMPLICIT, header, image, noisy, save
 from worker import container as box
 from worker.candidate import Candidate, build_candidate, build_passthrough
 from worker.container import SectionType
+from worker.encrypted_attributes import open_attributes
 from worker.envelope import Source, build_envelope, parse_envelope
 from worker.pixels import pixel_digest
 from worker.restore import ExactImage, StegoImage, exact_image, read_image, restore, stego_image
@@ -53,9 +57,8 @@ def other_ring(tmp_path_factory: pytest.TempPathFactory) -> KeyRing:
 def ring_with_recipients(folder: Path) -> KeyRing:
     """A ring that knows a recipient of each kind by the kind's name; the X-Wing one is for recovery."""
     ring = KeyRing.load_or_create(folder)
-    rows = tuple(Recipient(kind, kind, recipients.public_of(kind, private(kind)), kind == "xwing") for kind in KINDS)
-    with ring._change() as state:
-        ring._write(replace(state, recipients=rows))
+    for kind in KINDS:
+        ring.add_recipient(Recipient(kind, kind, recipients.public_of(kind, private(kind)), kind == "xwing"))
     return ring
 
 
@@ -135,6 +138,50 @@ def test_objects_from_before_patient_keys_still_open(ring: KeyRing) -> None:
     wraps = box.pack_wraps([wrap_key(secrets.data_key, kek=kek, kek_id=kek_id)])
     back = restore(rebuilt(built.envelope, {SectionType.WRAPS: wraps}, ring), ring)
     assert back.data == FILE and back.key_ids[0] == kek_id
+
+
+# --- the standard way out ---
+
+
+def test_openssl_and_pydicom_read_the_identity_from_the_envelope(ring: KeyRing, tmp_path: Path) -> None:
+    """PS3.15 E.1.1, by a recipient who has none of our software."""
+    rule = ArchiveRule(name="cms", shreddable=False, cms=("rsa",))
+    for built in (
+        build_candidate(FILE, FACTS, ring, rule=rule),
+        build_passthrough(FILE, FACTS, ring, "test", rule=rule),
+    ):
+        envelope = pydicom.dcmread(io.BytesIO(built.envelope))
+        item = envelope.EncryptedAttributesSequence[0]
+        (tmp_path / "content.der").write_bytes(item.EncryptedContent)
+        (tmp_path / "key.der").write_bytes(private("rsa"))
+        command = ["openssl", "cms", "-decrypt", "-inform", "DER", "-in", "content.der"]
+        command += ["-inkey", "key.der", "-keyform", "DER", "-binary"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=30, check=True)
+        syntax = str(item.EncryptedContentTransferSyntaxUID)
+        implicit, little = syntax == IMPLICIT, syntax != BIG
+        opened = pydicom.filereader.read_dataset(io.BytesIO(done.stdout), implicit, little)
+        removed = opened.ModifiedAttributesSequence[0]
+        assert (removed.PatientName, removed.PatientID) == (IDENTITY["PatientName"], IDENTITY["PatientID"])
+        assert removed.SOPInstanceUID == IDENTITY["SOPInstanceUID"]
+        ours = open_attributes(item, private("rsa"), find_verify_key=ring.find_verify_key)
+        assert ours.belongs_to == envelope.SOPInstanceUID == built.envelope_uid
+        assert "cms:rsa" in built.key_ids
+        assert restore(built.envelope, ring).data == FILE
+        for text in IDENTITY.values():
+            assert text.encode() not in built.envelope
+
+
+def test_no_copy_of_the_identity_without_a_rule_or_without_a_header(ring: KeyRing) -> None:
+    rule = ArchiveRule(name="cms", shreddable=False, cms=("rsa",))
+    plain = build_candidate(FILE, FACTS, ring)
+    nothing = build_passthrough(b"no DICOM", FACTS, ring, "test", rule=rule)
+    for built in (plain, nothing):
+        assert "EncryptedAttributesSequence" not in pydicom.dcmread(io.BytesIO(built.envelope))
+        assert "cms:rsa" not in built.key_ids
+    for name, reason in (("nobody", "unknown-recipient"), ("x25519", "unfit-recipient")):
+        with pytest.raises(Unavailable) as caught:
+            build_candidate(FILE, FACTS, ring, rule=ArchiveRule(name="x", shreddable=False, cms=(name,)))
+        assert caught.value.reason == reason
 
 
 # --- the carrier by rule ---
