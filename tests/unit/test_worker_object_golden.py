@@ -13,15 +13,39 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 
+from gateway.keys import Recipient
+from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
+from stego.recipients import Kind, public_of
+from stego.seal import Context, open_side
 from tests.object_makers import FACTS, IDENTITY, JPEG_LS, compressed, header, image, noisy, save
+from worker import container as box
 from worker.candidate import Secrets, build_candidate
+from worker.container import SectionType
+from worker.encrypted_attributes import open_attributes
+from worker.envelope import parse_envelope
 from worker.pixels import pixel_digest
-from worker.restore import exact_image, restore
+from worker.restore import exact_image, restore, stego_image
+from worker.sealing import open_wraps_as
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "archive-object"
 EXPECTED = FOLDER / "expected.json"
+PATIENT_KEY = "pat-" + "G" * 26
+#: private keys of recipients, published like the ring
+RECIPIENTS: dict[Kind, bytes] = {
+    "x25519": bytes(range(160, 192)),
+    "xwing": bytes(range(192, 224)),
+    "rsa": (FOLDER / "recipient-rsa.der").read_bytes(),
+}
+RULES = {
+    "recipients": ArchiveRule(
+        name="golden", shreddable=False, recipients=tuple(f"golden-{kind}" for kind in RECIPIENTS)
+    ),
+    "sealed": ArchiveRule(name="golden", seal_bitmap=True),
+    "cms": ArchiveRule(name="golden", shreddable=False, cms=("golden-rsa",)),
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +55,27 @@ class GoldenRing:
     kek: bytes = bytes(range(32))
     signing: bytes = bytes(range(32, 64))
     pseudonym: bytes = bytes(range(64, 96))
-
-    def kek_current(self) -> tuple[str, bytes]:
-        return "kek-golden", self.kek
+    patient: bytes = bytes(range(96, 128))
+    pixel: bytes = bytes(range(128, 160))
 
     def find_kek(self, key_id: str) -> bytes:
-        return {"kek-golden": self.kek}[key_id]
+        return {"kek-golden": self.kek, PATIENT_KEY: self.patient}[key_id]
+
+    def patient_key(self, label: str) -> tuple[str, bytes]:
+        assert label == f"P\0{IDENTITY['PatientID']}"
+        return PATIENT_KEY, self.patient
+
+    def pixel_key(self) -> tuple[str, bytes]:
+        return "pixel-golden", self.pixel
+
+    def find_pixel_key(self, key_id: str) -> bytes:
+        return {"pixel-golden": self.pixel}[key_id]
+
+    def recipients(self) -> tuple[Recipient, ...]:
+        return tuple(
+            Recipient(f"golden-{kind}", kind, public_of(kind, private), recovery=True)
+            for kind, private in RECIPIENTS.items()
+        )
 
     def signing_key(self) -> tuple[str, bytes]:
         return "sign-golden", self.signing
@@ -62,6 +101,9 @@ def sources() -> dict[str, bytes]:
         "colour": image([colour], planar=1, vr="OB"),
         "compressed": compressed([grey], [bytes(imagecodecs.jpegls_encode(grey))], syntax=JPEG_LS, stored=16),
         "whole": save(header()),
+        "recipients": image([noisy(seed=4)], stored=16),
+        "sealed": image([noisy(seed=5)], stored=16),
+        "cms": image([noisy(seed=6)], stored=16),
     }
 
 
@@ -84,7 +126,32 @@ def test_golden_object_restores(name: str) -> None:
     assert back.pixel_sha256 == expected["pixel_sha256"]
     assert back.record.patient_name == IDENTITY["PatientName"]
     if back.pixel_sha256:
-        assert pixel_digest(exact_image(envelope).frames()).hex() == expected["pixel_sha256"]
+        sealed = name.startswith("sealed")
+        frames = exact_image(envelope, GoldenRing() if sealed else None).frames()  # type: ignore[arg-type]
+        assert pixel_digest(frames).hex() == expected["pixel_sha256"]
+
+
+@pytest.mark.parametrize("kind", RECIPIENTS)
+def test_golden_recipients_open(kind: Kind) -> None:
+    """The file for a recipient of the data key; the exact pixels, and no more, for a recovery key."""
+    for path in FOLDER.glob("recipients-*.dcm"):
+        sections = box.parse(parse_envelope(path.read_bytes()).container)
+        context = Context.parse(bytes(sections[SectionType.CONTEXT]))
+        found = open_wraps_as(box.unpack_wraps(sections[SectionType.WRAPS]), RECIPIENTS[kind], context)
+        assert found.id == f"golden-{kind}"
+        open_side(sections[SectionType.SIDE], data_key=found.key, context=context, label="nonpixel")
+    for path in FOLDER.glob("sealed-*.dcm"):
+        envelope = path.read_bytes()
+        expected = json.loads(EXPECTED.read_text(encoding="ascii"))[path.stem]["pixel_sha256"]
+        assert pixel_digest(exact_image(envelope, recovery=RECIPIENTS[kind]).frames()).hex() == expected
+        assert pixel_digest(stego_image(envelope).frames()).hex() != expected
+
+
+def test_golden_identity_copies_open() -> None:
+    for path in FOLDER.glob("cms-*.dcm"):
+        item = pydicom.dcmread(path).EncryptedAttributesSequence[0]
+        found = open_attributes(item, RECIPIENTS["rsa"], find_verify_key=GoldenRing().find_verify_key)
+        assert found.removed.PatientName == IDENTITY["PatientName"]
 
 
 def add(label: str) -> None:
@@ -96,7 +163,8 @@ def add(label: str) -> None:
         if path.exists():
             raise SystemExit(f"{path.name} is there already")
         secrets = Secrets(sha256(name.encode()).digest()[:16], sha256(b"key " + name.encode()).digest())
-        built = build_candidate(data, FACTS, GoldenRing(), secrets=secrets)  # type: ignore[arg-type]
+        rule = RULES.get(kind, DEFAULT_ARCHIVE)
+        built = build_candidate(data, FACTS, GoldenRing(), secrets=secrets, rule=rule)  # type: ignore[arg-type]
         path.write_bytes(built.envelope)
         expected[name] = {
             "file_sha256": built.file_sha256,
