@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from codec.bitplane import LevelTable, choose_levels, split_words
 from codec.pixelformat import PixelFormat
 from stego import record, seal, segmented
+from stego.capsule import seal_capsule
 from stego.positions import permutation
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "payload-format.md").read_text(encoding="utf-8")
@@ -154,6 +155,11 @@ def test_the_documents_vectors_are_true() -> None:
     sealed = seal.seal_record(b"golden", data_key=KEY, context=CONTEXT)
     side = seal.seal_side(b"side", data_key=KEY, context=CONTEXT, label="nonpixel")
     perm = permutation(16, stego_key=bytes(range(32)), salt=bytes(16)).tolist()
+    bitmap_key = derive(KEY, CONTEXT.aad(), "bitmap-key/v1")
+    bitmap = seal.seal_bitmap(b"\xa5\xf0", bytes(32), key=seal.bitmap_key(KEY, CONTEXT), context=CONTEXT)
+    capsule = seal_capsule(
+        sealed, object_id=CONTEXT.object_id, wrap=b"wrap", stego_key=bytes(range(32)), salt=bytes(32)
+    )
     for value in (
         seal.derive(KEY, CONTEXT, "record/v1").hex(),
         hashlib.sha256(sealed).hexdigest(),
@@ -161,10 +167,17 @@ def test_the_documents_vectors_are_true() -> None:
         side.hex(),
         " ".join(map(str, perm)),
         hashlib.sha256(record.DICTIONARY).hexdigest(),
+        bitmap_key.hex(),
+        hashlib.sha256(bitmap).hexdigest(),
+        hashlib.sha256(capsule).hexdigest(),
     ):
         assert f"`{value}`" in DOCUMENT
     assert open_record(sealed, KEY, CONTEXT.aad()) == b"golden"
     assert open_seal(side, KEY, CONTEXT.aad(), "side/v1/nonpixel") == bytes(8) + b"\x04side"
+    assert (
+        open_seal(sealed=bitmap, data_key=bitmap_key, context=CONTEXT.aad(), info="bitmap/v1")
+        == bytes(32) + b"\xa5\xf0"
+    )
 
 
 def test_the_documents_tables_are_true() -> None:
