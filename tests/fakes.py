@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import NoReturn
 
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway
@@ -61,6 +62,14 @@ class MemoryArchive:
     def keys(self) -> Iterator[str]:
         """See gateway.archive.ArchiveStore."""
         return iter(list(self.objects))
+
+
+class NoStego:
+    """A StegoProver for tests in which nothing but envelopes may be made."""
+
+    def check_stego(self, part10: bytes, restoration: bytes | None) -> NoReturn:
+        """See worker.represent.StegoProver."""
+        raise AssertionError("a stego object was made")
 
 
 def element(tag: int, vr: str, value: bytes, *, explicit: bool = True, order: str = "<") -> bytes:

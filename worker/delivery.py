@@ -1,4 +1,4 @@
-"""Forwarding archive objects: claims, backoff, dead letters, and one destination at a time per process.
+"""Forwarding: claims, backoff, dead letters, and one destination at a time per process.
 
 Isolation: whoever delivers to a destination holds that destination's flock and drains what is due for it, over one
 association.  A dead or slow destination therefore keeps at most one pool process busy, whatever its backlog; a
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO
 
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, NotFound
 from gateway.index import ForwardRow
 from gateway.settings import Destination
 from worker.forward import Delivery, Sender, open_sender
 from worker.leases import backoff_seconds, heartbeat
+from worker.represent import HOPELESS, Parcel, StegoProver, represent
 
 __all__ = ["forward_instance", "record_forward_failure"]
 
@@ -76,10 +76,11 @@ def destination_lock(run_dir: Path, name: str) -> Iterator[Circuit | None]:
         yield circuit
 
 
-def forward_instance(gw: Gateway, forward_id: int, owner: str) -> int:
+def forward_instance(gw: Gateway, forward_id: int, owner: str, prover: StegoProver) -> int:
     """Deliver this forward and everything else due for its destination; returns how many were delivered.
 
-    0 also when another process is at that destination, or its circuit is open.
+    0 also when another process is at that destination, or its circuit is open. prover: opens viewable stego objects in
+    another process before they are sent for the first time.
     """
     row = gw.index.forward_get(forward_id)
     destination = gw.settings.destination(row.destination)
@@ -89,20 +90,30 @@ def forward_instance(gw: Gateway, forward_id: int, owner: str) -> int:
         if circuit is None:
             return 0
         with open_sender(gw.settings, destination) as sender:
-            return _drain(gw, destination, sender, circuit, row, owner)
+            return _drain(Work(gw, sender, circuit, prover, owner), destination, row)
 
 
-def _drain(
-    gw: Gateway, destination: Destination, sender: Sender, circuit: Circuit, first: ForwardRow, owner: str
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every delivery to one destination shares."""
+
+    gw: Gateway
+    sender: Sender
+    circuit: Circuit
+    prover: StegoProver
+    owner: str
+
+
+def _drain(work: Work, destination: Destination, first: ForwardRow) -> int:
+    gw, circuit = work.gw, work.circuit
     delivered, deadline = 0, time.monotonic() + BATCH_SECONDS
     rows = [first]
     while rows:
         for row in rows:
             if circuit.open_until > time.time():
-                _postpone(gw, row, owner, circuit.open_until)
+                _postpone(gw, row, work.owner, circuit.open_until)
                 continue
-            delivered += _deliver(gw, sender, circuit, row, owner)
+            delivered += _deliver(work, row)
             if time.monotonic() > deadline:
                 return delivered
         if circuit.open_until > time.time():
@@ -111,37 +122,34 @@ def _drain(
     return delivered
 
 
-def _deliver(gw: Gateway, sender: Sender, circuit: Circuit, row: ForwardRow, owner: str) -> bool:
-    lease = gw.settings.lease_seconds
+def _deliver(work: Work, row: ForwardRow) -> bool:
+    gw, owner, lease = work.gw, work.owner, work.gw.settings.lease_seconds
     claimed = gw.index.forward_claim(row.id, owner, lease)
     if claimed is None:
         return False
+    parcel = None
     with heartbeat(lambda: gw.index.forward_heartbeat(row.id, owner, lease), lease) as beat:
         try:
-            delivery = sender.send(*_archived(gw, row.instance_id))
-        except (IntegrityError, NotFound) as error:  # this object's trouble: those behind it must not wait for it
+            parcel = represent(gw, gw.index.get(row.instance_id), row.destination, work.prover, owner)
+            beat.check()  # making and proving a stego object takes its time
+            delivery = work.sender.send(parcel.name, parcel.data)
+        except HOPELESS as error:  # this object's trouble: those behind it must not wait for it
             delivery = Delivery("permanent", error.reason)
         beat.check()
-    _settle(gw, claimed, delivery, owner)
+    _settle(gw, claimed, delivery, owner, parcel)
     if delivery.outcome == "down":
-        circuit.failed()
+        work.circuit.failed()
     else:
-        circuit.succeeded()
+        work.circuit.succeeded()
     return delivery.outcome == "done"
 
 
-def _archived(gw: Gateway, instance_id: int) -> tuple[str, bytes]:
-    """Archive key and checked envelope of an instance. Raises NotFound, IntegrityError, Unavailable."""
-    instance = gw.index.get(instance_id)
-    if instance.archive_key is None or instance.archive_digest is None:
-        raise NotFound("not-archived", "a forward stands for an instance that is not in the archive")
-    return instance.archive_key, gw.archive.get(instance.archive_key, instance.archive_digest)
-
-
-def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str) -> None:
-    """Write down what became of one claimed forward."""
-    if delivery.outcome == "done":
-        gw.index.forward_done(row.id, owner, delivery.reason)
+def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str, parcel: Parcel | None = None) -> None:
+    """Write down what became of one claimed forward. parcel: what was sent, None if it could not be made."""
+    if delivery.outcome == "done" and parcel is not None:
+        gw.index.forward_done(
+            row.id, owner, delivery.reason, representation=parcel.representation, reason=parcel.reason
+        )
         return
     dead = delivery.outcome == "permanent" or row.attempts >= gw.settings.forward_max_attempts
     due_at = None if dead else time.time() + backoff_seconds(row.attempts)

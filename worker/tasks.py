@@ -123,11 +123,12 @@ def index_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Re
 
 def run_forward(runtime: Runtime, forward_id: int) -> Reply:
     """palimpsest.forward [forward id]: this one and whatever else is due for its destination."""
-    return {"delivered": forward_instance(runtime.gw, forward_id, runtime.owner)}
+    return {"delivered": forward_instance(runtime.gw, forward_id, runtime.owner, runtime.verifier)}
 
 
 def forward_failed(runtime: Runtime, error: BaseException, forward_id: int) -> Reply:
     """Give the forward back; what no retry heals becomes a dead letter."""
+    runtime.end_verifier()  # as in `encode_failed`
     reason = failure_reason(error)
     permanent = isinstance(error, (IntegrityError, NotFound))
     record_forward_failure(runtime.gw, forward_id, runtime.owner, reason, permanent=permanent)

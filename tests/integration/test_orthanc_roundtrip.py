@@ -35,6 +35,7 @@ from gateway.index import InstanceRow
 from gateway.instance import Form, ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
+from tests.fakes import NoStego
 from worker.delivery import forward_instance
 from worker.pipeline import process_instance
 from worker.restore import restore
@@ -180,7 +181,7 @@ def sent(
     gw = build(settings, queue=MemoryQueue())
     rows = [archive_one(gw, name) for name in NAMES]
     for forward in gw.index.forwards():
-        forward_instance(gw, forward.id, "test-1")
+        forward_instance(gw, forward.id, "test-1", NoStego())
     yield gw, rows
     gw.close()
 

@@ -21,6 +21,7 @@ from gateway.index_schema import forward
 from gateway.instance import ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
+from tests.fakes import NoStego
 from worker.candidate import build_passthrough
 from worker.delivery import destination_lock, forward_instance, record_forward_failure
 from worker.forward import Delivery, DicomSender, FolderSender, classify_status
@@ -118,13 +119,13 @@ def test_the_envelope_arrives_as_it_is_in_the_archive(tmp_path: Path, peer: Peer
     gw = make_gateway(tmp_path, peer.destination())
     instance_id = archive_one(gw)
     [row] = gw.index.forwards(instance_id)
-    assert forward_instance(gw, row.id, "f-1") == 1
+    assert forward_instance(gw, row.id, "f-1", NoStego()) == 1
     [kept] = peer.kept
     assert envelope_of(gw, instance_id).endswith(kept)
     assert len(envelope_of(gw, instance_id)) - len(kept) < 512  # preamble and file meta only
     [done] = gw.index.forwards(instance_id)
     assert (done.state, done.proof, done.attempts) == (ForwardState.SENT, "stored", 1)
-    assert forward_instance(gw, row.id, "f-1") == 0
+    assert forward_instance(gw, row.id, "f-1", NoStego()) == 0
     assert len(peer.kept) == 1
     gw.close()
 
@@ -134,7 +135,7 @@ def test_one_association_carries_everything_that_is_due(tmp_path: Path, peer: Pe
     for name in ("rtplan.dcm", "test-SR.dcm", "rtdose_1frame.dcm"):
         archive_one(gw, name)
     first = gw.index.forwards()[0]
-    assert forward_instance(gw, first.id, "f-1") == 3
+    assert forward_instance(gw, first.id, "f-1", NoStego()) == 3
     assert (len(peer.kept), peer.associations) == (3, 1)
     gw.close()
 
@@ -153,13 +154,13 @@ def test_a_refusal_is_retried_or_not_by_its_class(
     peer.status = status
     gw = make_gateway(tmp_path, peer.destination())
     instance_id = archive_one(gw)
-    forward_instance(gw, gw.index.forwards(instance_id)[0].id, "f-1")
+    forward_instance(gw, gw.index.forwards(instance_id)[0].id, "f-1", NoStego())
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.reason, row.lease_owner) == (state, reason, None)
     assert [alert.kind for alert in gw.index.alerts()] == (["dead-letter"] if state == ForwardState.DEAD else [])
     peer.status = 0
     gw.index.forward_replay(row.id, "admin")
-    assert forward_instance(gw, row.id, "f-1") == 1
+    assert forward_instance(gw, row.id, "f-1", NoStego()) == 1
     gw.close()
 
 
@@ -167,7 +168,7 @@ def test_a_peer_that_takes_no_raw_data_is_a_dead_letter_at_once(tmp_path: Path) 
     peer = Peer(CTImageStorage)
     gw = make_gateway(tmp_path, peer.destination())
     instance_id = archive_one(gw)
-    forward_instance(gw, gw.index.forwards(instance_id)[0].id, "f-1")
+    forward_instance(gw, gw.index.forwards(instance_id)[0].id, "f-1", NoStego())
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.reason) == (ForwardState.DEAD, "no-presentation-context")
     peer.close()
@@ -179,13 +180,13 @@ def test_an_unreachable_peer_is_retried_with_growing_pauses_and_ends_as_a_dead_l
     gw = make_gateway(tmp_path, nobody, max_attempts=2)
     instance_id = archive_one(gw)
     [row] = gw.index.forwards(instance_id)
-    forward_instance(gw, row.id, "f-1")
+    forward_instance(gw, row.id, "f-1", NoStego())
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.reason, row.attempts) == (ForwardState.WAITING, "unreachable", 1)
     assert row.due_at is not None and row.due_at > row.created_at
     (gw.settings.run_dir / "forward-nobody.lock").unlink()  # the circuit closes again
     age(gw, row.id)
-    forward_instance(gw, row.id, "f-1")
+    forward_instance(gw, row.id, "f-1", NoStego())
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.attempts) == (ForwardState.DEAD, 2)
     gw.close()
@@ -203,8 +204,8 @@ def test_an_open_circuit_tries_nothing_and_counts_nothing(tmp_path: Path) -> Non
     archive_one(gw, "rtplan.dcm")
     archive_one(gw, "test-SR.dcm")
     first, second = sorted(gw.index.forwards(), key=lambda row: row.id)
-    forward_instance(gw, first.id, "f-1")
-    forward_instance(gw, second.id, "f-1")
+    forward_instance(gw, first.id, "f-1", NoStego())
+    forward_instance(gw, second.id, "f-1", NoStego())
     first, second = sorted(gw.index.forwards(), key=lambda row: row.id)
     assert (first.attempts, second.attempts) == (1, 0)
     assert second.due_at is not None and second.due_at > second.created_at
@@ -217,7 +218,7 @@ def test_a_dead_destination_does_not_touch_its_neighbour(tmp_path: Path, peer: P
     gw = make_gateway(tmp_path, nobody, peer.destination())
     instance_id = archive_one(gw)
     for row in gw.index.forwards(instance_id):
-        forward_instance(gw, row.id, "f-1")
+        forward_instance(gw, row.id, "f-1", NoStego())
     states = {row.destination: row.state for row in gw.index.forwards(instance_id)}
     assert states == {"nobody": ForwardState.WAITING, "peer": ForwardState.SENT}
     gw.close()
@@ -229,10 +230,10 @@ def test_while_one_process_is_at_a_destination_another_leaves_it_alone(tmp_path:
     [row] = gw.index.forwards(instance_id)
     with destination_lock(gw.settings.run_dir, "peer") as circuit:
         assert circuit is not None
-        assert forward_instance(gw, row.id, "f-1") == 0
+        assert forward_instance(gw, row.id, "f-1", NoStego()) == 0
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.attempts, peer.kept) == (ForwardState.WAITING, 0, [])
-    assert forward_instance(gw, row.id, "f-1") == 1
+    assert forward_instance(gw, row.id, "f-1", NoStego()) == 1
     gw.close()
 
 
@@ -249,7 +250,7 @@ def test_a_destination_that_is_configured_no_more_is_a_dead_letter(tmp_path: Pat
     gw.close()
     gw = make_gateway(tmp_path)
     [row] = gw.index.forwards(instance_id)
-    forward_instance(gw, row.id, "f-1")
+    forward_instance(gw, row.id, "f-1", NoStego())
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.reason) == (ForwardState.DEAD, "unknown-destination")
     gw.close()
@@ -263,7 +264,7 @@ def test_a_damaged_archive_object_is_never_sent(tmp_path: Path, peer: Peer) -> N
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     archive_one(gw, "test-SR.dcm")
     [row] = gw.index.forwards(instance_id)
-    assert forward_instance(gw, row.id, "f-1") == 1  # the one behind it does not wait
+    assert forward_instance(gw, row.id, "f-1", NoStego()) == 1  # the one behind it does not wait
     [row] = gw.index.forwards(instance_id)
     assert (row.state, row.reason, len(peer.kept)) == (ForwardState.DEAD, "digest-mismatch", 1)
     gw.close()

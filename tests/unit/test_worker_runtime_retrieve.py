@@ -19,6 +19,7 @@ from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, InvalidInstance, NotFound, Unavailable
 from gateway.jobs import QUEUE_OF, MemoryQueue
 from gateway.settings import Settings
+from tests.fakes import NoStego
 from worker import retrieve
 from worker.delivery import forward_instance
 from worker.indexing import index_instance
@@ -60,7 +61,7 @@ def release(gw: Gateway, instance_id: int) -> None:
     index_instance(gw, instance_id)
     process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
     for row in gw.index.forwards(instance_id):
-        forward_instance(gw, row.id, "test-1")
+        forward_instance(gw, row.id, "test-1", NoStego())
     assert release_spool(gw) == 1
     assert not gw.spool.exists(gw.index.get(instance_id).digest)
 

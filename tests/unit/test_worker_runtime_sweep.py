@@ -19,6 +19,7 @@ from gateway.index_schema import forward, instance
 from gateway.instance import ForwardState, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
+from tests.fakes import NoStego
 from worker import sweep
 from worker.delivery import forward_instance
 from worker.indexing import index_instance
@@ -73,7 +74,7 @@ def finish(gw: Gateway, instance_id: int) -> None:
     index_instance(gw, instance_id)
     process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
     for row in gw.index.forwards(instance_id):
-        forward_instance(gw, row.id, "test-1")
+        forward_instance(gw, row.id, "test-1", NoStego())
 
 
 def age_rows(gw: Gateway) -> None:
@@ -163,7 +164,7 @@ def test_the_source_goes_only_after_every_proof(gw: Gateway) -> None:
         sweep.sweep_once(gw)
         assert gw.spool.exists(digest)
     for row in gw.index.forwards(instance_id):
-        forward_instance(gw, row.id, "test-1")
+        forward_instance(gw, row.id, "test-1", NoStego())
     sweep.sweep_once(gw)
     assert gw.index.get(instance_id).state == State.RELEASED
     assert not gw.spool.exists(digest)

@@ -1,0 +1,151 @@
+"""In which form an object goes to a destination: the archive object, or a viewable stego object made from it.
+
+Order of a stego object, each step before the next: its object id and wrapped data key are committed (a retry makes the
+same object); it is made; what restores it is in the archive and was read back; another process opened it from its
+bytes, the ring and that record alone, and got the received file; all of this is indexed; it may be sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+from gateway.archive import archive_key
+from gateway.bootstrap import Gateway
+from gateway.errors import IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported
+from gateway.index_rows import InstanceRow, StegoExport
+from gateway.policy import DeliveryRule, Representation
+from stego.errors import SealError
+from stego.seal import wrap_key
+from worker.attributes import read_tolerant
+from worker.candidate import Secrets
+from worker.deid_profile import Profile
+from worker.identity import identify
+from worker.pipeline import provenance
+from worker.retrieve import original_bytes
+from worker.rules import delivery_rule
+from worker.sealing import open_wraps, patient_label
+from worker.stegoframe import Mode
+from worker.stegoobject import StegoObject, make_stego
+from worker.verify import VerifyReport
+
+__all__ = ["Parcel", "StegoProver", "profile_of", "represent"]
+
+#: errors of one object that no retry heals: it becomes a dead letter with the reason, and those behind it go on
+HOPELESS = (IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported)
+UNPROVEN = "unproven-"
+
+
+class StegoProver(Protocol):
+    """Who opens a stego object in another process: `worker.verify.Verifier`."""
+
+    def check_stego(self, part10: bytes, restoration: bytes | None) -> VerifyReport:
+        """Open it from its bytes, the ring and its restoration record (None: it rides in the header) alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What is sent. name: an archive key, or of that form; reason: why it is not the form that the rule names first."""
+
+    name: str
+    data: bytes = field(repr=False)
+    representation: Representation
+    reason: str | None = None
+
+
+def represent(gw: Gateway, row: InstanceRow, destination: str, prover: StegoProver, owner: str) -> Parcel:
+    """An archived instance in the form that the policy wants for a destination, or in the next that it allows.
+
+    Raises Unsupported with the first form's reason when none can be made; IntegrityError ``unproven-...`` when a stego
+    object did not open to what was received (it is never sent), ``stego-export-differs``; and as `original_bytes`.
+    """
+    if row.archive_key is None or row.archive_digest is None:
+        raise NotFound("not-archived", "a forward stands for an instance that is not in the archive")
+    rule, refused = delivery_rule(gw, row, destination), None
+    for form in rule.attempts:
+        if form == "envelope":
+            data = gw.archive.get(row.archive_key, row.archive_digest)
+            return Parcel(row.archive_key, data, form, refused.reason if refused else None)
+        try:
+            made = _viewable(gw, row, destination, rule, form, prover, owner)
+        except (Unsupported, InvalidInstance) as error:
+            refused = refused or error
+            continue
+        return Parcel(archive_key(made.stego_uid), made.part10, form, refused.reason if refused else None)
+    raise refused or Unsupported("no-form", "the policy names no form in which this object may be sent")
+
+
+def profile_of(rule: DeliveryRule) -> Profile:
+    """The de-identification that a rule asks for."""
+    return Profile.of(option.replace("-", "_") for option in rule.deidentify)
+
+
+def _viewable(
+    gw: Gateway, row: InstanceRow, destination: str, rule: DeliveryRule, mode: Mode, prover: StegoProver, owner: str
+) -> StegoObject:
+    data = original_bytes(gw, row)
+    export, secrets = _secrets(gw, row, destination, mode, data)
+    try:
+        made = make_stego(
+            data, provenance(gw, row), gw.keys, mode=mode, profile=profile_of(rule), side=rule.restoration,
+            secrets=secrets,
+        )  # fmt: skip
+    except (Unsupported, InvalidInstance):
+        gw.index.export_drop(export.id)
+        raise
+    record_key, record_digest = _archive_restoration(gw, made)
+    if export.digest is None:
+        _prove(gw, row, made, prover)
+    gw.index.export_made(
+        export.id, owner, stego_uid=made.stego_uid, digest=sha256(made.part10).hexdigest(),
+        pixel_digest=made.stego_sha256, record_key=record_key, record_digest=record_digest, key_ids=made.key_ids,
+    )  # fmt: skip
+    return made
+
+
+def _secrets(gw: Gateway, row: InstanceRow, destination: str, mode: Mode, data: bytes) -> tuple[StegoExport, Secrets]:
+    """The object's id and data key: of the earlier try if there was one, else fresh ones, committed."""
+    fresh = Secrets.draw()
+    key_id, key = _patient_key(gw, row, data)
+    wrap = wrap_key(fresh.data_key, kek=key, kek_id=key_id)
+    export = gw.index.export_begin(
+        row.id, destination, mode, object_id=fresh.object_id.hex(), wraps=[wrap.hex()]
+    )  # fmt: skip
+    try:
+        opened = open_wraps([bytes.fromhex(wrap) for wrap in export.wraps], gw.keys.find_kek)
+    except SealError as error:
+        raise IntegrityError("seal-refused", "the data key of a stego object does not open any more") from error
+    return export, Secrets(bytes.fromhex(export.object_id), opened.key)
+
+
+def _patient_key(gw: Gateway, row: InstanceRow, data: bytes) -> tuple[str, bytes]:
+    """(id, key) of the patient's key; found by the header for what was archived before there were such keys."""
+    if row.patient_key is not None:
+        return row.patient_key, gw.keys.find_kek(row.patient_key)
+    record = identify(data, read_tolerant(data), provenance(gw, row))
+    return gw.keys.patient_key(patient_label(record.patient_id, record.study_uid))
+
+
+def _archive_restoration(gw: Gateway, made: StegoObject) -> tuple[str | None, str | None]:
+    """Put the restoration record, read it back; (key, digest), or Nones where it rides in the header."""
+    if made.restoration is None:
+        return None, None
+    key, digest = archive_key(made.restoration_uid), sha256(made.restoration).hexdigest()
+    gw.archive.put(key, made.restoration, digest)
+    if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
+        raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")
+    return key, digest
+
+
+def _prove(gw: Gateway, row: InstanceRow, made: StegoObject, prover: StegoProver) -> None:
+    report = prover.check_stego(made.part10, made.restoration)
+    received = {row.digest, gw.index.facts(row.id).get("restored_sha256")}
+    problem = report.reason or "verifier-refused" if not report.ok else ""
+    if report.ok and not {report.recorded_sha256, report.sha256} <= received:
+        problem = "other-object"
+    if problem:
+        message = f"a viewable image did not open to what was received ({problem}); it was not sent"
+        gw.index.alert_raise("stego-unproven", f"instance {row.id}", message, "critical")
+        raise IntegrityError(UNPROVEN + problem, message)
