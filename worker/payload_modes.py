@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.bitplane import LevelTable, choose_levels, split_words
-from stego import hidden, region, segmented, selfcontained
+from stego import hidden, region, regionnet, segmented, selfcontained
 from stego.cover import Cover
 from stego.lattice import fingerprint
 from worker.payload_tiles import Tile
@@ -128,7 +128,7 @@ MODES: dict[str, Callable[[Job], Hidden]] = {
 
 
 #: where a carrier may write: a bench of carrier NAME inside REGION is called NAME+REGION
-REGIONS: dict[str, Callable[[Values], Region]] = {"classical": region.non_interest}
+REGIONS: dict[str, Callable[[Values], Region]] = {"classical": region.non_interest, "network": regionnet.non_interest}
 REGION_MARK = "+"
 
 
