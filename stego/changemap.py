@@ -50,7 +50,8 @@ def apply(stego: NDArray[np.int32], changes: bytes) -> NDArray[np.int32]:
         raise CarrierError("changes")
     body = np.frombuffer(changes, dtype=np.uint8, offset=_HEADER.size)
     difference = np.zeros(stego.shape, dtype=np.int8)
-    _decode(np.ascontiguousarray(stego), body, difference, count, _fresh_counts())
+    if _decode(np.ascontiguousarray(stego), body, difference, count, _fresh_counts()):
+        raise CarrierError("changes")
     original = stego.astype(np.int64) - difference
     if (np.abs(original) > _LIMIT).any() or _digest(original.astype(np.int32)) != digest:
         raise CarrierError("changes")
@@ -199,7 +200,7 @@ def _decode(
     for r in range(rows):
         for c in range(columns):
             if changes == 0:
-                return
+                return 0
             if r & 3 == 2 and c & 3 == 2:
                 continue
             context = _activity(stego, r, c)
@@ -210,3 +211,4 @@ def _decode(
                 counts[_CONTEXTS, sign] += 2
                 difference[r, c] = 1 if sign else -1
                 changes -= 1
+    return changes

@@ -14,8 +14,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-#: changes beyond the bits of a block, so that a random system has a solution: fails once in 2^24
-SPARE = 24
+#: changes beyond the bits of a block, so that a random system has a solution: fails once in 2^16
+SPARE = 16
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

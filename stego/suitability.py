@@ -59,7 +59,7 @@ def suitability(cover: Cover) -> Suitability:
     """Whether the frame can hide a payload at a low rate; see `Suitability` for the reasons."""
     dry = usable(cover)
     share = float(np.count_nonzero(dry)) / dry.size
-    sigma = float(np.sqrt(np.median(noise_variance(cover.values)[dry]))) if share else 0.0
+    sigma = float(np.sqrt(np.median(noise_variance(cover.values, dry | reserved(dry.shape))[dry]))) if share else 0.0
     if dry.size < MIN_SAMPLES:
         reason = "small"
     elif share < MIN_USABLE:
