@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
@@ -21,6 +21,7 @@ from sqlalchemy import Connection, RowMapping
 
 from gateway.blobs import sync_folder
 from gateway.index_schema import audit
+from gateway.keyuse import keys_used
 
 if TYPE_CHECKING:
     from gateway.database import Database
@@ -69,7 +70,13 @@ class AuditReport:
 
 
 def append(conn: Connection, event: AuditEvent, now: float) -> int:
-    """Append one event in the caller's write transaction; returns its sequence number (1, 2, ...)."""
+    """Append one event in the caller's write transaction; returns its sequence number (1, 2, ...).
+
+    An event of work that gathers its uses of keys (`keyuse.used_keys`) names them.
+    """
+    used = keys_used()
+    if used and "key_id" not in event.detail:
+        event = replace(event, detail={**event.detail, "key_id": used})
     last = conn.execute(sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
     seq, previous = (last.seq + 1, last.hash) if last else (1, GENESIS)
     values: dict[str, Any] = {

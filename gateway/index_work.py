@@ -201,13 +201,20 @@ class Work(Database):
         with self.write(durable=False) as conn:
             conn.execute(sa.update(instance).where(instance.c.id.in_(ids)).values(queued_at=self.now()))
 
-    def releasable(self, limit: int, *, need_sent: bool = True) -> list[InstanceRow]:
-        """Archived, indexed instances whose forwards are all sent (need_sent) or at least not waiting any more."""
+    def releasable(
+        self, limit: int, *, need_sent: bool = True, archived_before: float | None = None
+    ) -> list[InstanceRow]:
+        """Archived, indexed instances whose forwards are all sent (need_sent) or at least not waiting any more.
+
+        archived_before: seconds since the epoch; None: whenever.
+        """
         blocking = forward.c.state != ForwardState.SENT if need_sent else forward.c.state == ForwardState.WAITING
         open_forward = sa.exists().where(forward.c.instance_id == instance.c.id, blocking)
         query = sa.select(instance).where(
             instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward
         )
+        if archived_before is not None:
+            query = query.where(instance.c.archived_at < archived_before)
         return self._list(query.order_by(instance.c.id).limit(limit))
 
     def _list(self, query: sa.Select[Any]) -> list[InstanceRow]:

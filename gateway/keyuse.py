@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-__all__ = ["KeyUse", "note_use", "used_keys"]
+__all__ = ["KeyUse", "keys_used", "note_use", "used_keys"]
 
 MAX_NAMED = 12  # ids in one audit event: an extraction may try many
 
@@ -37,6 +37,12 @@ def note_use(purpose: str, key_id: str) -> None:
     use = _current.get()
     if use is not None:
         use.seen[purpose, key_id] = None
+
+
+def keys_used() -> str:
+    """`KeyUse.ids` of the block we are in; '' outside."""
+    use = _current.get()
+    return use.ids() if use is not None else ""
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from gateway.errors import (
 )
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.instance import Form, State
+from gateway.keyuse import note_use, used_keys
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from gateway.policy import ArchiveRule
 from worker.candidate import Candidate, build_candidate, build_passthrough
@@ -82,7 +83,8 @@ def process_instance(gw: Gateway, verifier: Verifier, instance_id: int, owner: s
 def _run_steps(gw: Gateway, verifier: Verifier, row: InstanceRow, owner: str, beat: Beat) -> InstanceRow:
     while step := STEPS.get(row.state):
         beat.check()
-        step(Work(gw, verifier, row, owner))
+        with used_keys():  # the step's own audit events name them
+            step(Work(gw, verifier, row, owner))
         row = gw.index.get(row.id)
     return row
 
@@ -123,6 +125,8 @@ def _why_unproven(work: Work, envelope: bytes) -> str | None:
     if work.row.form == Form.CODED and work.row.attempts > work.gw.settings.max_attempts:
         return work.row.last_error or CRASHED  # proving it killed its workers, or outlasted them
     report = work.verifier.check(envelope)
+    for key_id in report.keys.split():
+        note_use("proof", key_id)
     problem = _disproof(work, report)
     if problem is None:
         work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))

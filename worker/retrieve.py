@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from gateway.audit import AuditEvent
 from gateway.bootstrap import Gateway
 from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
 from gateway.index import InstanceRow
 from gateway.instance import Form
+from gateway.keyuse import used_keys
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
@@ -55,7 +57,9 @@ def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
             raise
     if row.archive_key is None or row.archive_digest is None:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
-    restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+    with used_keys():
+        restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+        gw.index.audit(AuditEvent("restored", "worker", instance_id=row.id))
     if restored.sha256 not in (row.digest, gw.index.facts(row.id).get("restored_sha256")):
         raise IntegrityError("restore-digest", "the archive restored to something other than what was proven")
     return restored.data

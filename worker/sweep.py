@@ -70,11 +70,15 @@ def release_spool(gw: Gateway) -> int:
     """Delete the spool's copy of instances whose proofs are all recorded (architecture.md, step 13).
 
     Proofs: read back from the archive, verified, indexed, every forward sent; outside the demo profile also a key
-    backup that was opened, because without its keys an archive object is no copy.
+    backup that was opened, because without its keys an archive object is no copy. A patient's key is made with the
+    patient's first object, so what was archived after the last backup waits for the next one.
     """
-    if gw.settings.require_key_backup and not gw.keys.backup_current():
-        return 0
-    rows = gw.index.releasable(BATCH)
+    until = None
+    if gw.settings.require_key_backup:
+        until = gw.keys.backed_up_until()
+        if until is None:
+            return 0
+    rows = gw.index.releasable(BATCH, archived_before=until)
     for row in rows:
         gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
         gw.spool.remove(row.digest)

@@ -68,6 +68,7 @@ class Runtime:
                 timeout=self.settings.object_time_limit_seconds / 2,
                 memory_bytes=self.settings.worker_memory_bytes,
                 reference_every=self.settings.reference_every,
+                settings=self.settings,
             )
         return self._verifier
 

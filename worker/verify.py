@@ -22,13 +22,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
 from gateway.errors import IntegrityError, PalimpsestError, Unavailable
 from gateway.keys import KeyRing
-from gateway.settings import python_environment
+from gateway.keyuse import note_use, used_keys
+from gateway.masters import open_master
+from gateway.settings import Settings, python_environment
 from worker.process import die_with_parent
 
 CHECK, CHECK_REFERENCE, CHECK_STEGO = 0, 1, 2
@@ -46,7 +48,8 @@ class VerifyReport:
     """What the process found. Hex SHA-256 digests, '' where there is none.
 
     ok: everything that the object says of itself held. reason: a machine word when not ok. recorded_sha256: of the
-    received file, from the signed record, to be compared with what was received. sha256: of the rebuilt file.
+    received file, from the signed record, to be compared with what was received. sha256: of the rebuilt file. keys:
+    ids of the keys that were used, with blanks between.
     """
 
     ok: bool
@@ -58,6 +61,7 @@ class VerifyReport:
     nonpixel_sha256: str = ""
     reference: bool = False
     seconds: float = 0.0
+    keys: str = ""
 
 
 # --- the process ---
@@ -132,6 +136,12 @@ def serve(requests: IO[bytes], answers: IO[bytes], ring: KeyRing) -> None:
 
 
 def _check(kind: int, body: bytes, ring: KeyRing) -> VerifyReport:
+    with used_keys() as used:
+        report = _checked(kind, body, ring)
+    return replace(report, keys=used.ids())
+
+
+def _checked(kind: int, body: bytes, ring: KeyRing) -> VerifyReport:
     if kind != CHECK_STEGO:
         return check_envelope(body, ring, reference=kind == CHECK_REFERENCE)
     end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
@@ -160,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.dup2(2, 1)  # whatever a library prints must not get into the protocol
     import worker.restore  # noqa: F401  the slow imports happen before "ready"
 
-    serve(sys.stdin.buffer, answers, KeyRing.open_readonly(arguments.keys))
+    ring = KeyRing.open_readonly(arguments.keys, master=open_master(Settings()))
+    ring.observer = note_use
+    serve(sys.stdin.buffer, answers, ring)
 
 
 # --- the client ---
@@ -178,7 +190,8 @@ class Verifier:
     """Client of one verifying process; started at first use, killed and started anew after a crash or timeout.
 
     reference_every: every n-th object is decoded by the NumPy reference decoder too (0: never), if its envelope is no
-    longer than reference_bytes, as that decoder is slow.
+    longer than reference_bytes, as that decoder is slow. settings: what the process needs to open the key ring goes
+    into its environment; default: this process's own.
     """
 
     def __init__(
@@ -189,8 +202,10 @@ class Verifier:
         memory_bytes: int = MEMORY_BYTES,
         reference_every: int = 0,
         reference_bytes: int = 1 << 15,
+        settings: Settings | None = None,
     ) -> None:
         self._keys_dir = keys_dir
+        self._settings = settings
         self._timeout = timeout
         self._memory = memory_bytes
         self._every = reference_every
@@ -216,7 +231,7 @@ class Verifier:
         self.close()
         command = [sys.executable, "-m", "worker.verify", "--keys", str(self._keys_dir)]
         command += ["--parent", str(os.getpid()), "--memory", str(self._memory)]
-        environment = python_environment(Path(__file__).resolve().parent.parent)
+        environment = python_environment(Path(__file__).resolve().parent.parent, self._settings)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         try:
             ready = self._read_answer(time.monotonic() + START_SECONDS).get("ready")
