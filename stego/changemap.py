@@ -192,7 +192,8 @@ def _decode(
     difference: NDArray[np.int8],
     changes: int,
     counts: NDArray[np.int64],
-) -> None:
+) -> int:
+    """Fill `difference`; returns how many of `changes` were not found."""
     rows, columns = stego.shape
     state = np.array([0, 0xFFFFFFFF, 4], dtype=np.uint64)
     for at in range(4):
