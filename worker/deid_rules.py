@@ -19,6 +19,8 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_element
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_sequence_item
 from pydicom.tag import BaseTag
 
 from gateway.pseudonym import pseudonym_text
@@ -40,7 +42,10 @@ PATIENT_ID, PATIENT_NAME, STUDY_UID, SOP_UID = 0x00100020, 0x00100010, 0x0020000
 CHARACTER_SET, TIMEZONE = 0x00080005, 0x00080201
 ENCRYPTED_ATTRIBUTES = 0x04000500
 #: attributes whose value is a class or a syntax, never an instance: structure (PS3.15 E.3.9 note 4)
-_STRUCTURAL = frozenset({0x00080016, 0x0008001A, 0x0008001B, 0x00080062, 0x00081150, 0x04000010, 0x04000510})
+_STRUCTURAL = frozenset(
+    {0x00041510, 0x00041512, 0x0004151A, 0x00080016, 0x0008001A, 0x0008001B, 0x00080062, 0x0008010C, 0x0008040E}
+    | {0x00081150, 0x0008115A, 0x00083002, 0x00340003, 0x04000010, 0x04000510, 0x30100052, 0x30100053}
+)
 _PIXEL_GROUP = 0x7FE0
 _CODE_VALUE, _CODE_SCHEME, _CODE_MEANING = 0x00080100, 0x00080102, 0x00080104
 _CODE_TEXTS = frozenset({0x00080100, 0x00080102, 0x00080103, 0x00080119, 0x00080120})
@@ -231,10 +236,11 @@ class Deidentifier:
         try:
             parsed = _parsed(source, element, encodings)
             items = [self._item(item, encodings, words) for item in parsed.value or ()]
+            same = all(now is before for now, before in zip(items, parsed.value or (), strict=True))
+            if same and _whole(source, element, parsed):
+                return element
         except UNREADABLE:
             return None
-        if all(now is before for now, before in zip(items, parsed.value or (), strict=True)):
-            return element
         after = DataElement(element.tag, "SQ", items)
         after.is_undefined_length = parsed.is_undefined_length
         return after
@@ -301,6 +307,17 @@ def _parsed(source: Dataset, element: Element, encodings: str | list[str]) -> Da
     if element.VR != "SQ":
         raise ValueError("not a sequence")
     return element
+
+
+def _whole(source: Dataset, element: Element, parsed: DataElement) -> bool:
+    """True if the items say all that the stored bytes say: what a lenient parser skipped may be anything."""
+    if not isinstance(element, RawDataElement):
+        return True
+    fp = DicomBytesIO()
+    fp.is_implicit_VR, fp.is_little_endian = source.original_encoding
+    for item in parsed.value or ():
+        write_sequence_item(fp, item, [charset.default_encoding])
+    return bytes(fp.getvalue()) == element.value
 
 
 def _encodings(dataset: Dataset, inherited: str | list[str]) -> str | list[str]:
