@@ -28,7 +28,7 @@ REASONS: Final = {
     "palette": "pixel values are places in a palette, not brightness",
     "lut-defined": "a modality LUT gives pixel values their meaning: a step of one may be any step",
     "not-a-picture": "pixel values are labels or doses that others calculate with",
-    "burned-in": "text is burned into the image, which de-identification would have to remove first",
+    "burned-in": "the pixels are declared or likely to show identifying text",
     "colour": "colour images are not used as carriers",
     "photometric": "only MONOCHROME1 and MONOCHROME2 are used as carriers",
     "few-bits": "fewer than 8 bits stored",

@@ -22,7 +22,7 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID
 from gateway.errors import IntegrityError, PolicyRefused, Unsupported
 from gateway.part10 import EXPLICIT_LE
 from worker.attributes import Data, DataSet
-from worker.deid import deidentify
+from worker.deid import deidentify, refuse_unsafe_pixels
 from worker.deid_profile import Profile
 from worker.envelope import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION, PRIVATE_GROUP
 
@@ -47,6 +47,14 @@ def read_header(data: Data) -> Dataset:
         return dcmread(io.BytesIO(bytes(data)))
     except (InvalidDicomError, *_FAILURES) as error:
         raise Unsupported("header", "the header cannot be read") from error
+
+
+def check_deidentifiable(source: Dataset, profile: Profile) -> None:
+    """Raises Unsupported with the reasons of `worker.deid.refuse_unsafe_pixels`."""
+    try:
+        refuse_unsafe_pixels(source, profile)
+    except PolicyRefused as error:
+        raise Unsupported(error.reason, error.message) from error
 
 
 def stego_header(source: Dataset, profile: Profile, key: bytes, *, mode: str, uid: str) -> Dataset:

@@ -16,14 +16,16 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from gateway.errors import IntegrityError
+from gateway.keys import KeyRing
 from gateway.pseudonym import pseudonym_uid
 from stego.errors import SealError
-from stego.record import Record
+from stego.record import Record, unpack_record
 from stego.seal import Context, open_record, open_side, seal_side
 from worker import container as box
 from worker.container import SectionType
 from worker.envelope import Source, build_envelope, envelope_uid, parse_envelope
 from worker.pixels import Layout
+from worker.sealing import open_wraps
 from worker.splice import Step, pack_plan, unpack_plan
 
 LABEL = "restoration"
@@ -118,6 +120,33 @@ def stego_uid(object_id: bytes, key: bytes) -> str:
 def parse_restoration_envelope(part10: bytes | memoryview) -> Restoration:
     """A restoration record out of its Raw Data object. Raises as `parse_envelope` and `parse_restoration`."""
     return parse_restoration(parse_envelope(part10).container)
+
+
+@dataclass(frozen=True)
+class OpenedRestoration:
+    """A restoration record opened by its own wraps, without the stego object. key_id: the key that did."""
+
+    record: Record = field(repr=False)
+    side: SidePart
+    key_id: str
+
+
+def open_restoration(part10: bytes | memoryview, ring: KeyRing) -> OpenedRestoration | None:
+    """Open a restoration record's Raw Data object; None when it is another kind of archive object.
+
+    The record's signature is verified. Raises IntegrityError (damaged), ``seal-refused``.
+    """
+    try:
+        parsed = parse_restoration_envelope(part10)
+        opened = open_wraps(parsed.wraps, ring.find_kek)
+        record = unpack_record(parsed.record(opened.key), find_verify_key=ring.find_verify_key)
+        return OpenedRestoration(record, parsed.side(opened.key), opened.id)
+    except SealError as error:
+        raise IntegrityError("seal-refused", "a sealed part does not open") from error
+    except IntegrityError as error:
+        if error.reason == "not-restoration":
+            return None
+        raise
 
 
 def _pack(side: SidePart) -> bytes:
