@@ -27,7 +27,7 @@ from stego.cms import open_cms, seal_cms
 from stego.errors import SealError
 from worker.attributes import Data
 from worker.deid import ENCRYPTED_ATTRIBUTES, Profile, separate
-from worker.deid_rules import UNREADABLE, tags_of
+from worker.deid_rules import SOP_UID, UNREADABLE, tags_of
 
 CREATOR = "PALIMPSEST IDENTITY"
 FORMAT_NAME = "palimpsest-identity/1"
@@ -83,6 +83,8 @@ def seal_identity(
         packed, syntax = pack_attributes(removed, belongs_to=belongs_to, signer=signer)
     except UNREADABLE as error:
         raise InvalidInstance("cms-unreadable", "the header cannot be read as a DICOM data set") from error
+    if SOP_UID not in removed:  # a lenient parser calls a cut-off header a short one
+        raise InvalidInstance("cms-unreadable", "the header names no SOP instance")
     return CmsItem(syntax, seal_cms(packed, recipients))
 
 
