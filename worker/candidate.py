@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from codec.bitplane import LevelTable, Words, choose_levels, split_words
+from codec.bitplane import LevelTable, Words
 from codec.errors import CodecError
 from codec.frame import encode_frame
 from gateway.errors import InvalidInstance, Unavailable, Unsupported
@@ -18,10 +18,10 @@ from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
 from stego.errors import CarrierError
 from stego.record import Record, pack_record
 from stego.seal import Context, bitmap_key, derive, length_class, seal_bitmap, seal_record, seal_side
-from stego.segmented import embed, suitability
 from worker import container as box
 from worker.attributes import Data, read_tolerant
-from worker.container import Carrier, CarrierMode, SectionType
+from worker.carrying import BESIDE, MOST_GROWTH, Carrying, Place, carry, choose_place, growth, insists
+from worker.container import CarrierMode, SectionType
 from worker.encrypted_attributes import CmsItem, seal_identity
 from worker.envelope import Source, build_envelope, envelope_uid
 from worker.identity import Provenance, identify
@@ -30,9 +30,7 @@ from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest,
 from worker.sealing import Wraps, known_recipient, make_wraps, patient_label
 from worker.splice import carry_out, pack_plan, read_object
 
-MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
 MAX_WHOLE_BYTES = (1 << 31) - 1
-LUT_DEFINED = frozenset({"PALETTE COLOR"})  # a palette index is no brightness: its lowest bit may be another colour
 #: photometric interpretations that a keyless reader may be told; anything else is written as ''
 PHOTOMETRIC = frozenset({"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "PALETTE COLOR"})
 SIDE_VERSION = 1
@@ -126,20 +124,16 @@ class _Sealer:
 
 def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
-    key = sealer.secrets.data_key
     nonpixel, pixels = source.spans.nonpixel(), pixel_digest(source)
     record = replace(
         identify(data, source.spans.dataset, facts),
         pixel_sha256=pixels.hex(),
         nonpixel_sha256=sha256(nonpixel).hexdigest(),
     )
-    packed = pack_record(record, signing_key=sealer.signer)
-    carrier, levels = _choose_carrier(source, 8 * length_class(len(packed)), sealer.rule)
-    digests = (_digest_of(source, index, carrier, levels) for index in range(source.frames))
-    context = coded_context(sealer.secrets.object_id, source.fmt, carrier, digests)
-    sealed = seal_record(packed, data_key=key, context=context)
-    coded = _encode(source, carrier, levels, sealed, key, context, threads)
-    carrier = coded.carrier
+    placed = _place_record(source, pack_record(record, signing_key=sealer.signer), sealer, threads)
+    key, context = sealer.secrets.data_key, placed.context
+    coded = _encode(source, placed.carrying, threads)
+    carrier = placed.carrying.carrier if placed.carrying else BESIDE.carrier
     if carrier.mode is CarrierMode.SEALED:
         bitmap = seal_bitmap(carrier.bitmap, pixels, key=bitmap_key(key, context), context=context)
         carrier = replace(carrier, bitmap=bitmap)
@@ -152,75 +146,68 @@ def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Cand
         SectionType.SIDE: seal_side(side, data_key=key, context=context, label=SIDE_LABEL),
     }
     if carrier.mode is CarrierMode.BESIDE:
-        sections[SectionType.RECORD] = sealed
+        sections[SectionType.RECORD] = placed.sealed
     coder = "+".join(name for name, _ in Counter(coded.coders).most_common())
     return _finish(data, sections, context, record, sealer, Form.CODED, "", coder, source)
 
 
-def _choose_carrier(source: PixelSource, nbits: int, rule: ArchiveRule) -> tuple[Carrier, LevelTable | None]:
-    """The frame that carries, its level table and window; beside when there is none, or none may or need be.
+@dataclass(frozen=True)
+class _Placed:
+    """The sealed record, the context it is bound to, and the frame that carries it (None: it goes beside)."""
 
-    The first suitable grey frame. Where the rule insists on the pixels and every frame is modelled, the one in which
-    that costs least.
+    context: Context
+    sealed: bytes
+    carrying: Carrying | None
+
+
+def _place_record(source: PixelSource, packed: bytes, sealer: _Sealer, threads: int) -> _Placed:
+    """Seal the record and put it where it costs least: in the pixels if that was measured to cost no more than beside,
+    or if the rule insists.
     """
-    may_not = source.fmt.samples != 1 or source.lossy_origin or source.photometric in LUT_DEFINED
-    if may_not or rule.carrier == "beside":
-        return Carrier(CarrierMode.BESIDE), None
-    mode = CarrierMode.SEALED if rule.seal_bitmap else CarrierMode.SEGMENTED
-    insists = rule.seal_bitmap or rule.carrier == "segmented"
-    best, best_entropy = (Carrier(CarrierMode.BESIDE), None), 0.0
-    for index in range(min(source.frames, MAX_CARRIER_TRIES)):
-        words = source.frame(index)
-        levels = choose_levels(split_words(words, source.fmt)[0])
-        found = suitability(words, source.fmt, levels, nbits)
-        if found.ok:
-            return Carrier(mode, index, found.start, nbits), levels
-        if insists and found.reason == "modelled" and found.entropy > best_entropy:
-            best, best_entropy = (Carrier(mode, index, found.start, nbits), levels), found.entropy
-    return best
+    place = choose_place(source, 8 * length_class(len(packed)), sealer.rule)
+    placed = _sealed_into(source, place, packed, sealer, threads)
+    if placed.carrying is None or insists(sealer.rule):
+        return placed
+    if growth(source, place, placed.carrying, threads=threads) <= MOST_GROWTH:
+        return placed
+    return _sealed_into(source, BESIDE, packed, sealer, threads)  # the first seal is forgotten: nothing of it is kept
 
 
-def _digest_of(source: PixelSource, index: int, carrier: Carrier, levels: LevelTable | None) -> bytes:
-    return frame_digest(source.frame(index), source.fmt, levels or LevelTable(0, 1), index, carrier)
+def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: _Sealer, threads: int) -> _Placed:
+    secrets, levels = sealer.secrets, place.levels or LevelTable(0, 1)
+    digests = (
+        frame_digest(source.frame(index), source.fmt, levels, index, place.carrier) for index in range(source.frames)
+    )
+    context = coded_context(secrets.object_id, source.fmt, place.carrier, digests)
+    sealed = seal_record(packed, data_key=secrets.data_key, context=context)
+    stego_key = derive(secrets.data_key, context, "pos/v1")
+    carrying = carry(source, place, sealed, stego_key=stego_key, salt=context.object_id, threads=threads)
+    return _Placed(context, sealed, carrying)
 
 
 @dataclass(frozen=True)
 class _Coded:
-    """Coded frames. carrier: with the bitmap in clear. pixel_sha256: of the words that a keyless reader gets."""
+    """Coded frames. pixel_sha256: of the words that a keyless reader gets."""
 
-    carrier: Carrier
     blobs: list[bytes]
     coders: list[str]
     pixel_sha256: bytes
 
 
-def _encode(
-    source: PixelSource,
-    carrier: Carrier,
-    levels: LevelTable | None,
-    sealed: bytes,
-    key: bytes,
-    context: Context,
-    threads: int,
-) -> _Coded:
-    """Code every frame; the carrier's frame after embedding, with the cover's level table."""
+def _encode(source: PixelSource, carrying: Carrying | None, threads: int) -> _Coded:
+    """Code every frame but the one that is coded already."""
     blobs, coders, shown = [], [], sha256()
     for index in range(source.frames):
         words: Words = source.frame(index)
-        seen, table = words, None
-        if carrier.in_frame(index) and levels is not None:
-            stego_key = derive(key, context, "pos/v1")
-            embedded = embed(
-                words, source.fmt, levels, sealed, stego_key=stego_key, salt=context.object_id, start=carrier.start
-            )
-            carrier = Carrier(carrier.mode, index, embedded.start, embedded.nbits, embedded.bitmap)
-            seen = embedded.words if carrier.mode is CarrierMode.SEALED else words
-            words, table = embedded.words, levels
-        shown.update(little_endian(seen))
-        coded = encode_frame(words, source.fmt, levels=table, threads=threads)
+        if carrying is not None and carrying.carrier.frame == index:
+            coded = carrying.coded
+            words = carrying.words if carrying.carrier.mode is CarrierMode.SEALED else words
+        else:
+            coded = encode_frame(words, source.fmt, threads=threads)
+        shown.update(little_endian(words))
         blobs.append(coded.blob)
         coders.append(coded.coder)
-    return _Coded(carrier, blobs, coders, shown.digest())
+    return _Coded(blobs, coders, shown.digest())
 
 
 def _side_part(source: PixelSource, nonpixel: bytes) -> bytes:

@@ -206,6 +206,24 @@ def test_the_rule_chooses_the_carrier(ring: KeyRing) -> None:
         assert restore(built.envelope, ring).data == data
 
 
+def test_a_carrier_that_is_measured_to_cost_more_than_beside_is_given_up(
+    ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The estimate proposes, the measurement decides; a rule that insists is not asked."""
+    monkeypatch.setattr("worker.candidate.growth", lambda *_, **__: 1.0501)
+    built = build_candidate(FILE, FACTS, ring)
+    assert built.carrier == "beside" and restore(built.envelope, ring).data == FILE
+    for rule in (ArchiveRule(name="x", carrier="segmented"), SEALED):
+        assert build_candidate(FILE, FACTS, ring, rule=rule).carrier != "beside"
+    monkeypatch.undo()
+    segmented, beside = (
+        build_candidate(FILE, FACTS, ring, rule=ArchiveRule(name="x", carrier=carrier))
+        for carrier in ("segmented", "beside")
+    )
+    record = len(sections_of(beside.envelope)[SectionType.RECORD])
+    assert len(segmented.envelope) - len(beside.envelope) <= 0.05 * record
+
+
 # --- sealed bitmaps ---
 
 
