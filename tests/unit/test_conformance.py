@@ -12,6 +12,9 @@ from gateway.settings import Settings
 from service import listener_syntax
 from service.access import RULES
 from service.listener_store import UNEXPECTED
+from worker.deid_profile import METHOD_CODES
+from worker.deid_table import table
+from worker.deid_values import MAX_SHIFT
 
 TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text("utf-8")
 
@@ -45,6 +48,12 @@ def test_dicomweb_routes_and_roles_are_those_served() -> None:
     documented = {(method, path): set(roles.split(", ")) for method, path, roles in rows("routes")}
     served = {key: {role.value for role in roles} for key, roles in RULES.items() if key[1].startswith("/dicomweb")}
     assert documented == served
+
+
+def test_deidentification_options_and_codes_are_those_of_the_code() -> None:
+    documented = {row[0].replace("-", "_"): row[1] for row in rows("deidentification")}
+    assert documented == {name: value for name, (value, _) in METHOD_CODES.items()}
+    assert f"{len(table()['rows'])} lines" in TEXT and f"1 to {MAX_SHIFT} whole days" in TEXT
 
 
 @pytest.mark.parametrize("field", ["ae_title", "dicom_port", "max_associations"])
