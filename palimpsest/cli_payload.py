@@ -5,8 +5,15 @@ from __future__ import annotations
 import typer
 
 from palimpsest.cli_payload_bench import payload_bench
+from palimpsest.cli_payload_files import payload_capacity, payload_embed, payload_extract, payload_inspect
+from palimpsest.cli_payload_rebind import payload_rebind
 
 payload = typer.Typer(help="Payloads in images, file by file, without a running gateway.", no_args_is_help=True)
+payload.command("capacity")(payload_capacity)
+payload.command("embed")(payload_embed)
+payload.command("extract")(payload_extract)
+payload.command("inspect")(payload_inspect)
+payload.command("rebind")(payload_rebind)
 payload.command("bench")(payload_bench)
 
 

@@ -57,6 +57,13 @@ def test_a_read_is_checked_against_the_recorded_digest(store: ArchiveStore) -> N
         store.get(KEY, sha256(b"other").hexdigest())
 
 
+def test_without_a_digest_it_is_read_as_it_lies_there(store: ArchiveStore) -> None:
+    with pytest.raises(NotFound):
+        store.read_unchecked(KEY)
+    store.put(KEY, DATA, DIGEST)
+    assert store.read_unchecked(KEY) == DATA
+
+
 def test_what_is_not_there_is_not_found(store: ArchiveStore) -> None:
     with pytest.raises(NotFound):
         store.get(KEY, DIGEST)
