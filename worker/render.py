@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,8 +58,7 @@ def render_image(image: ExactImage, frame: int = 1, image_format: str = "png") -
         raise NotFound("no-such-frame", "the object has no frame of that number")
     if image.photometric == "PALETTE COLOR" or (image.fmt.samples == 3 and image.photometric != "RGB"):
         raise Unsupported("not-renderable", "the colours of this image were in its header")
-    words = next(islice(image.frames(), frame - 1, None))
-    values = split_words(words, image.fmt)[0]
+    values = split_words(image.frame(frame - 1), image.fmt)[0]
     low, high = (0.0, float((1 << image.fmt.bits_stored) - 1)) if values.ndim == 3 else (values.min(), values.max())
     shown = _to_bytes(values, float(low), float(high))
     return _encoded(np.invert(shown) if image.photometric == "MONOCHROME1" else shown, image_format)

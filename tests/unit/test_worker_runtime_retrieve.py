@@ -136,6 +136,21 @@ def test_a_damaged_archive_object_gives_no_pixels_but_an_alert(gw: Gateway) -> N
     assert [alert.kind for alert in gw.index.alerts()] == ["retrieve-integrity"]
 
 
+@pytest.mark.parametrize("kind", ["original", "metadata", "rendered:png:1"])
+def test_what_does_not_open_leaves_nothing_behind(gw: Gateway, kind: str) -> None:
+    """Keys gone: no cache entry, no part of a file, whatever was asked for."""
+    instance_id = take_in(gw)
+    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    row = gw.index.get(instance_id)
+    gw.spool.remove(row.digest)
+    gw.keys.destroy_patient_key(str(row.patient_key), b"test")
+    before = {path for path in gw.settings.cache_dir.rglob("*") if path.is_file() and path.stat().st_size}
+    with pytest.raises(IntegrityError) as caught:
+        retrieve.retrieve(gw, instance_id, kind)
+    assert (caught.value.reason, caught.value.__cause__) == ("seal-refused", None)
+    assert {path for path in gw.settings.cache_dir.rglob("*") if path.is_file() and path.stat().st_size} == before
+
+
 def test_a_damaged_spool_file_is_replaced_by_the_archive(gw: Gateway) -> None:
     instance_id = take_in(gw)
     process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
