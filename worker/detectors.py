@@ -2,8 +2,10 @@
 
 SPA and WS give a score; SPAM (686 features) and SRMQ1 (12,753) feed a discriminant (stego.steganalysis). For 16 bits:
 
-- SPAM and SRM quantise residuals with steps made for 8-bit photographs; the step is scaled to the image's own noise,
-  q = max(1, c * median |first difference|), and sealwatch's inner functions, which take any numbers, are called.
+- SPAM and SRM refuse more than 8 bits at the door; their inner functions, which take any numbers, are called. Residuals
+  are quantised with step one (SRM: times sealwatch's order constants). Steps that follow the image's noise, as is often
+  advised for 16 bits, were measured and made both blinder: lowest-bit matching at 0.4 bits per sample, 72 tiles of 32
+  patients, SPAM .83 with step one, .75, .66, .62 and .61 with 0.12, 0.25, 0.5 and 1 times the median difference.
 - SRM's co-occurrences are counted by a kernel of ours, passed in by sealwatch's own argument for it: the same numbers
   (a test compares them), some hundred times faster.
 - WS squares samples in single precision: an even number is taken off first, which leaves every lowest bit as it was.
@@ -34,7 +36,6 @@ from gateway.errors import Unsupported
 SCORES = ("SPA", "WS")
 FEATURES = ("SPAM", "SRMQ1")
 DETECTORS = (*SCORES, *FEATURES)
-STEP_SHARE = 0.5  # c above
 _PACKAGES = ("tools", "spam", "spa", "ws")  # whose own __init__ is not run
 _RESIDUALS = (
     ("f1", "all1st", 1),
@@ -104,11 +105,6 @@ def _shell(name: str, places: list[str]) -> ModuleType:
     return module
 
 
-def step(values: NDArray[np.int32]) -> float:
-    """The quantiser's step for one image: half the median absolute difference of neighbours in a row, at least 1."""
-    return max(1.0, STEP_SHARE * float(np.median(np.abs(np.diff(values.astype(np.int64), axis=1)))))
-
-
 def _spa(module: Any, values: NDArray[np.int32]) -> float:
     if (values[:, 1:] >> 1 != values[:, :-1] >> 1).all():
         return 0.0  # no close pair: the quadratic equation has no leading term, and no estimate
@@ -120,15 +116,15 @@ def _ws(module: Any, values: NDArray[np.int32]) -> float:
 
 
 def _spam(module: Any, values: NDArray[np.int32]) -> NDArray[np.float32]:
-    found = module.extract(values / step(values), rounded=True)
+    found = module.extract(values.astype(np.float64), rounded=True)
     return np.concatenate([np.ravel(found[name]) for name in sorted(found)]).astype(np.float32)
 
 
 def _srm(residuals: Any, symmetry: Any, values: NDArray[np.int32]) -> NDArray[np.float32]:
     found: OrderedDict[str, Any] = OrderedDict()
-    scale, samples = step(values), values.astype(np.int64)
+    samples = values.astype(np.int64)
     for prefix, function, order in _RESIDUALS:
-        counted = getattr(residuals, function)(samples, order * scale, CoocN=cooccurrence4)
+        counted = getattr(residuals, function)(samples, order, CoocN=cooccurrence4)
         found = symmetry.post_process(counted, prefix, 1, found)
     return np.concatenate([np.ravel(found[name]) for name in sorted(found)]).astype(np.float32)
 

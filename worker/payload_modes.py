@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.bitplane import LevelTable, choose_levels, split_words
-from stego import hidden, region, regionnet, segmented, selfcontained
+from stego import hidden, region, regionnet, replacement, segmented, selfcontained
 from stego.cover import Cover
 from stego.lattice import fingerprint
 from worker.payload_tiles import Tile
@@ -117,13 +117,30 @@ def _hidden(costs: hidden.Costs) -> Callable[[Job], Hidden]:
     return run
 
 
-#: name -> carrier; the first three are the product's, the others stand beside them for comparison
+def _replacement(method: replacement.Method) -> Callable[[Job], Hidden]:
+    """Baselines: they give the message back, never the samples; they know no region."""
+
+    def run(job: Job) -> Hidden:
+        salt = job.salt(method)
+        values = replacement.embed(job.cover, job.message, stego_key=job.key, salt=salt, method=method)
+
+        def back() -> tuple[bytes, None]:
+            return replacement.extract(values, len(job.message), stego_key=job.key, salt=salt), None
+
+        return Hidden(values, back)
+
+    return run
+
+
+#: name -> carrier; the first four are the product's, the others stand beside them for comparison
 MODES: dict[str, Callable[[Job], Hidden]] = {
     "segmented": _segmented,
     "self-contained": _self_contained("auto"),
     "hidden": _hidden("mipod"),
     "hidden-hill": _hidden("hill"),
     "plain-pee": _self_contained("plain_pee"),
+    "lsb-replacement": _replacement("replacement"),
+    "lsb-matching": _replacement("matching"),
 }
 
 

@@ -87,10 +87,11 @@ def test_growth_is_measured_on_every_third_tile(report: Report) -> None:
 def test_auc_columns_are_there_for_every_detector_modality_and_carrier(report: Report) -> None:
     columns = {(v.detector, v.modality, v.mode, v.payload) for v in report.verdicts if v.tiles == "all"}
     for detector in DETECTORS:
-        for mode in ("hidden", "segmented", "plain-pee"):
+        for mode in ("hidden", "segmented", "lsb-replacement", "lsb-matching", "plain-pee"):
             assert (detector, "all", mode, 0.05) in columns and (detector, "CT", mode, 0.05) in columns
     found = {(v.detector, v.mode): v.found for v in report.verdicts if (v.modality, v.payload) == ("all", 0.4)}
     assert all(0 <= f.auc <= 1 and f.patients <= 3 and f.low is not None for f in found.values())
+    assert found["WS", "lsb-replacement"].auc > max(0.65, found["WS", "lsb-matching"].auc)
     assert {v.trained for v in report.verdicts if v.detector == "SPAM"} == {"all"}
 
 
