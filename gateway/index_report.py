@@ -11,7 +11,7 @@ from gateway import audit
 from gateway.audit import AuditEvent
 from gateway.database import Database
 from gateway.errors import NotFound
-from gateway.index_rows import AlertRow, Counts, FailureGroup
+from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
 from gateway.index_schema import alert, forward, instance, outbox
 from gateway.instance import UNFINISHED, Form, ForwardState
 
@@ -58,6 +58,18 @@ class Report(Database):
         with self.read() as conn:
             query = sa.select(instance.c.id).where(instance.c.candidate_digest.is_not(None)).limit(1)
             return conn.execute(query).first() is not None
+
+    def archived_sample(self, count: int, before: float) -> list[InstanceRow]:
+        """Up to `count` instances that were archived before then (seconds since the epoch), drawn at random."""
+        query = sa.select(instance).where(instance.c.archived_at < before).order_by(sa.func.random()).limit(count)
+        with self.read() as conn:
+            return [InstanceRow.of(row) for row in conn.execute(query).mappings()]
+
+    def patient_keys(self) -> set[str]:
+        """Ids of every patient key that an instance is sealed to."""
+        with self.read() as conn:
+            found = conn.execute(sa.select(instance.c.patient_key).distinct()).scalars()
+            return {key_id for key_id in found if key_id}
 
     def failures(self) -> list[FailureGroup]:
         """What failed, grouped by kind, reason and destination, most frequent first."""

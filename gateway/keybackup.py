@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,14 @@ def open_backup(data: bytes, passphrase: str) -> Contents:
         raise PolicyRefused("backup-refused", "the backup does not open: wrong passphrase, or a damaged file")
     version, plain = opened
     return Contents(parse(plain)) if version == 1 else _unpack(plain)
+
+
+def backup_time(data: bytes) -> str:
+    """When the copying of a backup's keys began, as its header says. Raises PolicyRefused 'backup-refused'."""
+    try:
+        return datetime.fromisoformat(str(json.loads(data.split(b"\n", 1)[0])["created"])).isoformat()
+    except (ValueError, KeyError, TypeError):
+        raise PolicyRefused("backup-refused", "this is no key ring backup") from None
 
 
 def without_keys(data: bytes, passphrase: str, ids: Collection[str]) -> bytes:

@@ -8,7 +8,6 @@ A change made by one process is seen by all (the file is read again when its tim
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -49,7 +48,8 @@ class KeyRing:
         self._readonly = readonly
         self._cached: tuple[tuple[int, ...], RingState] | None = None
         self._seal: Seal | None = None  # as last opened: a changed ring file costs the master nothing
-        self._patients = PatientKeys(self._folder, self.master)
+        #: one key per patient; rooms use `patient_key` and `find_kek`
+        self.patients = PatientKeys(self._folder, self.master)
         #: told of every use of a key: what for, and the key's id. None: nobody asks.
         self.observer: Callable[[str, str], None] | None = None
         keyfile.check_owner_only(self._folder)
@@ -106,25 +106,25 @@ class KeyRing:
         Unavailable (master away, folder not writable), PolicyRefused 'keys-readonly' where one would have to be made.
         """
         pseudonyms = self._pseudonyms()
-        key_id = self._patients.find(label, pseudonyms)
+        key_id = self.patients.find(label, pseudonyms)
         if key_id is None:
             self._check_writable()
-            key_id = self._patients.make(label, pseudonyms, _instant())
+            key_id = self.patients.make(label, pseudonyms, _instant())
         self._note("wrap", key_id)
         try:
-            return key_id, self._patients.open(key_id)
+            return key_id, self.patients.open(key_id)
         except UnknownKey:  # destroyed just now
             raise Unavailable("patient-key-busy", "the patient's key was destroyed just now; try again") from None
 
     def patient_key_ids(self, label: str) -> list[str]:
         """Every key id of this patient, destroyed ones included: all generations, under all pseudonym keys."""
-        return self._patients.ids_of(label, self._pseudonyms())
+        return self.patients.ids_of(label, self._pseudonyms())
 
     def find_kek(self, key_id: str) -> bytes:
         """The wrapping key of this id (kek or patient), 32 bytes. Raises UnknownKey, ShreddedKey, Unavailable."""
         self._note("unwrap", key_id)
         if key_id.startswith(PREFIX):
-            return self._patients.open(key_id)
+            return self.patients.open(key_id)
         return self._find(key_id, "kek").secret
 
     def signing_key(self) -> tuple[str, bytes]:
@@ -200,7 +200,7 @@ class KeyRing:
             remote, seal = self._remote, state.seal
             if remote and seal and remote.version_of(seal.token) != remote.version():
                 self._write(replace(state, seal=reseal(remote, seal)))
-        return self._patients.rewrap()
+        return self.patients.rewrap()
 
     def backup(self, path: Path, passphrase: str, *, log2_n: int = keybackup.SCRYPT_LOG2_N) -> Backup:
         """Write a backup, read it back, open every key's canary with it, and only then record it as proven.
@@ -215,7 +215,7 @@ class KeyRing:
             raise PolicyRefused("backup-in-key-folder", "keep the backup elsewhere: one loss must not take both")
         with self._change() as state:
             at = _instant()
-            living = keybackup.Contents(state, tuple(self._patients.keys()), self._patients.tombstones())
+            living = keybackup.Contents(state, tuple(self.patients.keys()), self.patients.tombstones())
             keybackup.write(path, keybackup.seal_contents(living, passphrase, at, log2_n=log2_n))
             proof = keybackup.prove_file(path, passphrase, living, at)
             self._write(replace(state, backups=(*state.backups, proof)))
@@ -243,8 +243,7 @@ class KeyRing:
         target = Path(target)
         data = keybackup.read_backup(Path(path))
         contents = keybackup.open_backup(data, passphrase)
-        created = str(json.loads(data.split(b"\n", 1)[0])["created"])
-        proof = keybackup.prove(data, passphrase, contents, created, opened=contents)
+        proof = keybackup.prove(data, passphrase, contents, keybackup.backup_time(data), opened=contents)
         keyfile.check_place(target, archive_dir)
         keyrestore.install(target, contents, proof, master=master, overwrite=overwrite, shredded=shredded)
         return cls(target, master=master)
@@ -290,6 +289,28 @@ class KeyRing:
         times = [datetime.fromisoformat(each.at) for each in state.backups if set(state.ids()) <= set(each.ids)]
         return max(times).timestamp() if times else None
 
+    def missing_kinds(self) -> tuple[str, ...]:
+        """Kinds of key that a ring of an older release, opened to read only, lacks."""
+        return self._state().missing_kinds()
+
+    def unproven(self) -> tuple[str, ...]:
+        """Ids of the ring's keys that do not open their canaries."""
+        return tuple(key.id for key in self._state().keys if not key.opens(key.canary))
+
+    def backups_holding(self, key_ids: Collection[str]) -> tuple[tuple[Backup, tuple[str, ...]], ...]:
+        """Known backups that may hold destroyed patient keys, with the ids: begun while the key lived, and not purged.
+
+        A key whose age is not known here (destroyed on another machine) counts as old.
+        """
+        stones = [stone for stone in self.tombstones() if stone.id in key_ids]
+        found = []
+        for backup in self._state().backups:
+            lived = (stone.id for stone in stones if stone.created <= backup.at <= stone.destroyed)
+            held = tuple(key_id for key_id in lived if key_id not in backup.without)
+            if backup.patients and held:
+                found.append((backup, held))
+        return tuple(found)
+
     def backups(self) -> tuple[Backup, ...]:
         """The proven backups that are known, oldest first."""
         return self._state().backups
@@ -317,12 +338,12 @@ class KeyRing:
         for what is no patient key id, PolicyRefused 'keys-readonly', Unavailable (not writable: nothing is certain).
         """
         self._check_writable()
-        self._patients.destroy(key_id, tombstone, _instant())
+        self.patients.destroy(key_id, tombstone, _instant())
         self._note("destroy", key_id)
 
     def tombstones(self) -> tuple[Tombstone, ...]:
         """All tombstones of destroyed patient keys. Raises Unavailable for a damaged one."""
-        return self._patients.tombstones()
+        return self.patients.tombstones()
 
     # --- inside ---
 

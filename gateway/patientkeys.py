@@ -63,14 +63,17 @@ class PatientKeys:
 
     # --- use ---
 
-    def open(self, key_id: str) -> bytes:
-        """The key, 32 bytes. Raises UnknownKey, ShreddedKey, Unavailable (damaged, or the master is away)."""
+    def open(self, key_id: str, *, cached: bool = True) -> bytes:
+        """The key, 32 bytes. Raises UnknownKey, ShreddedKey, Unavailable (damaged, or the master is away).
+
+        cached=False: from the file, whatever is in memory.
+        """
         path = self._path(key_id)
         for _ in range(_TRIES):
             seen = self._facts(key_id, path)
-            cached = self._cache.get(key_id)
-            if cached is not None and cached[0] == seen:
-                return cached[1]
+            known = self._cache.get(key_id) if cached else None
+            if known is not None and known[0] == seen:
+                return known[1]
             try:
                 secret = self._unwrap(self._read(path))
             except FileNotFoundError:
@@ -204,6 +207,12 @@ class PatientKeys:
         path = self._path(stone.id)
         text = {"id": stone.id, "created": stone.created, "destroyed": stone.destroyed, "data": _b64(stone.data)}
         self._store(_tombstone(path), json.dumps({"format": _TOMBSTONE_FORMAT, "version": 1, **text}).encode())
+
+    def half_destroyed(self, key_id: str) -> bool:
+        """Whether a destroyed key's file, or a copy of it that a killed writer left, is still there."""
+        path = self._path(key_id)
+        left = path.exists() or any(path.parent.glob(f".{path.name}.*"))
+        return left and _tombstone(path).exists()
 
     def tombstones(self) -> tuple[Tombstone, ...]:
         """All tombstones. Raises Unavailable for one that cannot be read."""

@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care, cli_payload, cli_policy
+from palimpsest import cli_care, cli_keys, cli_payload, cli_policy
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -55,6 +55,7 @@ app = typer.Typer(
     name="palimpsest", help=HELP, cls=_Commands, no_args_is_help=True, rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+cli_keys.register(app)
 cli_care.register(app)
 cli_policy.register(app)
 cli_payload.register(app)

@@ -169,7 +169,7 @@ def test_rotation_rewraps_under_every_master(keeper: Master | None, tmp_path: Pa
     assert ring.rotate("kek") == "kek-2"
     now = ring.master.version()
     assert now != before
-    assert {ring.master.version_of(ring._patients.stored(key_id).wrapped) for key_id, _ in keys} == {now}
+    assert {ring.master.version_of(ring.patients.stored(key_id).wrapped) for key_id, _ in keys} == {now}
     fresh = KeyRing.open_readonly(tmp_path / "keys", master=keeper)
     assert [(key_id, fresh.find_kek(key_id)) for key_id, _ in keys] == keys
     seal = fresh._state().seal
@@ -213,7 +213,7 @@ def test_others_work_while_the_master_is_rotated(keeper: Master | None, tmp_path
             assert process.exitcode == 0
     assert all(each == found[0] for each in found) and ring.find_kek(known[0]) == known[1]
     ring.rewrap()
-    versions = {ring.master.version_of(ring._patients.stored(key_id).wrapped) for key_id in ring._patients.ids()}
+    versions = {ring.master.version_of(ring.patients.stored(key_id).wrapped) for key_id in ring.patients.ids()}
     assert versions == {ring.master.version()}
 
 
@@ -504,7 +504,7 @@ def test_refusals_of_the_master_are_no_faults_of_an_object(vault: Vault, tmp_pat
     """A patient key that the master refuses is Unavailable: the object waits, and is not quarantined."""
     ring = KeyRing.load_or_create(tmp_path / "keys", master=VaultMaster(VaultAccess(vault.address, token="root")))
     key_id = ring.patient_key(ANNA)[0]
-    ring._patients._cache.clear()
+    ring.patients._cache.clear()
     vault.keys["palimpsest"] = [os.urandom(32)]
     with unavailable("patient-key-damaged"):
         ring.find_kek(key_id)

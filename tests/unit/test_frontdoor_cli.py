@@ -17,8 +17,8 @@ from palimpsest.cli import app
 runner = CliRunner()
 COMMANDS = {
     "run", "listen", "serve", "work", "sweep", "migrate", "send", "fetch", "status", "token", "keys list",
-    "keys rotate", "keys rewrap", "keys backup", "keys restore", "keys drill", "keys doctor", "keys purge", "keys forget",
-    "keys recipients list", "keys recipients add", "keys recipients generate", "keys recipients remove",
+    "keys rotate", "keys rewrap", "keys backup", "keys restore", "keys drill", "keys doctor", "keys purge",
+    "keys forget", "keys recipients list", "keys recipients add", "keys recipients generate", "keys recipients remove",
     "keys export-public", "audit verify", "audit export", "codec bench",
     "policy check", "policy schema", "payload capacity", "payload embed", "payload extract", "payload inspect",
     "payload rebind", "payload bench",

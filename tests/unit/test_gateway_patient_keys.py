@@ -49,7 +49,7 @@ def test_files_are_owner_only_wrapped_and_nameless(ring: KeyRing) -> None:
     text = path.read_text()
     assert "anna" not in text + str(path) and key.hex() not in text and keystate._b64(key) not in text
     assert json.loads(text)["wrapped"].startswith("kek-1:")
-    assert key.hex() not in repr(ring._patients.stored(key_id)) and "kek-1:" not in repr(ring._patients.stored(key_id))
+    assert key.hex() not in repr(ring.patients.stored(key_id)) and "kek-1:" not in repr(ring.patients.stored(key_id))
 
 
 def test_a_key_is_fsynced_before_it_is_returned(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ def test_the_pseudonym_key_may_rotate(ring: KeyRing) -> None:
 def test_rotating_rewraps_and_changes_no_key(ring: KeyRing) -> None:
     keys = [ring.patient_key(f"P\0{number}") for number in range(5)]
     assert ring.rotate("kek") == "kek-2"
-    assert {ring._patients.stored(key_id).wrapped.split(":")[0] for key_id, _ in keys} == {"kek-2"}
+    assert {ring.patients.stored(key_id).wrapped.split(":")[0] for key_id, _ in keys} == {"kek-2"}
     for each in (ring, KeyRing.open_readonly(ring.folder)):
         assert [(key_id, each.find_kek(key_id)) for key_id, _ in keys] == keys
     assert ring.rewrap() == 0
@@ -171,9 +171,9 @@ def test_rewrapping_while_keys_are_made_used_and_destroyed(ring: KeyRing) -> Non
         stop.set()
     assert not wrong and [user.result() for user in users] == [None] * 3
     ring.rewrap()
-    for key_id in ring._patients.ids():
-        assert ring._patients.stored(key_id).wrapped.startswith("kek-6:")
-    assert not doomed & set(ring._patients.ids()) and set(keys) - doomed <= set(ring._patients.ids())
+    for key_id in ring.patients.ids():
+        assert ring.patients.stored(key_id).wrapped.startswith("kek-6:")
+    assert not doomed & set(ring.patients.ids()) and set(keys) - doomed <= set(ring.patients.ids())
 
 
 # --- destruction ---
@@ -221,7 +221,7 @@ def test_a_kill_after_the_tombstone_leaves_no_usable_key(ring: KeyRing, monkeypa
     assert len(files(ring)) == 2
     with pytest.raises(ShreddedKey):
         ring.find_kek(key_id)
-    assert ring.patient_key(ANNA)[0] != key_id and key_id not in ring._patients.ids()
+    assert ring.patient_key(ANNA)[0] != key_id and key_id not in ring.patients.ids()
     ring.rotate("kek")
     ring.destroy_patient_key(key_id, b"t")  # finishes what was begun
     assert key_id.removeprefix("pat-") + ".json" not in {path.name for path in files(ring)}
@@ -257,14 +257,14 @@ def test_the_cache_never_serves_a_key_whose_file_is_gone(ring: KeyRing) -> None:
 def test_the_cache_is_bounded(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patientkeys, "_CACHE_KEYS", 4)
     keys = [ring.patient_key(f"P\0{number}") for number in range(11)]
-    assert len(ring._patients._cache) <= 4
+    assert len(ring.patients._cache) <= 4
     assert [ring.find_kek(key_id) for key_id, _ in keys] == [key for _, key in keys]
 
 
 def test_a_damaged_key_is_unavailable_and_no_other(ring: KeyRing) -> None:
     key_id, _ = ring.patient_key(ANNA)
     other_id, other = ring.patient_key(BERT)
-    one, two = (ring._patients._path(each) for each in (key_id, other_id))
+    one, two = (ring.patients._path(each) for each in (key_id, other_id))
     whole, foreign = one.read_bytes(), json.loads(two.read_bytes())
     swapped = {**foreign, "id": key_id}
     for data in (b"", b"{}", whole[:50], two.read_bytes(), json.dumps(swapped).encode(), whole.replace(b"kek-1", b"x")):
@@ -274,7 +274,7 @@ def test_a_damaged_key_is_unavailable_and_no_other(ring: KeyRing) -> None:
         assert ring.find_kek(other_id) == other
     with unavailable("patient-key-damaged"):
         ring.rotate("kek")
-    assert ring._patients.stored(other_id).wrapped.startswith("kek-2:")  # the others are done all the same
+    assert ring.patients.stored(other_id).wrapped.startswith("kek-2:")  # the others are done all the same
     one.write_bytes(whole)
     assert ring.rewrap() == 1 and len(ring.find_kek(key_id)) == 32
 
