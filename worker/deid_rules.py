@@ -105,7 +105,11 @@ class Deidentifier:
 
     def clean(self, source: Dataset) -> tuple[dict[BaseTag, Element], frozenset[int]]:
         """(elements of the cleaned data set, tags of those removed or replaced). `source` is not altered."""
-        return self._clean(source, charset.default_encoding, words=False)
+        kept, changed = self._clean(source, charset.default_encoding, words=False)
+        if PATIENT_NAME in changed:  # as in the archive's envelope, so that one patient has one name at a destination
+            name = DataElement(PATIENT_NAME, "PN", f"PALIMPSEST^{self._subject.pseudonym}")
+            kept[name.tag] = name
+        return kept, changed
 
     def _clean(
         self, source: Dataset, inherited: str | list[str], *, words: bool
@@ -209,7 +213,7 @@ class Deidentifier:
         if tag in (PATIENT_ID, PATIENT_NAME):
             own = tag == PATIENT_ID and text
             pseudonym = pseudonym_text(text, self._key, "P") if own else self._subject.pseudonym
-            return DataElement(tag, vr, pseudonym if tag == PATIENT_ID else f"PALIMPSEST^{pseudonym}")
+            return DataElement(tag, vr, pseudonym)
         if action == "U":
             return _same_or(element, vr, encodings, replace_uids(text, self._key))
         if action.endswith("Z") or not element.value:
@@ -248,7 +252,7 @@ class Deidentifier:
     def _item(self, item: Dataset, encodings: str | list[str], words: bool) -> Dataset:
         own = _encodings(item, encodings)
         if words and _CODE_SCHEME in item and _top_text(item, _CODE_SCHEME, own) not in _PUBLIC_SCHEMES:
-            return _code("REMOVED", "99PALIMPSEST", "Removed")
+            return _code("REMOVED", "99REMOVED", "Removed")
         kept, changed = self._clean(item, encodings, words=words)
         return like(item, kept) if changed else item
 
@@ -368,5 +372,5 @@ def _dummy_items(tag: int) -> Sequence[Dataset]:
     elif tag == _FLOW:
         item.FlowIdentifier = b"\0\0"
     else:
-        return [_code("REMOVED", "99PALIMPSEST", "Removed")]
+        return [_code("REMOVED", "99REMOVED", "Removed")]
     return [item]

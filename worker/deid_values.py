@@ -40,7 +40,7 @@ _PATTERNS = {
 }
 _LONGEST_NUMBER = 32
 _DUMMIES = {"AE": "ANONYMIZED", "AS": "000Y", "CS": "ANONYMIZED", "DA": DUMMY_DATE, "DS": "0", "DT": DUMMY_DATE,
-            "IS": "0", "TM": DUMMY_TIME, "UR": "urn:palimpsest:removed"}  # fmt: skip
+            "IS": "0", "TM": DUMMY_TIME, "UR": "urn:uuid:00000000-0000-0000-0000-000000000000"}  # fmt: skip
 _UNITS = "mm|cm|ml|kv|kvp|ma|mas|sec|min|hz|khz|mhz|tesla|deg"
 _WORD = re.compile(rf"\d{{1,3}}(?:[.,]\d{{1,3}})? ?(?:{_UNITS})\b|[^\W\d_]\w*", re.IGNORECASE)
 
@@ -129,7 +129,7 @@ def dummy_value(tag: int, vr: str, text: str, key: bytes) -> str | bytes | int |
     if first in _DUMMIES:
         return _DUMMIES[first]
     if first == "PN":
-        return f"PALIMPSEST^{pseudonym_text(f'{tag:08x}{text}', key, 'D')}"
+        return f"ANONYMIZED^{pseudonym_text(f'{tag:08x}{text}', key, 'D')}"
     if first in TEXT_VRS:
         return pseudonym_text(f"{tag:08x}{text}", key, "D")
     if first == "UI":

@@ -377,7 +377,7 @@ def test_structured_content_is_replaced_or_cleaned() -> None:
     assert [item.TextValue for item in plain.ContentSequence] == ["Removed"] and MARK.encode() not in written(plain)
     text, person, reference, day = same_again(report(), Profile(clean_structured_content=True)).ContentSequence
     assert text.TextValue == "Nodule lung 5 mm" and text.ConceptNameCodeSequence[0].CodeValue == "REMOVED"
-    assert person.ConceptNameCodeSequence[0].CodeValue == "121071" and str(person.PersonName).startswith("PALIMPSEST")
+    assert person.ConceptNameCodeSequence[0].CodeValue == "121071" and str(person.PersonName).startswith("ANONYMIZED")
     assert reference.UID.startswith("2.25.") and day.Date == "19700101"
     shifted = same_again(report(), Profile(clean_structured_content=True, retain_modified_dates=True)).ContentSequence[
         3

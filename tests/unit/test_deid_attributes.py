@@ -68,6 +68,8 @@ def test_basic_profile_holds_in_nested_sequences() -> None:
     done = separate(source, Profile(), KEY)
     file = written(done.dataset)
     assert MARK.encode() not in file and TELLING_UID.encode() not in file
+    told = [at for at in range(len(file)) if file[at : at + 10].upper() == b"PALIMPSEST"]
+    assert len(told) == 3, "our name stands in file meta, method and Patient's Name only: hidden objects replace these"
     cleaned = done.dataset[CARRIER].value[0][CARRIER].value[0]
     wrong = [f"{t:08x}" for t in IN_DATA_SET
              if not expected_basic(t, cleaned.get(t), ROWS[t]["basic"])]  # fmt: skip
