@@ -27,7 +27,7 @@ from worker.envelope import Source, build_envelope, envelope_uid
 from worker.identity import Provenance, identify
 from worker.objectcontext import MODES, coded_context, frame_digest, passthrough_context
 from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_stream
-from worker.sealing import Wraps, known_recipient, make_wraps, patient_label
+from worker.sealing import Wraps, known_recipient, label_of, make_wraps
 from worker.splice import carry_out, pack_plan, read_object
 
 MAX_WHOLE_BYTES = (1 << 31) - 1
@@ -294,10 +294,9 @@ def _finish(
 
 
 def _wraps(sealer: _Sealer, record: Record, context: Context) -> Wraps:
-    study = record.study_uid or f"palimpsest/no-study/{record.file_sha256}"
-    label = patient_label(record.patient_id, study)
     sealed_bitmap = context.mode == MODES[CarrierMode.SEALED]
-    return make_wraps(sealer.ring, sealer.rule, label, sealer.secrets.data_key, context, sealed_bitmap=sealed_bitmap)
+    key = sealer.secrets.data_key
+    return make_wraps(sealer.ring, sealer.rule, label_of(record), key, context, sealed_bitmap=sealed_bitmap)
 
 
 def _identity_copy(sealer: _Sealer, data: Data, uid: str, pseudonyms: bytes) -> tuple[CmsItem, ...]:

@@ -25,7 +25,7 @@ from worker.identity import identify
 from worker.pipeline import provenance
 from worker.retrieve import original_bytes
 from worker.rules import delivery_rule
-from worker.sealing import open_wraps, patient_label
+from worker.sealing import label_of, open_wraps
 from worker.stegoframe import Mode
 from worker.stegoobject import StegoObject, make_stego
 from worker.verify import VerifyReport
@@ -125,7 +125,7 @@ def _patient_key(gw: Gateway, row: InstanceRow, data: bytes) -> tuple[str, bytes
     if row.patient_key is not None:
         return row.patient_key, gw.keys.find_kek(row.patient_key)
     record = identify(data, read_tolerant(data), provenance(gw, row))
-    return gw.keys.patient_key(patient_label(record.patient_id, record.study_uid))
+    return gw.keys.patient_key(label_of(record))
 
 
 def _archive_restoration(gw: Gateway, made: StegoObject) -> tuple[str | None, str | None]:

@@ -16,6 +16,7 @@ from gateway.keys import KeyRing, Recipient
 from gateway.policy import ArchiveRule
 from stego.errors import SealError
 from stego.recipients import Kind, is_ring_wrap, recipient_of, unwrap_with, wrap_to
+from stego.record import Record
 from stego.seal import Context, bitmap_key, unwrap_key, wrap_kek_id, wrap_key
 
 
@@ -44,6 +45,11 @@ class OpenedKey:
 def patient_label(patient_id: str, study_uid: str) -> str:
     """What the ring finds a patient's key by: the Patient ID, or the study where there is none."""
     return f"P\x00{patient_id}" if patient_id else f"S\x00{study_uid}"
+
+
+def label_of(record: Record) -> str:
+    """`patient_label` of what a record names; a file that names neither patient nor study is a patient by itself."""
+    return patient_label(record.patient_id, record.study_uid or f"palimpsest/no-study/{record.file_sha256}")
 
 
 def make_wraps(

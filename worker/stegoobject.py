@@ -26,7 +26,7 @@ from worker.deid_profile import Profile
 from worker.identity import Provenance, identify
 from worker.pixelrules import FrameCover, check_all_frames, covers, refusal
 from worker.pixels import PixelSource, open_pixels, pixel_digest, pixel_stream
-from worker.sealing import Wraps, make_wraps, patient_label
+from worker.sealing import Wraps, label_of, make_wraps
 from worker.splice import carry_out, read_object
 from worker.stegoframe import HIDDEN, Embedded, Mode, embed_capsule, frame_context, psnr
 from worker.stegoheader import describe, read_header, refresh_range, stego_header, write_stego
@@ -150,8 +150,7 @@ def _embed(plan: _Plan, cover: FrameCover) -> _Sealed:
     context = frame_context(cover.cover.values, cover.fmt, plan.mode, secrets.object_id)
     packed = pack_record(plan.record, signing_key=ring.signing_key())
     sealed = seal_record(packed, data_key=secrets.data_key, context=context)
-    label = patient_label(plan.record.patient_id, plan.record.study_uid)
-    wraps = make_wraps(ring, plan.rule, label, secrets.data_key, context, sealed_bitmap=False)
+    wraps = make_wraps(ring, plan.rule, label_of(plan.record), secrets.data_key, context, sealed_bitmap=False)
     key_id, ring_key = ring.stego_key()
     key = image_key(ring_key, context.untouched, plan.mode)
     capsule = seal_capsule(
