@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from gateway.policy import Rule
     from gateway.settings import Settings
+    from worker.dryrun import DryRun, Passed, Tried
 
 Home = Annotated[Path | None, typer.Option(help="Folder that holds all state.", metavar="DIR")]
 console = Console(width=120)
@@ -70,18 +73,87 @@ def _table(kind: str, rules: tuple[Rule, ...]) -> Table:
 
 
 def _conditions(rule: Rule) -> str:
-    from gateway.sop_classes import STORAGE_CLASSES
-
-    keywords = {uid: keyword for keyword, uid in STORAGE_CLASSES.items()}
     parts = []
     for field in rule.conditions:
         values = getattr(rule, field)
         if "*" not in values:
-            parts.append(f"{field}: {', '.join(keywords.get(value, value) for value in values)}")
+            parts.append(f"{field}: {', '.join(_keyword(value) for value in values)}")
     return "\n".join(parts) or "anything"
+
+
+def _keyword(uid: str) -> str:
+    from gateway.sop_classes import STORAGE_CLASSES
+
+    return next((keyword for keyword, known in STORAGE_CLASSES.items() if known == uid), uid)
 
 
 def _effects(rule: Rule) -> str:
     """What a rule says beyond its conditions; what it leaves out is not repeated."""
     said = rule.model_dump(mode="json", exclude_unset=True, exclude={"name", *rule.conditions})
     return "\n".join(f"{field} = {json.dumps(value)}" for field, value in said.items()) or "the defaults"
+
+
+@policy.command("explain")
+def policy_explain(
+    file: Annotated[Path, typer.Argument(help="A DICOM file, as it would be received.")],
+    destination: Annotated[
+        list[str] | None, typer.Option(help="Only this destination (repeatable); it need not be configured.")
+    ] = None,
+    policy_file: Annotated[
+        Path | None, typer.Option("--policy", help="Policy file; default: the one in force.", metavar="FILE")
+    ] = None,
+    json_out: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    home: Home = None,
+) -> None:
+    """Dry run: which rules match this file, what they would make of it, and what each destination would get.
+
+    Everything is really made, with throw-away keys; nothing is stored, sent or recorded, and no key ring is needed.
+    """
+    from gateway.bootstrap import read_policy
+    from gateway.errors import NotFound
+    from worker.dryrun import dry_run
+
+    settings = _settings(home, policy_file)
+    found = read_policy(settings)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise NotFound("unreadable", f"{file} cannot be read ({type(error).__name__})") from None
+    names = destination or [each.name for each in settings.destinations]
+    made = dry_run(data, found, names)
+    if json_out:
+        typer.echo(json.dumps(asdict(made), indent=1))
+        return
+    for line in _explained(made):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _explained(made: DryRun) -> Iterator[str]:
+    yield f"{made.size} bytes, SOP class {_keyword(made.sop_class)}, modality {made.modality or '(none)'}"
+    archived = made.archived
+    yield f"archive: rule '{archived.rule}'{_passing(archived.passed)}"
+    how = f"sealed whole ({archived.reason})" if archived.reason else f"coded by {archived.coder}"
+    yield f"  {how}, record {archived.carrier}; {archived.size} bytes, of these {archived.payload_bytes} of payload"
+    if archived.not_tried:
+        yield f"  and for {', '.join(archived.not_tried)}, whose keys are not used here"
+    for each in made.delivered:
+        yield f"to {each.destination}: rule '{each.rule}'{_passing(each.passed)}"
+        yield from (f"  {_attempt(tried)}" for tried in each.tried)
+        yield f"  would be sent: {each.sent}" if each.sent else "  would not be sent: dead letter with the first reason"
+    if not made.delivered:
+        yield "no destination is configured; name one with --destination"
+
+
+def _attempt(tried: Tried) -> str:
+    if tried.reason:
+        return f"{tried.representation}: cannot be made ({tried.reason})"
+    if tried.changed is None:
+        return f"{tried.representation}: {tried.size} bytes"
+    return (
+        f"{tried.representation}: {tried.size} bytes; {tried.changed} samples changed by at most {tried.max_change}, "
+        f"PSNR {tried.psnr:.1f} dB; opened again, and gave the file back"
+    )
+
+
+def _passing(passed: Sequence[Passed]) -> str:
+    return "" if not passed else f" (not {', '.join(f'{each.rule}: other {each.condition}' for each in passed)})"

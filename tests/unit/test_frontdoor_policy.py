@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from gateway.policy import ArchiveRule, DeliveryRule, Policy
 from gateway.policy_file import parse_policy
 from palimpsest.cli import app
+from tests.object_makers import image, noisy
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "policy-example.toml"
@@ -110,3 +111,40 @@ def test_nothing_starts_under_a_policy_that_is_not_in_order(home: Path) -> None:
 
 def test_the_schema_is_printed_as_json() -> None:
     assert json.loads(call("schema"))["title"] == "Palimpsest policy"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.dcm"
+    path.write_bytes(image([noisy(320, 320)], stored=12, Modality="MR", SOPClassUID=MR))
+    return path
+
+
+def test_explain_makes_everything_and_keeps_nothing(home: Path, picture: Path) -> None:
+    where = [word for name in ("research", "viewer", "pacs") for word in ("--destination", name)]
+    said = json.loads(call("explain", str(picture), "--policy", str(EXAMPLE), "--json", *where))
+    archived, (research, viewer, pacs) = said["archived"], said["delivered"]
+    assert (archived["rule"], archived["carrier"]) == ("magnetic-resonance", "sealed-bitmap")
+    assert archived["passed"] == [{"rule": "mammography", "condition": "sop_class"}]
+    assert 0 < archived["payload_bytes"] < archived["size"] < said["size"]
+    assert (research["rule"], research["sent"], viewer["rule"], viewer["sent"]) == (
+        "study-group", "hidden", "teleradiology", "self-contained",
+    )  # fmt: skip
+    assert research["tried"][0]["restored"] and research["tried"][0]["max_change"] == 1
+    assert [passed["rule"] for passed in viewer["passed"]] == ["study-group", "research-rest"]
+    assert (pacs["rule"], pacs["sent"]) == ("default", "envelope")
+    assert list(home.iterdir()) == []
+    assert "Quastenflosser" not in json.dumps(said)
+
+
+def test_explain_says_it_in_words_with_the_reasons(home: Path, picture: Path) -> None:
+    picture.write_bytes(image([noisy(320, 320)], stored=12, Modality="CT", BurnedInAnnotation="YES"))
+    said = call("explain", str(picture), "--policy", str(EXAMPLE), "--destination", "research")
+    for words in ("archive: rule 'default' (not mammography: other sop_class", "coded by", "rule 'study-group'",
+                  "hidden: cannot be made (burned-in)", "would not be sent: dead letter"):  # fmt: skip
+        assert words in said
+    said = call("explain", str(picture), "--policy", str(EXAMPLE), "--destination", "viewer")
+    assert "self-contained: cannot be made (burned-in) envelope:" in said and "would be sent: envelope" in said
+    assert "no destination is configured" in call("explain", str(picture))
+    picture.write_bytes(b"no image")
+    assert "PS3.10" in call("explain", str(picture), code=1)
