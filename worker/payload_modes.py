@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from codec.bitplane import LevelTable, choose_levels, split_words
 from stego import hidden, region, regionnet, replacement, segmented, selfcontained
 from stego.cover import Cover
+from stego.errors import CarrierError
 from stego.lattice import fingerprint
 from worker.payload_tiles import Tile
 
@@ -74,8 +75,11 @@ def _stego_cover(job: Job, values: Values) -> Cover:
 
 def _segmented(job: Job) -> Hidden:
     tile, nbits, salt = job.tile, 8 * len(job.message), job.salt("segmented")[:16]
-    levels = choose_levels(job.cover.values)
-    done = segmented.embed(tile.words(job.cover.values), tile.fmt, levels, job.message, stego_key=job.key, salt=salt)
+    levels, words = choose_levels(job.cover.values), tile.words(job.cover.values)
+    fit = segmented.suitability(words, tile.fmt, levels, nbits)
+    if not fit.ok:
+        raise CarrierError(fit.reason)  # the product puts the record beside the pixels then
+    done = segmented.embed(words, tile.fmt, levels, job.message, stego_key=job.key, salt=salt, start=fit.start)
     at = (done.start, nbits)
 
     def back() -> tuple[bytes, Values]:

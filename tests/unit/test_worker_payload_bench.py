@@ -70,7 +70,7 @@ def test_everything_comes_back_or_is_refused_with_a_reason(report: Report) -> No
     assert all(row.exact and row.psnr and row.ssim and row.changed for row in taken)
     assert {row.mode for row in taken if row.payload == 0.05} == set(MODES)
     assert all(row.exact is None for row in report.rows if row.refused)
-    assert {row.refused for row in report.rows} <= {"", "capacity"}
+    assert {row.refused for row in report.rows} <= {"", "capacity", "modelled"}
 
 
 def test_skipped_files_have_their_reason(report: Report) -> None:
