@@ -415,7 +415,11 @@ class KeyRing:
     @contextlib.contextmanager
     def _change(self) -> Iterator[RingState]:
         self._check_writable()
-        with keyfile.locked(self._folder):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(keyfile.locked(self._folder))
+            except OSError:
+                raise Unavailable("keys-unwritable", "the key ring cannot be written") from None
             yield self._state()
 
     def _write(self, state: RingState) -> None:

@@ -11,7 +11,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -90,12 +90,15 @@ class PatientKeys:
 
     def find(self, label: str, pseudonyms: Sequence[bytes]) -> str | None:
         """Id of the patient's living key, durable, or None. pseudonyms: the ring's pseudonym keys, newest first."""
-        for key_id in self._generations(label, pseudonyms):
-            path = self._path(key_id)
-            if path.exists() and not _tombstone(path).exists():
-                if key_id not in self._cache:  # its maker may not have come as far as the folder's fsync
-                    sync_folder(path.parent)
-                return key_id
+        try:
+            for key_id in self._generations(label, pseudonyms):
+                path = self._path(key_id)
+                if path.exists() and not _tombstone(path).exists():
+                    if key_id not in self._cache:  # its maker may not have come as far as the folder's fsync
+                        sync_folder(path.parent)
+                    return key_id
+        except OSError:
+            raise Unavailable("keys-missing", "the patient keys cannot be read") from None
         return None
 
     def make(self, label: str, pseudonyms: Sequence[bytes], now: str) -> str:
@@ -114,9 +117,15 @@ class PatientKeys:
 
     # --- care ---
 
-    def locked(self) -> AbstractContextManager[int]:
-        """Held by whoever makes, replaces or destroys a patient key."""
-        return keyfile.locked(self._ring_folder, LOCK)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held by whoever makes, replaces or destroys a patient key. Raises Unavailable."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(keyfile.locked(self._ring_folder, LOCK))
+            except OSError:
+                raise Unavailable("keys-unwritable", "the patient keys cannot be written") from None
+            yield
 
     def ids(self) -> list[str]:
         """Ids of all living keys."""

@@ -8,6 +8,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -30,6 +31,7 @@ def collect(gateway: Gateway) -> dict[str, Any]:
         "failures": [dataclasses.asdict(group) for group in gateway.index.failures()],
         "alerts": [dataclasses.asdict(alert) for alert in gateway.index.alerts()],
         "key_backup_current": gateway.keys.backup_current(),
+        "key_backup_until": gateway.keys.backed_up_until(),
         "free_bytes": shutil.disk_usage(gateway.settings.home).free,
     }
 
@@ -77,7 +79,7 @@ def print_status(gateway: Gateway, console: Console, *, as_json: bool) -> None:
         ("bytes", _bytes(counts)),
         *((f"to {name}", _pairs(states)) for name, states in counts["forwards"].items()),
         ("oldest open", _age(counts["oldest_unfinished_at"])),
-        ("key backup", "current" if facts["key_backup_current"] else _no_backup(gateway.settings)),
+        ("key backup", _backup(gateway.settings, facts["key_backup_until"])),
     ]
     for name, text in lines:
         console.print(f"{name:<12} {text or '-'}", highlight=False, soft_wrap=True, markup=False)
@@ -98,7 +100,9 @@ def _age(since: float | None) -> str:
     return "" if since is None else f"{max(0, int(time.time() - since))} s"
 
 
-def _no_backup(settings: Settings) -> str:
+def _backup(settings: Settings, until: float | None) -> str:
+    if until is not None:
+        return f"current; patients taken in until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC"
     needed = (
         "the spool is not released until there is one" if settings.require_key_backup else "make one before it matters"
     )

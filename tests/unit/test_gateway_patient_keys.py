@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway import keyfile, keystate, patientkeys
 from gateway.errors import Unavailable
-from gateway.keys import KeyRing, ShreddedKey, UnknownKey
+from gateway.keys import KeyRing, Recipient, ShreddedKey, UnknownKey
 from tests.unit.keyring_errors import refused, unavailable
 
 ANNA, BERT = "P\0anna", "P\0bert"
@@ -277,6 +279,40 @@ def test_a_damaged_key_is_unavailable_and_no_other(ring: KeyRing) -> None:
     assert ring.patients.stored(other_id).wrapped.startswith("kek-2:")  # the others are done all the same
     one.write_bytes(whole)
     assert ring.rewrap() == 1 and len(ring.find_kek(key_id)) == 32
+
+
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_any_damage_to_a_patient_key_is_noticed(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
+    ring = KeyRing.load_or_create(tmp_path_factory.mktemp("ring") / "keys")
+    key_id, key = ring.patient_key(ANNA)
+    path = ring.patients._path(key_id)
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        assert ring.patients.open(key_id, cached=False) == key  # a changed space, or the time it was made
+    except Unavailable as error:
+        assert error.reason == "patient-key-damaged"
+
+
+def test_a_folder_that_cannot_be_written_is_unavailable(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def read_only(path: object, flags: int, *rest: int, **more: int) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            raise OSError(30, "Read-only file system")
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    known = ring.patient_key(ANNA)
+    monkeypatch.setattr(os, "open", read_only)
+    for act in (
+        lambda: ring.patient_key(BERT), lambda: ring.rotate("kek"), ring.rewrap,
+        lambda: ring.destroy_patient_key(known[0], b""),
+        lambda: ring.add_recipient(Recipient("x", "x25519", b"r" * 32)),
+    ):  # fmt: skip
+        with unavailable("keys-unwritable"):
+            act()
+    assert ring.patient_key(ANNA) == known
 
 
 def test_an_unreadable_tombstone_is_not_passed_over(ring: KeyRing) -> None:
