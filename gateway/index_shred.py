@@ -28,8 +28,8 @@ T = TypeVar("T")
 class Subject:
     """One patient's instances. rows: all of them; unfinished: ids not archived yet, or on their way to a destination.
 
-    old: ids sealed before there were patient keys; shared: ids whose data key is wrapped to others, too. whole: ids
-    sealed whole, whose pixels go with the key.
+    old: ids sealed before there were patient keys; shared: ids whose data key is wrapped to others, too, or that carry
+    a CMS copy of the identity. whole: ids sealed whole, whose pixels go with the key.
     """
 
     rows: tuple[InstanceRow, ...]
@@ -52,17 +52,19 @@ class Shredding(Database):
             ids = [row.id for row in rows]
             going = sa.select(forward.c.instance_id).where(forward.c.state == ForwardState.WAITING)
             waiting: set[int] = set()
-            wraps: dict[int, str] = {}
+            shared: set[int] = set()
             for part in _pages(ids):
                 waiting |= set(conn.execute(going.where(_of(forward, part))).scalars())
-                found = conn.execute(sa.select(proof.c.instance_id, proof.c.wraps).where(_of(proof, part)))
-                wraps |= {row.instance_id: row.wraps for row in found}
+                found = conn.execute(
+                    sa.select(proof.c.instance_id, proof.c.wraps, proof.c.facts).where(_of(proof, part))
+                )
+                shared |= {row.instance_id for row in found if _is_shared(row.wraps, row.facts)}
         living = [row for row in rows if row.shredded_at is None]
         return Subject(
             rows=tuple(rows),
             unfinished=tuple(row.id for row in living if row.state in UNFINISHED or row.id in waiting),
             old=tuple(row.id for row in living if row.state not in UNFINISHED and row.patient_key is None),
-            shared=tuple(row.id for row in living if len(json.loads(wraps.get(row.id, "[]"))) > 1),
+            shared=tuple(row.id for row in living if row.id in shared),
             whole=tuple(row.id for row in living if row.form is Form.PASSTHROUGH),
         )
 
@@ -128,6 +130,10 @@ class Shredding(Database):
 def _nameless(study_uid: str) -> sa.ColumnElement[bool]:
     without = sa.or_(attributes.c.patient_id.is_(None), attributes.c.patient_id == "")
     return sa.and_(without, instance.c.study_uid == study_uid, instance.c.study_uid != "")
+
+
+def _is_shared(wraps: str, facts: str) -> bool:
+    return len(json.loads(wraps)) > 1 or bool(json.loads(facts).get("shared_with"))
 
 
 def _of(table: sa.Table, ids: Sequence[int]) -> sa.ColumnElement[bool]:

@@ -66,6 +66,11 @@ class Candidate:
     pixel_sha256: str
     nonpixel_sha256: str
 
+    @property
+    def shared_with(self) -> tuple[str, ...]:
+        """Who can open the identity without the ring: names of recipients, as in `key_ids`."""
+        return tuple(each for each in self.key_ids if each.startswith(("recipient:", "cms:")))
+
 
 @dataclass(frozen=True)
 class Secrets:

@@ -178,6 +178,8 @@ def _store_candidate(work: Work, candidate: Candidate, rule: ArchiveRule, modali
             "rule": rule.name,
             "modality": modality,
             "software": software(),
+            "shared_with": list(candidate.shared_with),
+            "pixel_wraps": [wrap.hex() for wrap in candidate.pixel_wraps],
         },
         wraps=[wrap.hex() for wrap in candidate.wraps],
         patient_key=candidate.patient_key or None,

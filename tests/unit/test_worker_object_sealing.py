@@ -103,7 +103,7 @@ def test_without_a_patient_id_the_study_stands_in(ring: KeyRing) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_recipient_of_the_rule_opens_everything_alone(kind: Kind, ring: KeyRing) -> None:
     built = build_candidate(FILE, FACTS, ring, rule=SHARED)
-    assert built.key_ids[1:-1] == tuple(f"recipient:{name}" for name in KINDS)
+    assert built.shared_with == built.key_ids[1:-1] == tuple(f"recipient:{name}" for name in KINDS)
     sections, context = sections_of(built.envelope), context_of(built.envelope)
     found = open_wraps_as(box.unpack_wraps(sections[SectionType.WRAPS]), private(kind), context)
     assert found.id == kind
@@ -165,7 +165,7 @@ def test_openssl_and_pydicom_read_the_identity_from_the_envelope(ring: KeyRing, 
         assert removed.SOPInstanceUID == IDENTITY["SOPInstanceUID"]
         ours = open_attributes(item, private("rsa"), find_verify_key=ring.find_verify_key)
         assert ours.belongs_to == envelope.SOPInstanceUID == built.envelope_uid
-        assert "cms:rsa" in built.key_ids
+        assert "cms:rsa" in built.key_ids and built.shared_with == ("cms:rsa",)
         assert restore(built.envelope, ring).data == FILE
         for text in IDENTITY.values():
             assert text.encode() not in built.envelope
