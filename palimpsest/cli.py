@@ -130,7 +130,7 @@ def send(
     print_summary(console, summary)
     if not plan.wait_release:
         console.print(
-            "no current key backup: the spool keeps the originals, and this proof used it (palimpsest keys backup)"
+            "the spool keeps the originals until the next key backup, and this proof used it (palimpsest keys backup)"
         )
     report = as_json(summary, tracker.journeys, tracker.skipped)
     if standards:

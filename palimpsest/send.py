@@ -25,7 +25,7 @@ TOKEN_SECONDS = 3600.0 * 12
 
 
 def default_plan(gateway: Gateway) -> Plan:
-    """Wait for the spool's release where policy lets it happen: outside the demo profile it needs a later key backup."""
+    """Wait for the spool's release where policy lets it happen; outside the demo profile a key backup comes first."""
     return Plan(local_target(gateway.settings), wait_release=not gateway.settings.require_key_backup)
 
 

@@ -199,6 +199,21 @@ def test_in_production_the_source_waits_for_a_proven_key_backup(tmp_path: Path, 
     gw.close()
 
 
+def test_in_production_a_new_patient_waits_for_the_next_backup(tmp_path: Path, queue: MemoryQueue) -> None:
+    gw = build(settings_for(tmp_path / "home", "production"), queue=queue)
+    gw.keys.backup(tmp_path / "early.bin", "correct horse battery", log2_n=10)
+    instance_id = take_in(gw)
+    finish(gw, instance_id)
+    sweep.sweep_once(gw)
+    assert gw.keys.backup_current() and gw.index.get(instance_id).state == State.ARCHIVED
+    gw.keys.backup(tmp_path / "late.bin", "correct horse battery", log2_n=10)
+    late = take_in(gw, "test-SR.dcm")
+    finish(gw, late)
+    sweep.sweep_once(gw)
+    assert gw.index.get(instance_id).state == State.RELEASED and gw.index.get(late).state == State.ARCHIVED
+    gw.close()
+
+
 def test_a_kill_between_release_and_deletion_is_finished(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     instance_id = take_in(gw)
     finish(gw, instance_id)
