@@ -18,7 +18,7 @@ from pydicom.tag import BaseTag
 
 from gateway.errors import PolicyRefused
 from worker.deid_profile import Profile
-from worker.deid_rules import Deidentifier, like, subject_of, tags_of
+from worker.deid_rules import Deidentifier, element_of, like, subject_of, tags_of
 from worker.deid_values import Element
 from worker.envelope import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 
@@ -68,10 +68,10 @@ def separate(dataset: Dataset, profile: Profile, key: bytes) -> Deidentified:
         raise ValueError("the pseudonym key is too short")
     cleaned, changed = Deidentifier(profile, key, subject_of(dataset, key)).clean(dataset)
     written = _declare(profile)
-    originals = {tag: dataset.get_item(tag) for tag in tags_of(dataset) if tag in changed or tag in WRITTEN}
+    originals = {tag: element_of(dataset, tag) for tag in tags_of(dataset) if tag in changed or tag in WRITTEN}
     if originals and SPECIFIC_CHARACTER_SET in dataset:
         tag = BaseTag(SPECIFIC_CHARACTER_SET)
-        originals[tag] = dataset.get_item(tag)  # removed text is read by it
+        originals[tag] = element_of(dataset, tag)  # removed text is read by it
     out = like(dataset, {**cleaned, **written})
     removed = like(dataset, originals)
     if hasattr(dataset, "file_meta"):
@@ -85,8 +85,8 @@ def separate(dataset: Dataset, profile: Profile, key: bytes) -> Deidentified:
 
 def reidentify(dataset: Dataset, removed: Dataset) -> Dataset:
     """The data set as it was before `deidentify`: equal, and equal in bytes when written the same way."""
-    own = {tag: dataset.get_item(tag) for tag in tags_of(dataset) if tag not in WRITTEN}
-    back = like(dataset, {**own, **{tag: removed.get_item(tag) for tag in tags_of(removed)}})
+    own = {tag: element_of(dataset, tag) for tag in tags_of(dataset) if tag not in WRITTEN}
+    back = like(dataset, {**own, **{tag: element_of(removed, tag) for tag in tags_of(removed)}})
     if hasattr(removed, "file_meta"):
         back.file_meta = removed.file_meta
     if getattr(removed, "preamble", None) is not None:
@@ -122,7 +122,7 @@ def _plain(dataset: Dataset, tag: int) -> str:
     """ASCII text of a top-level attribute, '' when absent."""
     if tag not in dataset:
         return ""
-    value = dataset.get_item(tag).value
+    value = element_of(dataset, tag).value
     text = value.decode("latin-1") if isinstance(value, bytes) else "" if value is None else str(value)
     return text.strip("\0 ")
 

@@ -86,6 +86,13 @@ def tags_of(dataset: Dataset) -> tuple[BaseTag, ...]:
     return tuple(dataset.keys())
 
 
+def element_of(dataset: Dataset, tag: int) -> Element:
+    """The stored element, unread if it was: also an empty one, which pydicom would read (and choke on a bad VR)."""
+    element: Element = dataset.get_item(tag, keep_deferred=True)
+    deferred = isinstance(element, RawDataElement) and element.value is None and element.length
+    return dataset.get_item(tag) if deferred else element
+
+
 def like(source: Dataset, elements: Mapping[BaseTag, Element]) -> Dataset:
     """A data set of these elements that pydicom writes as it would write `source`: unread values byte for byte."""
     made = Dataset(dict(sorted(elements.items())), parent_encoding=source._parent_encoding)
@@ -120,7 +127,7 @@ class Deidentifier:
         overlays = _overlay_groups(source)
         private = self._safe_private(source, encodings)
         for tag in tags_of(source):
-            before = source.get_item(tag)
+            before = element_of(source, tag)
             if tag.group & 1:
                 after: Element | None = before if tag in private else None
             elif tag.element == 0 or tag.group in overlays or tag == ENCRYPTED_ATTRIBUTES:
@@ -269,7 +276,7 @@ class Deidentifier:
                 continue
             creator_tag = tag.group << 16 | tag.element >> 8
             vr = safe_private().get((creators.get(creator_tag, ""), tag.group, tag.element & 0xFF))
-            element = source.get_item(tag)
+            element = element_of(source, tag)
             if vr is not None and str(element.VR or vr) in (vr, "UN") and conforms(element, vr, encodings):
                 kept |= {int(tag), creator_tag}
         return frozenset(kept)
@@ -340,7 +347,7 @@ def _known_character_set(text: str) -> bool:
 
 
 def _top_text(dataset: Dataset, tag: int, encodings: str | list[str]) -> str:
-    return read_text(dataset.get_item(tag), encodings) if tag in dataset else ""
+    return read_text(element_of(dataset, tag), encodings) if tag in dataset else ""
 
 
 def _overlay_groups(source: Dataset) -> frozenset[int]:

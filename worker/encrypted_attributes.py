@@ -27,7 +27,7 @@ from stego.cms import open_cms, seal_cms
 from stego.errors import SealError
 from worker.attributes import Data
 from worker.deid import ENCRYPTED_ATTRIBUTES, Profile, separate
-from worker.deid_rules import SOP_UID, UNREADABLE, tags_of
+from worker.deid_rules import SOP_UID, UNREADABLE, element_of, tags_of
 
 CREATOR = "PALIMPSEST IDENTITY"
 FORMAT_NAME = "palimpsest-identity/1"
@@ -83,8 +83,9 @@ def seal_identity(
         packed, syntax = pack_attributes(removed, belongs_to=belongs_to, signer=signer)
     except UNREADABLE as error:
         raise InvalidInstance("cms-unreadable", "the header cannot be read as a DICOM data set") from error
-    if SOP_UID not in removed:  # a lenient parser calls a cut-off header a short one
-        raise InvalidInstance("cms-unreadable", "the header names no SOP instance")
+    if SOP_UID not in removed or not _reads_back(packed, syntax, removed):
+        # a lenient parser calls a cut-off header a short one, and reads what contradicts its own syntax
+        raise InvalidInstance("cms-unreadable", "the header is damaged")
     return CmsItem(syntax, seal_cms(packed, recipients))
 
 
@@ -183,8 +184,16 @@ def _removed(outer: Dataset, syntax: str) -> Dataset | None:
 
 
 def _pack_group_lengths(removed: Dataset) -> bytes:
-    tags = [tag for tag in tags_of(removed) if tag.element == 0 and tag.group > 6]
-    return b"".join(_GROUP_LENGTH.pack(tag.group, removed[tag].value) for tag in tags)
+    packed = []
+    for tag in tags_of(removed):
+        if tag.element == 0 and tag.group > 6:
+            value = element_of(removed, tag).value
+            little = bool(removed.original_encoding[1] in (True, None))
+            if isinstance(value, bytes) and len(value) == 4:
+                value = int.from_bytes(value, "little" if little else "big")
+            if isinstance(value, int):  # anything else is no group length; readers skip it, and so does pydicom
+                packed.append(_GROUP_LENGTH.pack(tag.group, value))
+    return b"".join(packed)
 
 
 def _genuine(signer: str, signature: bytes, message: bytes, find_verify_key: Callable[[str], bytes]) -> bool:
@@ -193,6 +202,12 @@ def _genuine(signer: str, signature: bytes, message: bytes, find_verify_key: Cal
     except (LookupError, InvalidSignature, ValueError):
         return False
     return True
+
+
+def _reads_back(packed: bytes, syntax: str, removed: Dataset) -> bool:
+    outer = _decode(packed, syntax)
+    found = None if outer is None else _removed(outer, syntax)
+    return found is not None and set(tags_of(found)) == set(tags_of(removed))
 
 
 def _signed(body: bytes, syntax: str) -> bytes:
@@ -226,7 +241,7 @@ def _decode(data: bytes, syntax: str) -> Dataset | None:
 
 
 def _bytes(dataset: Dataset, tag: int) -> bytes:
-    value = dataset.get_item(tag).value if tag in dataset else b""
+    value = element_of(dataset, tag).value if tag in dataset else b""
     return value if isinstance(value, bytes) else b""
 
 
