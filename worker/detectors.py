@@ -131,18 +131,23 @@ def _srm(residuals: Any, symmetry: Any, values: NDArray[np.int32]) -> NDArray[np
 
 def cooccurrence4(residual: NDArray[Any], kind: str, limit: int) -> NDArray[np.float64]:
     """Shares of the (2 limit + 1)^4 quadruples of neighbouring residuals -limit..limit, `kind` 'hor' or 'ver'."""
-    down, right = {"hor": (0, 1), "ver": (1, 0)}[kind]
-    counts = _count4(residual.astype(np.int8), down, right, limit)
+    lines = {"hor": residual, "ver": residual.T}[kind]
+    side = 2 * limit + 1
+    counts = _count4(np.ascontiguousarray(lines, dtype=np.int8), limit).reshape(side, side, side, side)
     return np.asarray(counts / counts.sum())
 
 
 @kernel
-def _count4(residual: Any, down: Any, right: Any, limit: Any) -> Any:
+def _count4(lines: Any, limit: Any) -> Any:
+    """Counts by code: four neighbours of a line as digits, the first one highest."""
     side = 2 * limit + 1
-    counts = np.zeros((side, side, side, side), np.int64)
-    for r in range(residual.shape[0] - 3 * down):
-        for c in range(residual.shape[1] - 3 * right):
-            i, j = residual[r, c], residual[r + down, c + right]
-            k, n = residual[r + 2 * down, c + 2 * right], residual[r + 3 * down, c + 3 * right]
-            counts[limit + i, limit + j, limit + k, limit + n] += 1
+    counts = np.zeros(side**4, np.int64)
+    for r in range(lines.shape[0]):
+        code = 0
+        for c in range(lines.shape[1]):
+            if c >= 4:
+                code -= (lines[r, c - 4] + limit) * side**3
+            code = code * side + lines[r, c] + limit
+            if c >= 3:
+                counts[code] += 1
     return counts
