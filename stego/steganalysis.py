@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Groups = NDArray[np.int64]
 
-FOLDS = 8
+FOLDS = 5
 ROUNDS = 400
 LEVEL = 0.95
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean eigenvalue of the kernel

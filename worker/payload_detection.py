@@ -14,7 +14,7 @@ from worker.detectors import FEATURES, SCORES
 
 Seen = dict[str, NDArray[np.float32]]
 ALL = "all"
-OWN_PATIENTS = 4  # from so many patients on, a modality has a classifier of its own
+OWN_PATIENTS = 4  # from so many patients on, a modality has a classifier of its own for its suited tiles
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _judge(evidence: Evidence, key: tuple[str, float], tiles: str) -> Iterator[V
         yield Verdict(ALL, *key, name, tiles, "" if name in SCORES else ALL, detection(*pooled, groups))
         for modality in sorted(set(modalities.tolist())):
             chosen = modalities == modality
-            own = name in FEATURES and np.unique(groups[chosen]).size >= OWN_PATIENTS
+            own = name in FEATURES and tiles != ALL and np.unique(groups[chosen]).size >= OWN_PATIENTS
             scores = (pooled[0][chosen], pooled[1][chosen])
             if own:
                 scores = _scores(name, covers[chosen], stegos[chosen], groups[chosen])
