@@ -441,3 +441,32 @@ def damaged(body: bytes, at: int, change: int | str) -> bytes:
     return {"cut": body[:at], "grow": body + bytes(1 + at % 7), "drop": body[:at] + body[at + 1 :], "empty": b""}[
         change
     ]
+
+
+# --- every form comes back ---
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rule=st.sampled_from(
+        (SEALED, SHARED, ArchiveRule(name="all", carrier="segmented", shreddable=False, recipients="x25519", cms="rsa"))
+    ),
+    stored=st.sampled_from((8, 10, 12, 16)),
+    signed=st.booleans(),
+    frames=st.integers(1, 2),
+    noise=st.integers(1, 60),
+    seed=st.integers(0, 99),
+)
+def test_any_image_under_any_rule_comes_back(
+    ring: KeyRing, rule: ArchiveRule, stored: int, signed: bool, frames: int, noise: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    made = [(rng.normal(1 << (stored - 1), noise, (80, 80)).astype(np.int64) % (1 << stored)) for _ in range(frames)]
+    words = [each.astype(np.uint16) for each in made]
+    data = image(words, stored=stored, PixelRepresentation=int(signed))
+    built = build_candidate(data, FACTS, ring, rule=rule)
+    back = restore(built.envelope, ring)
+    assert back.data == data and back.pixels_open
+    assert pixel_digest(exact_image(built.envelope, ring).frames()).hex() == built.pixel_sha256
+    seen = read_image(built.envelope)
+    assert (type(seen) is StegoImage) == (built.carrier == "sealed-bitmap")
