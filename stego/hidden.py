@@ -1,10 +1,11 @@
 """Mode B, hidden: adaptive +-1 embedding that looks like the frame's own noise. Needs a restoration record.
 
 Both sides order the samples that are not reserved by a keyed permutation and cut this stream into a head, whose
-groups' parities spell the sizes of the sign blocks, and a body. In the body the lowest bits carry one part of the
-message by a syndrome-trellis code, and the directions of the changes carry the rest (stego/signlayer.py). Only the
-encoder knows costs and forbidden samples. The stream has no length and no magic: who asks with a wrong key, or for a
-wrong number of bytes, gets noise, and the capsule above refuses it. Messages must look uniform already.
+groups' parities spell the code's variant and the sizes of the sign blocks, and a body. In the body the lowest bits
+carry one part of the message by a syndrome-trellis code, and the directions of the changes carry the rest
+(stego/signlayer.py). Only the encoder knows costs and forbidden samples. The stream has no length and no magic: who
+asks with a wrong key, or for a wrong number of bytes, gets noise, and the capsule above refuses it. Messages must
+look uniform already.
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ Bits = NDArray[np.uint8]
 _INFO_SIGNS = b"palimpsest/hidden-signs/v1"
 _BLOCK_BITS = 4096
 _COUNT_BITS = 12
+_VARIANT_BITS = 4  # stc.VARIANTS of them
 #: samples of a head group; the head is at most one in _BODY_TO_HEAD of the stream
-_GROUP = 256
-_BODY_TO_HEAD = 16
+_GROUP = 64
+_BODY_TO_HEAD = 8
 #: what the codes lose against the bound: costs are scaled for this much more than the message
 _CODING_LOSS = 1.08
 #: the code changes this many times as many samples as the bound says at that scale (measured: 1.11 to 1.16)
 _CHANGES_OVER_BOUND = 1.11
-#: the body must have at least this many dry samples per message bit
-_DRY_PER_BIT = 2
-_ATTEMPTS = 4
+#: a lane must have at least this many dry samples per message bit, this many standard deviations below its mean
+_DRY_PER_BIT = 1.6
+_LANE_MARGIN = 4.0
+#: highest chance of a head group without any dry sample
+_HEAD_RISK = 1e-3
+_ATTEMPTS = stc.VARIANTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,11 @@ class _Layout(NamedTuple):
 
     @property
     def head(self) -> int:
-        return self.group * _COUNT_BITS * self.blocks
+        return self.group * self.head_bits
+
+    @property
+    def head_bits(self) -> int:
+        return _VARIANT_BITS + _COUNT_BITS * self.blocks
 
     def share(self, block: int) -> int:
         """The most sign bits of a block."""
@@ -84,9 +93,9 @@ class _Layout(NamedTuple):
 
 
 def capacity(cover: Cover, bpp: float = 0.1, region: NDArray[np.bool_] | None = None) -> int:
-    """Message bits (whole bytes) at `bpp` bits per usable sample; 0 if not even one byte fits. bpp: up to 0.5."""
-    if not 0 < bpp <= 1 / _DRY_PER_BIT:
-        raise ValueError("0 < bpp <= 0.5")
+    """Message bits (whole bytes) at `bpp` bits per usable sample; 0 if not even one byte fits. bpp: up to 0.6."""
+    if not 0 < bpp <= 0.6:
+        raise ValueError("0 < bpp <= 0.6")
     dry = usable(cover, region)
     bits = int(np.count_nonzero(dry) * bpp) // 8 * 8
     while bits > 0 and not _fits(dry, _layout(dry.shape, bits)):
@@ -137,10 +146,10 @@ def extract(values: Values, nbytes: int, *, stego_key: bytes, salt: bytes) -> by
     if not _possible(layout):
         raise CarrierError("capacity")
     stream = values.ravel()[_order(values.shape, stego_key, salt)]
-    counts = _read_counts((stream[: layout.head] & 1).astype(np.uint8), layout)
+    variant, counts = _read_head((stream[: layout.head] & 1).astype(np.uint8), layout)
     body = stream[layout.head : layout.head + layout.steps * stc.LANES]
     first = layout.bits - sum(counts)
-    spelled = stc.syndrome((body & 1).astype(np.uint8).reshape(-1, stc.LANES), -(-first // stc.LANES))
+    spelled = stc.syndrome(_low_bits(body), -(-first // stc.LANES), variant)
     second = ((body >> 1) & 1).astype(np.uint8)
     parts = [signlayer.read(second[layout.span(block)], count) for block, count in enumerate(counts)]
     return np.packbits(np.concatenate([spelled.ravel()[:first], *parts])).tobytes()
@@ -158,8 +167,9 @@ def _layout(shape: tuple[int, ...], bits: int) -> _Layout:
     rows, columns = shape
     samples = rows * columns - len(range(2, rows, 4)) * len(range(2, columns, 4))
     blocks = max(1, -(-bits // _BLOCK_BITS))
-    group = min(_GROUP, samples // (_BODY_TO_HEAD * _COUNT_BITS * blocks))
-    return _Layout(bits, blocks, group, max(0, samples - group * _COUNT_BITS * blocks) // stc.LANES)
+    head_bits = _VARIANT_BITS + _COUNT_BITS * blocks
+    group = min(_GROUP, samples // (_BODY_TO_HEAD * head_bits))
+    return _Layout(bits, blocks, group, max(0, samples - group * head_bits) // stc.LANES)
 
 
 def _possible(layout: _Layout) -> bool:
@@ -167,8 +177,18 @@ def _possible(layout: _Layout) -> bool:
 
 
 def _fits(dry: NDArray[np.bool_], layout: _Layout) -> bool:
-    share = float(np.count_nonzero(dry)) / max(1, int(np.count_nonzero(~reserved(dry.shape))))
-    return _possible(layout) and layout.steps * stc.LANES * share >= _DRY_PER_BIT * layout.bits
+    """Whether every lane very likely has enough dry samples, and every head group one.
+
+    Only likely: the keyed order deals them out at random.
+    """
+    if not _possible(layout):
+        return False
+    share = min(1.0, float(np.count_nonzero(dry)) / max(1, int(np.count_nonzero(~reserved(dry.shape)))))
+    if layout.head_bits * (1 - share) ** layout.group > _HEAD_RISK:
+        return False
+    expected = layout.steps * share
+    sure = expected - _LANE_MARGIN * math.sqrt(expected * (1 - share))
+    return sure >= _DRY_PER_BIT * -(-layout.bits // stc.LANES)
 
 
 def _order(shape: tuple[int, ...], stego_key: bytes, salt: bytes) -> NDArray[np.int64]:
@@ -177,11 +197,25 @@ def _order(shape: tuple[int, ...], stego_key: bytes, salt: bytes) -> NDArray[np.
     return free[permutation(free.size, stego_key=stego_key, salt=salt)]
 
 
-def _read_counts(low_bits: Bits, layout: _Layout) -> list[int]:
-    """Sign bits of each block, bounded by what a block may have: a wrong key gives numbers, too."""
-    parities = np.bitwise_xor.reduce(low_bits.reshape(-1, layout.group), axis=1).reshape(layout.blocks, _COUNT_BITS)
-    counts = parities @ (1 << np.arange(_COUNT_BITS - 1, -1, -1))
-    return [min(int(count), layout.share(block)) for block, count in enumerate(counts)]
+def _read_head(low_bits: Bits, layout: _Layout) -> tuple[int, list[int]]:
+    """The code's variant, and the sign bits of each block, bounded by what a block may have.
+
+    A wrong key gives numbers, too.
+    """
+    parities = np.bitwise_xor.reduce(low_bits.reshape(-1, layout.group), axis=1)
+    variant = int(parities[:_VARIANT_BITS] @ _powers(_VARIANT_BITS))
+    counts = parities[_VARIANT_BITS:].reshape(layout.blocks, _COUNT_BITS) @ _powers(_COUNT_BITS)
+    return variant, [min(int(count), layout.share(block)) for block, count in enumerate(counts)]
+
+
+def _head_parities(variant: int, counts: list[int]) -> Bits:
+    """Inverse of `_read_head`: the parity of every group."""
+    sizes = (np.array(counts)[:, None] // _powers(_COUNT_BITS)) & 1
+    return np.concatenate([(variant // _powers(_VARIANT_BITS)) & 1, sizes.ravel()]).astype(np.uint8)
+
+
+def _powers(bits: int) -> NDArray[np.int64]:
+    return np.asarray(1 << np.arange(bits - 1, -1, -1, dtype=np.int64))
 
 
 # --- encoder ---
@@ -193,8 +227,12 @@ def _changes(stream: Values, rho: NDArray[np.float32], bits: Bits, layout: _Layo
     body, wish = stream[begin:end], signs[begin:end]
     costs = np.minimum(np.maximum(rho[begin:end] - np.float32(math.log(2)), np.float32(1e-3)), stc.WET)
     counts = _planned(rho[begin:end], layout)
+    variant = 0
     for _ in range(_ATTEMPTS):
-        flips = _first_layer(body, costs, bits[: layout.bits - sum(counts)])
+        flips = _first_layer(body, costs, bits[: layout.bits - sum(counts)], variant)
+        if (costs[flips] >= stc.WET).any():
+            variant += 1
+            continue
         up = _second_layer(body, flips, bits[layout.bits - sum(counts) :], counts, layout, wish)
         if up is not None:
             break
@@ -203,7 +241,7 @@ def _changes(stream: Values, rho: NDArray[np.float32], bits: Bits, layout: _Layo
         raise CarrierError("capacity")
     delta = np.zeros(stream.size, dtype=np.int32)
     delta[begin:end] = np.where(flips, np.where(up, 1, -1), 0)
-    at = _head_flips(stream[:begin], rho[:begin], counts, layout)
+    at = _head_flips(stream[:begin], rho[:begin], _head_parities(variant, counts), layout)
     delta[at] = np.where(signs[at], 1, -1)
     return delta
 
@@ -227,16 +265,17 @@ def _carried(changes: float, most: int) -> int:
     return min(most, max(0, int(changes) - signlayer.SPARE))
 
 
-def _first_layer(body: Values, costs: NDArray[np.float32], bits: Bits) -> NDArray[np.bool_]:
+def _first_layer(body: Values, costs: NDArray[np.float32], bits: Bits, variant: int) -> NDArray[np.bool_]:
     """Which samples of the body change so that their lowest bits spell `bits` (zero-padded to whole rows)."""
     rows = -(-bits.size // stc.LANES)
     target = np.zeros(rows * stc.LANES, dtype=np.uint8)
     target[: bits.size] = bits
-    cover = stc.syndrome((body & 1).astype(np.uint8).reshape(-1, stc.LANES), rows)
-    flips = stc.cheapest_flips(costs.reshape(-1, stc.LANES), target.reshape(-1, stc.LANES) ^ cover).ravel()
-    if (costs[flips] >= stc.WET).any():
-        raise CarrierError("capacity")
-    return flips
+    missing = target.reshape(-1, stc.LANES) ^ stc.syndrome(_low_bits(body), rows, variant)
+    return stc.cheapest_flips(costs.reshape(-1, stc.LANES), missing, variant).ravel()
+
+
+def _low_bits(body: Values) -> Bits:
+    return (body & 1).astype(np.uint8).reshape(-1, stc.LANES)
 
 
 def _second_layer(
@@ -259,11 +298,10 @@ def _second_layer(
     return up
 
 
-def _head_flips(head: Values, rho: NDArray[np.float32], counts: list[int], layout: _Layout) -> NDArray[np.int64]:
-    """The cheapest sample of every group whose parity is not yet right."""
-    want = (np.array(counts)[:, None] >> np.arange(_COUNT_BITS - 1, -1, -1)) & 1
+def _head_flips(head: Values, rho: NDArray[np.float32], parities: Bits, layout: _Layout) -> NDArray[np.int64]:
+    """The cheapest sample of every group whose parity is not yet right. Raises CarrierError('capacity')."""
     groups = (head & 1).reshape(-1, layout.group)
-    wrong = np.flatnonzero(np.bitwise_xor.reduce(groups, axis=1) != want.ravel())
+    wrong = np.flatnonzero(np.bitwise_xor.reduce(groups, axis=1) != parities)
     cheapest = rho.reshape(-1, layout.group)[wrong].argmin(axis=1) + wrong * layout.group
     if np.isinf(rho[cheapest]).any():
         raise CarrierError("capacity")

@@ -21,6 +21,8 @@ LANES = 32
 HEIGHT = 10
 #: distinct columns of a row; a row with more steps uses them again
 MAX_COLUMNS = 128
+#: sets of columns to choose from: where wet samples leave one without a solution, another has one
+VARIANTS = 16
 #: cost of a sample that must not change, far above any sum of real costs in one trellis
 WET = np.float32(1e6)
 
@@ -35,14 +37,14 @@ _SECTION_STEPS = (1 << 18) // LANES
 Bits = NDArray[np.uint8]
 
 
-def columns(width: int) -> NDArray[np.int64]:
+def columns(width: int, variant: int = 0) -> NDArray[np.int64]:
     """The min(width, MAX_COLUMNS) columns of a submatrix: HEIGHT-bit words whose first and last bit are set.
 
     Drawn without replacement from a fixed splitmix64 stream, so both sides and every release agree. No table of
     chosen columns: eight draws per rate differ by at most 1 % in distortion.
     """
     inner = np.arange(_STATES // 4, dtype=np.int64)
-    return ((_mixed_order(inner, width)[: min(width, MAX_COLUMNS)]) << 1) | 1 | (_STATES >> 1)
+    return ((_mixed_order(inner, VARIANTS * width + variant)[: min(width, MAX_COLUMNS)]) << 1) | 1 | (_STATES >> 1)
 
 
 def _mixed_order(items: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
@@ -62,7 +64,7 @@ def row_bounds(steps: int, rows: int) -> NDArray[np.int64]:
     return bounds
 
 
-def syndrome(bits: Bits, rows: int) -> Bits:
+def syndrome(bits: Bits, rows: int, variant: int = 0) -> Bits:
     """The message bits that a stream spells. bits: uint8 0/1 (steps, LANES); returns uint8 (rows, LANES).
 
     Raises ValueError unless 0 < rows <= steps (or rows == 0: an empty message).
@@ -71,10 +73,10 @@ def syndrome(bits: Bits, rows: int) -> Bits:
     if rows == 0:
         return np.zeros((0, LANES), dtype=np.uint8)
     bounds = row_bounds(bits.shape[0], rows)
-    return np.asarray(_syndrome(bits, columns(_width(bounds)), bounds))
+    return np.asarray(_syndrome(bits, columns(_width(bounds), variant), bounds))
 
 
-def cheapest_flips(costs: NDArray[np.float32], target: Bits) -> NDArray[np.bool_]:
+def cheapest_flips(costs: NDArray[np.float32], target: Bits, variant: int = 0) -> NDArray[np.bool_]:
     """The cheapest flips whose syndrome is `target`: bool (steps, LANES). Viterbi, exact.
 
     costs: float32 (steps, LANES), >= 0, WET where a flip is forbidden. target: uint8 0/1 (rows, LANES), the message
@@ -87,7 +89,7 @@ def cheapest_flips(costs: NDArray[np.float32], target: Bits) -> NDArray[np.bool_
     if rows == 0:
         return flips
     bounds = row_bounds(costs.shape[0], rows)
-    cols = columns(_width(bounds))
+    cols = columns(_width(bounds), variant)
     if _width(bounds) <= cols.size:
         _viterbi(costs, target, cols, bounds, flips)
         return flips
