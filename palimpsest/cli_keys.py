@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from palimpsest.cli_care import Home, PassFile, open_gateway, passphrase, record
+from palimpsest.cli_shred import keys_shred
 
 console = Console()
 
@@ -24,6 +25,7 @@ recipients = typer.Typer(
     no_args_is_help=True,
 )
 keys.add_typer(recipients, name="recipients")
+keys.command("shred")(keys_shred)
 
 
 def register(app: typer.Typer) -> None:

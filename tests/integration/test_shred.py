@@ -11,6 +11,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from typer.testing import CliRunner
 
 from gateway.accept import accept_instance
 from gateway.audit import tail
@@ -19,8 +20,10 @@ from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused
 from gateway.index import InstanceRow
 from gateway.instance import State
 from gateway.jobs import MemoryQueue
-from gateway.keys import KeyRing
+from gateway.keybackup import open_backup
+from gateway.keys import KeyRing, UnknownKey
 from gateway.settings import Settings
+from palimpsest.cli import app
 from stego.errors import SealError
 from stego.seal import unwrap_key
 from worker import container as box
@@ -209,3 +212,37 @@ def test_the_sweep_has_nothing_to_do_with_a_shredded_instance(gw: Gateway) -> No
     do_shred(gw)
     done = sweep_once(gw)
     assert done["requeue_instances"] == 0 and gw.index.alerts() == []
+
+
+def test_the_command_purges_backups_and_no_backup_brings_the_key_back(gw: Gateway, tmp_path: Path) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    secret = tmp_path / "passphrase"
+    secret.write_text(PASSPHRASE)
+    backups = [tmp_path / "handed-over.backup", tmp_path / "kept-back.backup"]
+    for path in backups:
+        gw.keys.backup(path, PASSPHRASE, log2_n=10)
+    gw.close()
+
+    def command(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["keys", *arguments, "--home", str(gw.settings.home)])
+        assert done.exit_code == 0, done.output
+        return " ".join(done.output.split())
+
+    assert "instances 1" in command("shred", "--patient-id", PATIENT, "--dry-run")
+    assert gw.keys.tombstones() == ()
+    said = command(
+        "shred", "--patient-id", PATIENT, "--yes", "--backup", str(backups[0]), "--passphrase-file", str(secret)
+    )
+    assert "1 keys destroyed, 1 instances forgotten" in said
+    assert said.count("holds the keys still") == 1  # the one that was kept back
+    held = [{key.id for key in open_backup(path.read_bytes(), PASSPHRASE).patients} for path in backups]
+    assert row.patient_key not in held[0] and row.patient_key in held[1]
+    for number, path in enumerate(backups):
+        restored = KeyRing.restore(path, PASSPHRASE, tmp_path / f"ring-{number}", shredded=gw.index.shredded_keys())
+        with pytest.raises(UnknownKey):
+            restored.find_kek(str(row.patient_key))
+        with pytest.raises(IntegrityError):
+            restore(envelope_of(gw, row), restored)
+    command("purge", str(backups[1]), "--passphrase-file", str(secret))
+    assert "holds the keys still" not in command("shred", "--patient-id", PATIENT, "--yes")
+    assert PATIENT not in json.dumps(tail(gw.index))
