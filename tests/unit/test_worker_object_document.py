@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from codec.frame import decode_frame
 from gateway.keys import KeyRing
+from gateway.policy import ArchiveRule
 from stego import seal
 from tests.object_makers import BIG, FACTS, IDENTITY, image, noisy, packaged
 from worker.candidate import build_candidate
@@ -145,6 +147,31 @@ def test_another_reader_gets_a_whole_file(ring: KeyRing) -> None:
     sections = sections_of(container_of(build_candidate(received, FACTS, ring).envelope))
     assert sorted(sections) == [1, 2, 6, 8]
     assert opened(sections, ring, 8, "whole") == received
+
+
+def test_another_reader_opens_a_sealed_bitmap(ring: KeyRing) -> None:
+    """Section 3 with payload-format.md, sections 3, 6 and 7: exact pixels by the pixel key, without the data key."""
+    from stego.segmented import exact
+
+    rule = ArchiveRule(name="sealed", seal_bitmap=True)
+    sections = sections_of(container_of(build_candidate(CASES["segmented"], FACTS, ring, rule=rule).envelope))
+    mode, carrying, start, bits = struct.unpack_from("<BIQI", sections[5])
+    assert (mode, carrying) == (2, 0) and sorted(sections) == [1, 2, 3, 4, 5, 7, 9]
+    wrap = sections[9][2 : 2 + struct.unpack_from("<H", sections[9])[0]]
+    key = seal.unwrap_key(wrap, find_kek=ring.find_pixel_key)
+    salt = hashlib.sha256(sections[1]).digest()
+
+    def derive(info: bytes) -> bytes:
+        return hmac.digest(hmac.digest(salt, key, "sha256"), b"palimpsest/" + info + b"\1", "sha256")
+
+    sealed = sections[5][17:]
+    assert len(sealed) == bits // 8 + 80 and sealed[:32] == derive(b"commit/v1/bitmap/v1")
+    opened = AESGCM(derive(b"bitmap/v1")).decrypt(bytes(12), sealed[32:], sections[1])
+    frame = decode_frame(sections[4][8:])
+    shown = hashlib.sha256(frame.words.astype("<u2").tobytes()).digest()
+    assert shown == sections[3][:32] != opened[:32]
+    words = exact(frame.words, frame.fmt, frame.levels, opened[32:], start, bits)
+    assert np.array_equal(words, noisy()) and hashlib.sha256(words.astype("<u2").tobytes()).digest() == opened[:32]
 
 
 def test_pseudonyms_are_as_written(ring: KeyRing) -> None:
