@@ -36,6 +36,7 @@ from worker.deid_values import (
     read_text,
     replace_uids,
     shift_temporal,
+    without_words,
 )
 
 PATIENT_ID, PATIENT_NAME, STUDY_UID, SOP_UID = 0x00100020, 0x00100010, 0x0020000D, 0x00080018
@@ -54,6 +55,7 @@ _PUBLIC_SCHEMES = frozenset(
     | {"BI", "MDC", "DCMUID", "ISO3166_1", "RFC5646", "IBSI"}
 )
 _IDENTIFYING = (PATIENT_ID, 0x00080050, 0x00080080, 0x00080081, 0x00101000, 0x00101040, 0x00200010, 0x00380010)
+_OWN_NAMES = (PATIENT_ID, PATIENT_NAME, 0x00101000, 0x00101001, 0x00101005, 0x00101060, 0x00102297)
 _REFERENCES = frozenset({0x00081110, 0x00081111, 0x00081140, 0x00082112})
 _CONTENT, _GRAPHICS, _VERIFYING, _FLOW = 0x0040A730, 0x00700001, 0x0040A073, 0x00340001
 #: what pydicom raises for bytes that are no DICOM
@@ -63,11 +65,15 @@ UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, NotImplemented
 
 @dataclass(frozen=True)
 class Subject:
-    """One patient in replacement values. pseudonym: as in the archive's envelope. words: barred from cleaned text."""
+    """One patient in replacement values. pseudonym: as in the archive's envelope. words: barred from cleaned text.
+
+    own: the patient's names and numbers among them, which no retained text may repeat.
+    """
 
     pseudonym: str
     days: int
     words: frozenset[str]
+    own: frozenset[str] = frozenset()
 
 
 def subject_of(dataset: Dataset, key: bytes) -> Subject:
@@ -77,8 +83,11 @@ def subject_of(dataset: Dataset, key: bytes) -> Subject:
     study = texts[STUDY_UID] or f"palimpsest/no-study/{texts[SOP_UID]}"
     label, prefix = (texts[PATIENT_ID], "P") if texts[PATIENT_ID] else (study, "S")
     names = [tag for tag in tags_of(dataset) if tag in _IDENTIFYING or _dictionary_vr(tag) == "PN"]
-    words = {word for tag in names for word in re.findall(r"\w{2,}", _top_text(dataset, tag, encodings).lower())}
-    return Subject(pseudonym_text(label, key, prefix), day_shift(prefix + label, key), frozenset(words))
+    found = {tag: re.findall(r"\w{2,}", _top_text(dataset, tag, encodings).lower()) for tag in names}
+    words = {word for listed in found.values() for word in listed}
+    # short numbers stand in every header; a patient is not known by them
+    own = {w for tag in names if tag in _OWN_NAMES for w in found[tag] if len(w) > 3 or (len(w) == 3 and w.isalpha())}
+    return Subject(pseudonym_text(label, key, prefix), day_shift(prefix + label, key), frozenset(words), frozenset(own))
 
 
 def tags_of(dataset: Dataset) -> tuple[BaseTag, ...]:
@@ -204,6 +213,9 @@ class Deidentifier:
             text = read_text(element, encodings)
             cleaned = clean_words(text, self._subject.words)
             return _same_or(element, vr, encodings, cleaned or ("Removed" if text else ""))
+        if vr in TEXT_VRS and tag not in _CODE_TEXTS:
+            text = read_text(element, encodings)
+            return _same_or(element, vr, encodings, without_words(text, self._subject.own))
         return element
 
     # --- protected ---

@@ -158,3 +158,12 @@ def clean_words(text: str, barred: Iterable[str]) -> str:
         if word[0].isdigit() or (word in safe and word not in own):
             kept.append(found)
     return " ".join(kept)
+
+
+def without_words(text: str, barred: frozenset[str]) -> str:
+    """`text` as it is unless it holds a barred word (lower case); then without it, 'Removed' if nothing is left."""
+    parts = re.split(r"(\w+)", text)
+    if barred.isdisjoint(part.lower() for part in parts):
+        return text
+    left = "".join("" if part.lower() in barred else part for part in parts)
+    return " ".join(left.split()) if re.search(r"\w", left) else "Removed"

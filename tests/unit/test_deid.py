@@ -243,6 +243,17 @@ def test_nothing_of_a_value_reaches_logs_or_warnings(caplog: pytest.LogCaptureFi
     assert "eier" not in said and "MEIER" not in said
 
 
+def test_a_retained_text_does_not_repeat_the_patients_own_names_and_numbers() -> None:
+    out = same_again(
+        reread(
+            header(SequenceName="*tse2d wilhelmine", ContrastBolusRoute="PID-77120-X", ManufacturerModelName="M 771")
+        )
+    )
+    assert out.SequenceName == "*tse2d" and "77120" not in out.ContrastBolusRoute
+    assert out.ManufacturerModelName == "M 771"
+    assert same_again(reread(header(SequenceName="Quastenflosser"))).SequenceName == "Removed"
+
+
 # --- character sets ---
 
 
