@@ -14,8 +14,8 @@ from pathlib import Path
 import typer
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
-from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import RawDataStorage, Verification  # type: ignore[attr-defined]
+from pynetdicom.presentation import AllStoragePresentationContexts, build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 AE_TITLE = "DEMO_ARCHIVE"
 SUCCESS = 0x0000
@@ -44,7 +44,8 @@ def serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
     """Answer C-ECHO and C-STORE on host:port until SIGTERM or SIGINT. Raises OSError if the port is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     ae = AE(ae_title=AE_TITLE)
-    ae.supported_contexts = [build_context(RawDataStorage, SYNTAXES), build_context(Verification)]
+    storage = [build_context(str(each.abstract_syntax), SYNTAXES) for each in AllStoragePresentationContexts]
+    ae.supported_contexts = [*storage, build_context(Verification)]
     ae.maximum_pdu_size = 0  # unlimited (PS3.8 D.1)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -86,16 +86,43 @@ def _viewable(
     gw: Gateway, row: InstanceRow, destination: str, rule: DeliveryRule, mode: Mode, prover: StegoProver, owner: str
 ) -> StegoObject:
     data = original_bytes(gw, row)
-    export, secrets = _secrets(gw, row, destination, mode, data)
+    try:
+        return _made(gw, row, data, _secrets(gw, row, destination, mode, data), rule, mode, prover, owner)
+    except _Outdated:
+        fresh = _secrets(gw, row, destination, mode, data)
+        return _made(gw, row, data, fresh, rule, mode, prover, owner)
+
+
+class _Outdated(Exception):
+    """A try that never came to anything was made by another release of this program: its secrets are forgotten."""
+
+
+def _made(
+    gw: Gateway,
+    row: InstanceRow,
+    data: bytes,
+    begun: tuple[StegoExport, Secrets],
+    rule: DeliveryRule,
+    mode: Mode,
+    prover: StegoProver,
+    owner: str,
+) -> StegoObject:
+    """Make, archive, prove and record one object. Raises _Outdated once what can never be made again is forgotten."""
+    export, secrets = begun
     try:
         made = make_stego(
             data, provenance(gw, row), gw.keys, mode=mode, profile=profile_of(rule), side=rule.restoration,
             secrets=secrets,
         )  # fmt: skip
+        record_key, record_digest = _archive_restoration(gw, made)
     except (Unsupported, InvalidInstance):
         gw.index.export_drop(export.id)
         raise
-    record_key, record_digest = _archive_restoration(gw, made)
+    except IntegrityError as error:
+        if error.reason != "write-once" or export.digest is not None:
+            raise
+        gw.index.export_drop(export.id)  # the record of the earlier try stays in the archive, and restores nothing
+        raise _Outdated from error
     if export.digest is None:
         _prove(gw, row, made, prover)
     gw.index.export_made(

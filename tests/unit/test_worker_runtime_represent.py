@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,27 @@ def test_every_retry_sends_the_same_object_wherever_the_last_try_ended(
     assert len(site.gw.index.exports(instance_id=instance_id)) == 1
     assert len(list(site.gw.archive.keys())) == 2  # the archive object and one restoration record
     assert site.prover.asked == 2  # in the try that was killed after it, and before the first that was recorded
+
+
+def test_a_try_that_another_release_left_unfinished_is_begun_anew(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    instance_id = site.take_in(picture())
+    row = site.gw.index.get(instance_id)
+    real = represent.make_stego
+
+    def older(data: bytes, *args: Any, **kwargs: Any) -> Any:
+        made = real(data, *args, **kwargs)
+        assert made.restoration is not None
+        return replace(made, restoration=made.restoration + b"\0\0")
+
+    with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="was not sent"):
+        patch.setattr(represent, "make_stego", older)
+        site.prover.verdict = VerifyReport(False, "seal-refused")
+        represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    site.prover.verdict = None
+    [begun] = site.gw.index.exports(instance_id=instance_id)
+    assert represent.represent(site.gw, row, "viewer", site.prover, "f-1").representation == "self-contained"
+    [export] = site.gw.index.exports(instance_id=instance_id)
+    assert export.object_id != begun.object_id and export.digest is not None
 
 
 def test_a_retry_that_would_be_another_object_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
