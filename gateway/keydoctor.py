@@ -18,7 +18,7 @@ from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
 from gateway.keys import KeyRing
 from gateway.keystate import UnknownKey
 from gateway.masters import MasterRefused
-from gateway.patientkeys import FOLDER
+from gateway.patientkeys import FOLDER, PREFIX
 
 __all__ = ["Finding", "examine"]
 
@@ -143,6 +143,7 @@ def _patients(ring: KeyRing) -> Iterator[Finding]:
 
 def _index(ring: KeyRing, named: set[str], shredded: set[str]) -> Iterator[Finding]:
     living, buried = set(ring.patients.ids()), {stone.id for stone in ring.tombstones()}
+    named = {key_id for key_id in named if key_id.startswith(PREFIX)}
     lost, back = sorted(named - living - buried - shredded), sorted(living & shredded)
     if lost:
         text = f"{len(lost)} patient keys that archived objects need are not here: {_some(lost)}"

@@ -18,7 +18,8 @@ runner = CliRunner()
 COMMANDS = {
     "run", "listen", "serve", "work", "sweep", "migrate", "send", "fetch", "status", "token", "keys list",
     "keys rotate", "keys rewrap", "keys backup", "keys restore", "keys drill", "keys doctor", "keys purge",
-    "keys forget", "keys shred", "keys recipients list", "keys recipients add", "keys recipients generate", "keys recipients remove",
+    "keys forget", "keys shred", "keys recipients list", "keys recipients add", "keys recipients generate",
+    "keys recipients remove",
     "keys export-public", "audit verify", "audit export", "codec bench",
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
     "payload inspect", "payload rebind", "payload bench",
