@@ -113,3 +113,9 @@ def segment(value: Any, bars: Any) -> Any:
     if low == 0 or low == bars.shape[0] or bars[low - 1, 1] >= value:
         return 1, 0
     return bars[low - 1, 1] + 1, bars[low, 0] - 1
+
+
+@kernel
+def clips_at(least: Any, bars: Any) -> Any:
+    """True where a segment begins with the legal range, where a scanner clips; after a barred value it does not."""
+    return bars[0, 0] == bars[0, 1] and least == bars[0, 1] + 1

@@ -26,11 +26,25 @@ _MAX_ACTIVITY = (1 << 16) - 1
 _FLAG_ROOM = 64
 
 
-def forward(work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], stack: bytes) -> BitWriter:
+def prepare(
+    values: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], nbits: int, max_change: int | None
+) -> int:
+    """The plan of this method: how far a sample may move."""
+    return MAX_CHANGE if max_change is None else max_change
+
+
+def body_bits(plan: int) -> int:
+    """Length of the body that `forward` will give."""
+    return BODY_BITS
+
+
+def forward(
+    plan: int, work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], stack: bytes
+) -> BitWriter:
     """Put the bits of `stack` into `work` in place; say how in BODY_BITS bits. Raises CarrierError ('capacity')."""
     original = work.copy()
     bits = np.unpackbits(np.frombuffer(stack, np.uint8))
-    for t in range(1, MAX_CHANGE + 1):
+    for t in range(1, plan + 1):
         for limit in _limits(original, mask, t, bits.size):
             work[:] = original
             stop = _embed(work, mask, bars, bits, t, limit)
@@ -63,16 +77,16 @@ def backward(work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.
     return np.packbits(stack[:depth]).tobytes()
 
 
-def trial(work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], noise: bytes, t: int) -> int:
-    """Net bits that the frame takes at a change of at most `t`, found by embedding `noise` (longer than can fit) into
-    `work`, in place."""
+def trial(plan: int, work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], noise: bytes) -> int:
+    """Net bits that the frame takes at a change of at most `plan`, found by embedding `noise`, longer than fits, into
+    `work`."""
     bits = np.unpackbits(np.frombuffer(noise, np.uint8))
     stack = np.empty(bits.size + 2 * work.size, np.uint8)
     stack[: bits.size] = bits
     depth = bits.size
     for parity in range(2):
         order = _order(work, mask, parity, _MAX_ACTIVITY)
-        _, depth = _forward(work.reshape(-1), order, work.shape[1], bars, t, stack, depth)
+        _, depth = _forward(work.reshape(-1), order, work.shape[1], bars, plan, stack, depth)
     return int(bits.size - depth)
 
 

@@ -19,9 +19,9 @@ from stego.carriers import Ground, kernel, segment
 from stego.errors import CarrierError
 from stego.positions import permutation
 
-MAX_BITS = 1024
+MAX_BITS = 512
 _MAX_ORDER = 7
-_SHARE = 8  # blocks take at most this part of the samples
+_SHARE = 4  # blocks take at most this part of the samples
 
 
 class Places:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
-from stego import pee
+from stego import pee, recursive
 from stego.carriers import Ground, ground
 from stego.cover import Cover
 from stego.errors import CarrierError, SealError
@@ -31,10 +31,11 @@ _TAG = 8
 _METHOD_BITS = 2
 _LENGTH_BITS = 10
 _PREFIX_BITS = _METHOD_BITS + _LENGTH_BITS
+_HEADER_GUESS = 320
 _MARGIN_SHARE = 50  # capacity: messages differ by less than this part of what fits,
 _MARGIN_BITS = 64  # and by this
-_METHODS: dict[str, ModuleType] = {"plain_pee": pee}
-_CODES = {"plain_pee": 1}
+_METHODS: dict[str, ModuleType] = {"recursive": recursive, "plain_pee": pee}  # the first is 'auto'
+_CODES = {"plain_pee": 1, "recursive": 2}
 METHODS = tuple(_METHODS)
 
 
@@ -77,16 +78,18 @@ def embed(
     salt: bytes,
     region: NDArray[np.bool_] | None = None,
     method: str = "auto",
+    max_change: int | None = None,
 ) -> SelfContained:
     """Put `message` into the cover; verified by extracting it again before anything is returned.
 
     stego_key, salt: secret bytes and the image's fingerprint. region: bool, True where a sample may carry; the receiver
-    must be given the same. method: 'plain_pee' or 'auto'. Raises CarrierError ('capacity', 'wet', 'region', 'verify').
+    must be given the same. method: one of METHODS, or 'auto'. max_change: the most that a sample may move, or None:
+    the least that does not cost rate. Raises CarrierError ('capacity', 'wet', 'region', 'verify').
     """
     name = _named(method)
     keys, land = _Keys(stego_key, salt), ground(cover, region)
     places = Places(land, stego_key=stego_key, salt=salt)
-    stego = _embed(cover, message, keys, land, places, name)
+    stego = _embed(cover, message, keys, land, places, name, max_change)
     if not _verified(cover, message, stego, stego_key, salt, region):
         raise CarrierError("verify")
     change = np.abs(stego.astype(np.int64) - cover.values)
@@ -125,9 +128,13 @@ def capacity(cover: Cover, region: NDArray[np.bool_] | None = None, max_change: 
         places = Places(land, stego_key=noise_key, salt=b"")
     except CarrierError:
         return 0
-    blocks = places.used(_PREFIX_BITS) + places.used(carrier.BODY_BITS)
+    try:
+        plan = carrier.prepare(cover.values, land.mask, land.bars, 0, max_change)
+    except CarrierError:
+        return 0
+    blocks = places.used(_PREFIX_BITS) + places.used(carrier.body_bits(plan))
     work, mask = _canonical(cover.values, land, places, blocks)
-    net: int = carrier.trial(work, mask, land.bars, keystream(noise_key, cover.values.size), max_change)
+    net: int = carrier.trial(plan, work, mask, land.bars, keystream(noise_key, cover.values.size))
     room = net - net // _MARGIN_SHARE - _MARGIN_BITS - 8 * (-(-blocks * places.order // 8) + _TAG)
     return max(0, room // 8 * 8)
 
@@ -139,13 +146,18 @@ def _named(method: str) -> str:
     return name
 
 
-def _embed(cover: Cover, message: bytes, keys: _Keys, land: Ground, places: Places, name: str) -> NDArray[np.int32]:
-    blocks = places.used(_PREFIX_BITS) + places.used(_METHODS[name].BODY_BITS)
+def _embed(
+    cover: Cover, message: bytes, keys: _Keys, land: Ground, places: Places, name: str, max_change: int | None
+) -> NDArray[np.int32]:
+    carrier = _METHODS[name]
+    overhead = 8 * _TAG + _HEADER_GUESS
+    plan = carrier.prepare(cover.values, land.mask, land.bars, 8 * len(message) + overhead, max_change)
+    blocks = places.used(_PREFIX_BITS) + places.used(carrier.body_bits(plan))
     before = places.syndromes(cover.values, 0, blocks)
     body_of_stack = message + keys.tag(message, cover.values)
     stack = keys.whiten_stack(body_of_stack + np.packbits(to_bits(before, places.order)).tobytes())
     work, mask = _canonical(cover.values, land, places, blocks)
-    body = _METHODS[name].forward(work, mask, land.bars, stack)
+    body = carrier.forward(plan, work, mask, land.bars, stack)
     prefix = BitWriter()
     prefix.put(_CODES[name], _METHOD_BITS)
     prefix.put(len(body.bits), _LENGTH_BITS)

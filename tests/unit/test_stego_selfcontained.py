@@ -68,7 +68,8 @@ def test_capacity_is_what_embed_takes(method: str) -> None:
     bits = capacity(cover, method=method)
     assert bits > 800
     assert bits % 8 == 0
-    out = embed(cover, np.random.default_rng(3).bytes(bits // 8), stego_key=KEY, salt=SALT, method=method)
+    message = np.random.default_rng(3).bytes(bits // 8)
+    out = embed(cover, message, stego_key=KEY, salt=SALT, method=method, max_change=1)
     assert out.max_change == 1
     with pytest.raises(CarrierError, match="capacity"):
         embed(cover, bytes(cover.values.size), stego_key=KEY, salt=SALT, method=method)

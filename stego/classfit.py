@@ -1,0 +1,280 @@
+"""The sender's choices for the recursive carrier: predictor, classes of activity, price of change.
+
+Only the sender runs this, so it may compute in floats; the receiver is sent the choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stego import errortables
+from stego.carriers import clips_at, kernel, segment
+from stego.errors import CarrierError
+from stego.errortables import (
+    BIASES,
+    FINE_SCALES,
+    PHASES,
+    PRICES,
+    REACH,
+    SCALES,
+    SHAPES,
+    WIDTH,
+    Tables,
+    half_width,
+    source,
+)
+from stego.interpolation import CLASSES, FEATURES, MARGIN, activity, class_of, fitted_weights, quarters
+
+MOST_CLASSES = 24
+FEWEST = 24  # samples that a class needs to be worth its parameters
+_WORTH = 1 / 150  # part of the rate that an outer class must bring to be worth its parameters
+MAX_CHANGES = (1, 2, 3, 5, 8, 12, 20, 31)
+_CLOSE = 1.03  # a smaller change may cost this much more
+_FLOOR = 8  # the lowest price worth trying: changes cost next to nothing
+_ROOM = 1.1  # a change that can give no more than this part of what is wanted is at its end
+_BINS = 2 * REACH + 1
+_STRANGE = 18.0  # bits that an error outside its window counts as
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """weights int64 (7,). first: class of activity of classes[0]. classes int64 (n, 3): scale, shape, bias. price,
+    max_change as the tables take them. counts float64 (n, 4, 511): errors by class and phase. ends float64
+    (n, 4, 256): samples by how far the prediction lies above a barred value, which cuts their law. free:
+    max_change is the sender's choice."""
+
+    weights: NDArray[np.int64]
+    first: int
+    classes: NDArray[np.int64]
+    price: int
+    max_change: int
+    counts: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    free: bool
+
+
+def plan_for(
+    values: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], nbits: int, max_change: int | None
+) -> Plan:
+    """Plan for `nbits`, with the least max_change that costs little, or the one given; with nbits 0 the plan of the
+    greatest rate. Raises CarrierError ('capacity')."""
+    weights = fitted_weights(values, mask)
+    histogram, ends = np.zeros((CLASSES, PHASES, _BINS)), np.zeros((CLASSES, PHASES, REACH + 1))
+    _collect(values, mask, bars, weights, histogram, ends)
+    filled = np.flatnonzero(histogram.sum((1, 2)) >= FEWEST)
+    if not filled.size:
+        raise CarrierError("capacity")
+    first = int(filled[0])
+    last = min(int(filled[-1]) + 1, first + MOST_CLASSES)
+    counts, ends = histogram[first:last], ends[first:last]
+    plan = Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
+    return plan if nbits == 0 else _trimmed(_priced(plan, nbits, max_change))
+
+
+def refitted(plan: Plan, seen: NDArray[np.float64], ends: NDArray[np.float64], nbits: float) -> Plan:
+    """The plan for `nbits` after a walk that saw `seen`, `ends` (as Plan's) among samples already changed."""
+    plan = replace(plan, counts=seen, ends=ends, classes=_fit_all(seen, ends))
+    if plan.free and expected(plan, _FLOOR, plan.max_change)[0] < nbits * _ROOM:
+        return _priced(plan, nbits, None)
+    return replace(
+        plan,
+        price=_price(plan, nbits, plan.max_change, (max(_FLOOR, plan.price - 64), min(PRICES - 1, plan.price + 32))),
+    )
+
+
+def _priced(plan: Plan, nbits: float, max_change: int | None) -> Plan:
+    if max_change is not None:
+        return replace(plan, max_change=max_change, price=_price(plan, nbits, max_change, (_FLOOR, PRICES - 1)))
+    free = _price(plan, nbits, MAX_CHANGES[-1], (_FLOOR, PRICES - 1))
+    least = expected(plan, free, MAX_CHANGES[-1])[1]
+    for change in MAX_CHANGES[:-1]:
+        if expected(plan, max(_FLOOR, free - 24), change)[0] < nbits:
+            continue
+        price = _price(plan, nbits, change, (max(_FLOOR, free - 24), free))
+        if expected(plan, price, change)[1] <= _CLOSE * least:
+            return replace(plan, max_change=change, price=price)
+    return replace(plan, max_change=MAX_CHANGES[-1], price=free)
+
+
+def _trimmed(plan: Plan) -> Plan:
+    """Without the first and last classes that bring next to nothing."""
+    sources, outputs, widths = _whole(plan, max(0, plan.price - 4), plan.max_change)
+    bits = np.array(
+        [
+            _gain(plan.counts[n : n + 1], plan.classes[n : n + 1], sources[n:], outputs[n:], widths[n:])[0]
+            for n in range(widths.size)
+        ]
+    )
+    used = np.flatnonzero(bits > _WORTH * bits.sum())
+    if not used.size:
+        raise CarrierError("capacity")
+    low, high = int(used[0]), int(used[-1]) + 1
+    part = replace(plan, first=plan.first + low, classes=plan.classes[low:high])
+    return replace(part, counts=plan.counts[low:high], ends=plan.ends[low:high])
+
+
+def _price(plan: Plan, wanted: float, max_change: int, limits: tuple[int, int]) -> int:
+    """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does."""
+    low, high = limits
+    while low < high:
+        middle = (low + high + 1) // 2
+        if expected(plan, middle, max_change)[0] >= wanted:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def expected(plan: Plan, price: int, max_change: int) -> tuple[float, float]:
+    """(bits, sum of squared changes) that the model expects of the frame."""
+    sources, outputs, widths = _whole(plan, price, max_change)
+    bits, squares = _gain(plan.counts, plan.classes, sources, outputs, widths)
+    return float(bits), float(squares)
+
+
+def _whole(plan: Plan, price: int, max_change: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Tables of whole windows: (sources, outputs, widths)."""
+    tables = Tables.of(plan.classes, price, max_change)
+    return tables.sources[:, :, 0], tables.outputs[:, :, 0], tables.widths
+
+
+def _fit_all(counts: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.int64]:
+    classes = np.zeros((counts.shape[0], 3), np.int64)
+    _fit(counts, ends, classes)
+    return classes
+
+
+@kernel
+def _collect(work: Any, mask: Any, bars: Any, weights: Any, histogram: Any, ends: Any) -> Any:
+    rows, columns = work.shape
+    flat = work.reshape(-1)
+    out = np.empty(FEATURES, np.int64)
+    for row in range(MARGIN, rows - MARGIN):
+        for column in range(MARGIN, columns - MARGIN):
+            if not mask[row, column]:
+                continue
+            i = row * columns + column
+            kind = class_of(activity(flat, i, columns))
+            least, most = segment(flat[i], bars)
+            if kind == 0 or least >= most:
+                continue
+            prediction = quarters(flat, i, columns, weights, out)
+            error = flat[i] - (prediction >> 2)
+            if abs(error) <= REACH:
+                histogram[kind, prediction & 3, error + REACH] += 1
+                distance = (prediction >> 2) - least
+                if distance <= REACH and not clips_at(least, bars):
+                    ends[kind, prediction & 3, max(0, distance)] += 1
+
+
+@kernel
+def _merged(counts: Any) -> Any:
+    """Errors of all phases from the nearest whole prediction, in phase 0."""
+    out = np.zeros_like(counts)
+    for phase in range(PHASES):
+        shift = 1 if phase >= 2 else 0
+        for n in range(shift, _BINS):
+            out[0, n - shift] += counts[phase, n]
+    return out
+
+
+@kernel
+def _cost(counts: Any, merged: Any, ends: Any, law: Any, table: Any) -> Any:
+    """Bits of a class's errors under a law (scale, shape, bias), cut where a barred value cuts it."""
+    reach, fine, total = half_width(law[0]), law[0] < FINE_SCALES, 0.0
+    errors = counts if fine else merged
+    inside = 0.0
+    for phase in range(PHASES if fine else 1):
+        source(law[0], law[1], law[2], phase, table)
+        for n in range(2 * reach + 1):
+            times = errors[phase, n - reach + REACH]
+            if times > 0:
+                inside += times
+                total -= times * np.log2((table[n + 1] - table[n]) / errortables.TOTAL)
+        for part in range(1 if fine else PHASES):
+            at = phase if fine else part
+            for distance in range(reach):
+                if ends[at, distance] > 0:
+                    first = min(reach, distance + (1 if not fine and part >= 2 else 0))
+                    total += ends[at, distance] * np.log2(1 - table[reach - first] / errortables.TOTAL)
+    return total + _STRANGE * (errors.sum() - inside)
+
+
+@kernel
+def _moments(counts: Any) -> Any:
+    """(mean, standard deviation) of a class's errors from the real predictions."""
+    times, first, second = 0.0, 0.0, 0.0
+    for phase in range(PHASES):
+        for n in range(_BINS):
+            if counts[phase, n] > 0:
+                error = n - REACH - phase / 4.0
+                times += counts[phase, n]
+                first += counts[phase, n] * error
+                second += counts[phase, n] * error * error
+    if times == 0:
+        return 0.0, 1.0
+    mean = first / times
+    return mean, np.sqrt(max(1e-3, second / times - mean * mean))
+
+
+@kernel
+def _fit(counts: Any, ends: Any, classes: Any) -> Any:
+    """Coordinate search for the law of least cost, from the moments on."""
+    table = np.empty(WIDTH, np.int64)
+    limits = np.array([SCALES, SHAPES, BIASES])
+    for n in range(counts.shape[0]):
+        merged = _merged(counts[n])
+        mean, deviation = _moments(counts[n])
+        scale = int(np.rint(8 * np.log2(deviation * 1024 / 184)))
+        law = classes[n]
+        law[0], law[1] = min(max(scale, 0), SCALES - 1), SHAPES - 2
+        law[2] = min(max(int(np.rint(mean / deviation * BIASES)) + BIASES // 2, 0), BIASES - 1)
+        best = _cost(counts[n], merged, ends[n], law, table)
+        for _ in range(12):
+            before = best
+            for field in (0, 1, 2):
+                for step in (-2, -1, 1, 2):
+                    old = law[field]
+                    if not 0 <= old + step < limits[field] or (field != 0 and abs(step) > 1):
+                        continue
+                    law[field] = old + step
+                    cost = _cost(counts[n], merged, ends[n], law, table)
+                    if cost < best:
+                        best = cost
+                    else:
+                        law[field] = old
+            if best == before:
+                break
+
+
+@kernel
+def _gain(counts: Any, classes: Any, sources: Any, outputs: Any, widths: Any) -> Any:
+    """Expected (bits, squares): an error's slots spread over outputs in order; each gives log of source by output."""
+    total, squares = 0.0, 0.0
+    for n in range(counts.shape[0]):
+        reach = widths[n]
+        if reach == 0:
+            continue
+        fine = classes[n, 0] < FINE_SCALES
+        errors = counts[n] if fine else _merged(counts[n])
+        for phase in range(PHASES if fine else 1):
+            x, y = sources[n, phase], outputs[n, phase]
+            at = 0
+            for k in range(2 * reach + 1):
+                times = errors[phase, k - reach + REACH]
+                length = x[k + 1] - x[k]
+                slot = x[k]
+                while slot < x[k + 1]:
+                    while y[at + 1] <= slot:
+                        at += 1
+                    end = min(x[k + 1], y[at + 1])
+                    if times > 0:
+                        share = times * (end - slot) / length
+                        total += share * np.log2(length / (y[at + 1] - y[at]))
+                        squares += share * (at - k) * (at - k)
+                    slot = end
+    return total, squares
