@@ -7,18 +7,20 @@ is what a sealed capsule looks like to a carrier.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
 from codec.bitplane import choose_levels, split_words
 from gateway.errors import InvalidInstance, Unsupported
+from gateway.policy import DEFAULT_ARCHIVE
 from stego import hidden, segmented, selfcontained
 from stego.capsule import CAPSULE_CLASSES
 from stego.errors import CarrierError
 from stego.lattice import fingerprint
 from stego.seal import LENGTH_CLASSES
 from worker.attributes import Data
+from worker.carrying import LUT_DEFINED, MOST_GROWTH, carry, choose_place, growth
 from worker.deid_profile import Profile
 from worker.pixelrules import MAX_FRAMES_TRIED, REASONS, FrameCover, check_all_frames, covers, with_wet_plateaus
 from worker.pixels import PixelSource, open_pixels
@@ -28,13 +30,11 @@ from worker.stegoheader import check_deidentifiable, read_header
 
 SEGMENTED: Final = "segmented"
 MODE_ORDER: Final = (SEGMENTED, SELF_CONTAINED, HIDDEN)
-#: what a segmented payload changes without a way back; with the key or the bitmap: nothing
+#: reasons of the segmented carrier alone
 _OTHER_REASONS = {
     "modelled": "the local planes are not raw: the record costs less beside the image",
     "capacity": "fewer local samples than the payload has bits",
     "levels": "values lie outside the level table",
-    "colour": REASONS["colour"],
-    "whole": "the file cannot be coded and is sealed whole",
 }
 
 
@@ -97,27 +97,31 @@ def unsuited(mode: str, reason: str, why: str = "") -> ModeCapacity:
 
 
 def _segmented(source: PixelSource) -> ModeCapacity:
-    """The archive object's carrier, as `worker.candidate` chooses it; its record has LENGTH_CLASSES."""
+    """The archive object's carrier: found and measured as `worker.candidate` does, with noise for the record."""
     if source.fmt.samples != 1:
         return unsuited(SEGMENTED, "colour")
     if source.lossy_origin:
         return unsuited(SEGMENTED, "lossy-source")
-    if source.photometric == "PALETTE COLOR":
+    if source.photometric in LUT_DEFINED:
         return unsuited(SEGMENTED, "palette")
-    best = unsuited(SEGMENTED, "capacity")
-    for index in range(min(source.frames, MAX_FRAMES_TRIED)):
-        words = source.frame(index)
-        found = segmented.suitability(
-            words, source.fmt, choose_levels(split_words(words, source.fmt)[0]), 8 * LENGTH_CLASSES[0]
-        )
-        reason = "" if found.ok else found.reason
-        this = ModeCapacity(
-            SEGMENTED, found.ok, reason, _OTHER_REASONS.get(reason, ""), index, found.capacity, None, None, None
-        )
-        if found.ok:
-            return this
-        best = max(best, this, key=lambda each: each.bits)
-    return best
+    nbits = 8 * LENGTH_CLASSES[0]
+    place = choose_place(source, nbits, DEFAULT_ARCHIVE)
+    judged = range(min(source.frames, MAX_FRAMES_TRIED)) if place.levels is None else (place.carrier.frame,)
+    found = max((_judged(source, index, nbits) for index in judged), key=lambda each: each.bits)
+    if place.levels is None:
+        return found
+    carrying = carry(source, place, _noise(nbits // 8), stego_key=bytes(32), salt=bytes(16), threads=1)
+    if carrying is None or growth(source, place, carrying, threads=1) > MOST_GROWTH:
+        return replace(found, suited=False, reason="modelled", why=_OTHER_REASONS["modelled"])
+    return found
+
+
+def _judged(source: PixelSource, index: int, nbits: int) -> ModeCapacity:
+    words = source.frame(index)
+    found = segmented.suitability(words, source.fmt, choose_levels(split_words(words, source.fmt)[0]), nbits)
+    reason = "" if found.ok else found.reason
+    why = _OTHER_REASONS.get(reason, "")
+    return ModeCapacity(SEGMENTED, found.ok, reason, why, index, found.capacity, None, None, None)
 
 
 def _viewable(data: Data, source: PixelSource, mode: Mode, payload_bytes: int) -> ModeCapacity:
