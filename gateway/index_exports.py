@@ -50,6 +50,7 @@ class Exports(Database):
         pixel_digest: str,
         record_key: str | None,
         record_digest: str | None,
+        record_size: int | None = None,
         key_ids: Sequence[str] = (),
     ) -> StegoExport:
         """The object was made and proven, and what restores it is in the archive: now it may be sent.
@@ -59,7 +60,7 @@ class Exports(Database):
         """
         values = {
             "stego_uid": stego_uid, "digest": digest, "pixel_digest": pixel_digest, "record_key": record_key,
-            "record_digest": record_digest,
+            "record_digest": record_digest, "record_size": record_size,
         }  # fmt: skip
         with self.write() as conn:
             row = _fetch(conn, export_id)
@@ -68,7 +69,7 @@ class Exports(Database):
                     raise IntegrityError("stego-export-differs", "a retry made another object than was recorded")
                 return row
             conn.execute(sa.update(stego_export).where(stego_export.c.id == export_id).values(**values))
-            detail: Detail = {"destination": row.destination, "representation": row.mode, "key_id": ",".join(key_ids)}
+            detail: Detail = {"destination": row.destination, "representation": row.mode, "key_id": " ".join(key_ids)}
             audit.append(conn, AuditEvent("stego-made", actor, instance_id=row.instance_id, detail=detail), self.now())
             return _fetch(conn, export_id)
 

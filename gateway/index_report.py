@@ -12,7 +12,7 @@ from gateway.audit import AuditEvent
 from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
-from gateway.index_schema import alert, forward, instance, outbox
+from gateway.index_schema import alert, forward, instance, outbox, stego_export
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 MAX_IDS: Final = 100
@@ -34,6 +34,7 @@ class Report(Database):
                     )
                 ).where(archived)
             ).one()
+            records = conn.execute(sa.select(sa.func.coalesce(sa.func.sum(stego_export.c.record_size), 0))).scalar_one()
             return Counts(
                 by_state=_grouped(conn, c.state),
                 by_form=_grouped(conn, c.form, c.form.is_not(None)),
@@ -41,7 +42,7 @@ class Report(Database):
                 forwards=_forwards(conn),
                 by_modality=_modalities(conn),
                 bytes_in=int(sums[0]),
-                bytes_archived=int(sums[1]),
+                bytes_archived=int(sums[1]) + int(records),
                 raw_pixel_bytes=int(sums[2]),
                 codec_bytes=int(sums[3]),
                 payload_bytes=int(sums[4]),

@@ -155,9 +155,9 @@ class ForwardRow:
 class StegoExport:
     """One viewable stego object: what makes a retry the same object again, and what restores it.
 
-    mode: 'self-contained' or 'hidden'; object_id: 16 bytes in hex; wraps: the data key's wraps in hex; record_key and
-    record_digest: of the restoration record in the archive; digest: of the file that is sent; pixel_digest: of its
-    pixels, by which an orphan without a header is found. None: not made yet.
+    mode: 'self-contained' or 'hidden'; object_id: 16 bytes in hex; wraps: the data key's wraps in hex; record_key,
+    record_digest, record_size (bytes): of the restoration record in the archive; digest: of the file that is sent;
+    pixel_digest: of its pixels, by which an orphan without a header is found. None: not made yet, or no such record.
     """
 
     id: int
@@ -168,6 +168,7 @@ class StegoExport:
     stego_uid: str | None
     record_key: str | None
     record_digest: str | None
+    record_size: int | None
     wraps: tuple[str, ...]
     pixel_digest: str | None
     digest: str | None
@@ -223,7 +224,7 @@ class Counts:
     forwards: Mapping[str, Mapping[str, int]]  # destination -> state -> count
     by_modality: Mapping[str, Mapping[str, int]]  # modality -> instances, bytes_in, bytes_archived
     bytes_in: int  # of archived instances
-    bytes_archived: int
+    bytes_archived: int  # their archive objects, and the restoration records of what was sent as viewable images
     raw_pixel_bytes: int
     codec_bytes: int
     payload_bytes: int

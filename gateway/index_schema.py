@@ -162,6 +162,7 @@ stego_export = Table(
     Column("stego_uid", String(64)),
     Column("record_key", String(128)),
     Column("record_digest", String(64)),
+    Column("record_size", BigInteger),
     Column("wraps", Text, nullable=False),
     Column("pixel_digest", String(64)),
     Column("digest", String(64)),

@@ -127,7 +127,8 @@ def _made(
         _prove(gw, row, made, prover)
     gw.index.export_made(
         export.id, owner, stego_uid=made.stego_uid, digest=sha256(made.part10).hexdigest(),
-        pixel_digest=made.stego_sha256, record_key=record_key, record_digest=record_digest, key_ids=made.key_ids,
+        pixel_digest=made.stego_sha256, record_key=record_key, record_digest=record_digest,
+        record_size=len(made.restoration) if made.restoration is not None else None, key_ids=made.key_ids,
     )  # fmt: skip
     return made
 

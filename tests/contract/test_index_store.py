@@ -546,7 +546,7 @@ def test_a_forward_tells_in_which_form_it_went_and_why(index: Index) -> None:
 
 MADE = {
     "stego_uid": "2.25.7", "digest": digest("stego"), "pixel_digest": digest("pixels"),
-    "record_key": "aa/2.25.8.dcm", "record_digest": digest("record"),
+    "record_key": "aa/2.25.8.dcm", "record_digest": digest("record"), "record_size": 77,
 }  # fmt: skip
 
 
@@ -571,6 +571,7 @@ def test_what_was_recorded_of_a_stego_object_is_never_changed(index: Index) -> N
     assert index.exports(stego_uid="2.25.7") == index.exports(pixel_digest=digest("pixels")) == [made]
     assert audit.tail(index, 1)[0]["event"] == "stego-made"
     assert index.export_made(export.id, "w", **MADE) == made
+    assert index.counts().bytes_archived == 400 + 77
     with pytest.raises(IntegrityError, match="another object"):
         index.export_made(export.id, "w", **{**MADE, "digest": digest("other")})
     index.export_drop(export.id)  # made: stays

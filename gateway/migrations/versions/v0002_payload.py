@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("stego_uid", sa.String(64)),
         sa.Column("record_key", sa.String(128)),
         sa.Column("record_digest", sa.String(64)),
+        sa.Column("record_size", sa.BigInteger()),
         sa.Column("wraps", sa.Text(), nullable=False),
         sa.Column("pixel_digest", sa.String(64)),
         sa.Column("digest", sa.String(64)),
