@@ -61,7 +61,7 @@ class Restoration:
 
     def side(self, data_key: bytes) -> SidePart:
         """Open the side part. Raises SealError, IntegrityError."""
-        return _unpack(open_side(self.sealed_side, data_key=data_key, context=self.context, label=LABEL))
+        return unpack_part(open_side(self.sealed_side, data_key=data_key, context=self.context, label=LABEL))
 
     def record(self, data_key: bytes) -> bytes:
         """The packed record. Raises SealError."""
@@ -77,7 +77,7 @@ def seal_restoration(
             SectionType.CONTEXT: context.aad(),
             SectionType.WRAPS: box.pack_wraps(wraps),
             SectionType.RECORD: sealed_record,
-            SectionType.SIDE: seal_side(_pack(side), data_key=data_key, context=context, label=LABEL),
+            SectionType.SIDE: seal_side(pack_part(side), data_key=data_key, context=context, label=LABEL),
         }
     )
 
@@ -149,14 +149,16 @@ def open_restoration(part10: bytes | memoryview, ring: KeyRing) -> OpenedRestora
         raise
 
 
-def _pack(side: SidePart) -> bytes:
+def pack_part(side: SidePart) -> bytes:
+    """The side part's bytes, see above."""
     flags = (_COMPRESSED if side.compressed else 0) | (_EXTENDED if side.extended else 0)
     head = _HEAD.pack(_VERSION, flags, side.frame, side.restored_sha256)
     changes = _LENGTH.pack(len(side.changes)) + side.changes
     return b"".join((head, side.layout.pack(), pack_plan(side.steps), changes, side.nonpixel))
 
 
-def _unpack(data: bytes) -> SidePart:
+def unpack_part(data: bytes) -> SidePart:
+    """Inverse of `pack_part`. Raises SealError, IntegrityError."""
     if len(data) < _HEAD.size:
         raise SealError
     version, flags, frame, digest = _HEAD.unpack_from(data)
