@@ -85,12 +85,9 @@ def _describe(patient: Patient) -> None:
 
 def _warn_of_backups(gateway: Gateway, patient: Patient) -> None:
     """Backups that hold the keys still: whoever has one, and its passphrase, undoes what was done."""
-    made = {stone.id: stone.created for stone in gateway.keys.tombstones() if stone.id in patient.key_ids}
-    for each in gateway.keys.backups():
-        left = [key_id for key_id, created in made.items() if created <= each.at and key_id not in each.without]
-        if each.patients and left:
-            console.print(
-                f"[bold red]the backup of {each.at} (SHA-256 {each.sha256[:16]}...) holds the keys still[/bold red]: "
-                "run `palimpsest keys purge FILE`, or destroy it and `palimpsest keys forget` its digest",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+    for each, _ in gateway.keys.backups_holding(patient.key_ids):
+        console.print(
+            f"[bold red]the backup of {each.at} (SHA-256 {each.sha256[:16]}...) holds the keys still[/bold red]: "
+            "run `palimpsest keys purge FILE`, or destroy it and `palimpsest keys forget` its digest",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
