@@ -27,7 +27,7 @@ from stego.localplane import eligible_positions, rawest_window
 from stego.positions import permutation
 
 #: bits per bit below which the plane is modelled by the coder and hiding there would cost more than it must
-RAW_ENTROPY = 0.98
+RAW_ENTROPY = 0.99
 
 
 @dataclass(frozen=True, slots=True)
