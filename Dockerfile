@@ -16,8 +16,10 @@ COPY worker worker
 RUN python3 -m pip install --no-cache-dir "build>=1.2,<2" \
  && python3 -m build --wheel --outdir /wheels .
 # What the service needs is what the wheel needs, less the codec's libraries: read from the wheel, so that it cannot go stale.
+# Both images can open a key ring under Vault or KMS.
 RUN python3 -m zipfile -e /wheels/*.whl /wheels/unpacked \
  && sed -n 's/^Requires-Dist: //p' /wheels/unpacked/*.dist-info/METADATA \
+  | sed -E 's/; extra == "(vault|aws)"//' \
   | grep -v 'extra ==' | grep -v -E '^(numba|imagecodecs|python-gdcm|zstandard|pillow)\b' > /wheels/service.txt
 
 FROM ${BASE} AS base
@@ -39,7 +41,7 @@ CMD ["serve"]
 
 FROM base AS worker
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir /wheels/*.whl
+    python3 -m pip install --no-cache-dir "$(ls /wheels/*.whl)[vault,aws]"
 USER 10001
 ENTRYPOINT ["palimpsest"]
 CMD ["work", "--queues", "index,encode", "--concurrency", "2"]
