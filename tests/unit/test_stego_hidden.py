@@ -138,3 +138,40 @@ def test_busy_samples_change_and_quiet_ones_do_not() -> None:
         done = put(cover_of(values), rng.bytes(400), costs="hill" if costs == "hill" else "mipod")
         changed = done.values != values
         assert changed[:, 140:].sum() > 5 * changed[:, :116].sum()
+
+
+def test_a_large_frame_in_sections_and_with_many_samples_a_bit() -> None:
+    """More than one section of the trellis, and more steps a row than columns."""
+    rng = np.random.default_rng(11)
+    values = np.rint(3000 + rng.normal(0, 7, (900, 1100))).astype(np.int32)
+    put(cover_of(values), rng.bytes(60))
+    put(cover_of(values), rng.bytes(4000))
+
+
+def test_the_way_back_is_not_much_longer_than_the_message() -> None:
+    done = put(cover_of(noisy((512, 512))), np.random.default_rng(12).bytes(1638))
+    assert len(done.changes) < 1.35 * 1638
+
+
+def test_suitability_names_the_reason() -> None:
+    assert hidden.suitability(cover_of(noisy((128, 128)))).reason == "suited"
+    assert hidden.suitability(cover_of(noisy((128, 128), sigma=0.8))).reason == "smooth"
+    assert hidden.suitability(cover_of(noisy((32, 32)))).reason == "small"
+    air = noisy((128, 128))
+    air[:, 8:] = 0
+    flat = hidden.suitability(cover_of(air))
+    assert flat.reason == "flat" and not flat.suited and flat.usable < 0.1
+    comb = hidden.suitability(cover_of(noisy((256, 256)) * 2))
+    assert comb.reason == "comb"
+    judged = hidden.suitability(cover_of(noisy((256, 256), sigma=6.0)))
+    assert 5 < judged.sigma < 7
+
+
+def test_changes_keep_away_from_the_step_between_padding_and_image() -> None:
+    """The ring of structure around a field of view is the noisiest place for a naive noise model."""
+    values = noisy((256, 256), sigma=8.0)
+    values[:, 128:] = -2000
+    values[:, 120:128] = np.random.default_rng(13).integers(-1001, -998, (256, 8))
+    done = put(Cover(values, -32768, 32767, barred=(-2000,)), np.random.default_rng(14).bytes(400))
+    changed = done.values != values
+    assert changed[:, :112].mean() > 0.01 and changed[:, 120:].mean() < 0.001
