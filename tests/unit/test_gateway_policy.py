@@ -11,7 +11,6 @@ from pydicom._uid_dict import UID_dictionary
 from gateway.bootstrap import build, checked_policy
 from gateway.errors import BadPolicy
 from gateway.jobs import MemoryQueue
-from gateway.keys import KeyRing
 from gateway.keystate import Recipient
 from gateway.policy import DEFAULT_ARCHIVE, DEFAULT_DELIVERY, NO_POLICY, ArchiveRule, DeliveryRule, Policy
 from gateway.policy_file import check_recipients, load_policy, parse_policy, policy_schema
@@ -160,7 +159,7 @@ def test_recipients_must_be_in_the_key_ring_and_fit() -> None:
     assert "needs one of kind rsa" in str(caught.value) and "p.toml" in str(caught.value)
 
 
-def test_starting_asks_the_key_ring_for_the_recipients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starting_asks_the_key_ring_for_the_recipients(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("version = 1\n[[archive]]\nname='a'\nshreddable=false\nrecipients=['univ']\n")
     settings = Settings(home=tmp_path)
     with pytest.raises(BadPolicy, match="no such recipient"):  # and no ring yet
@@ -169,7 +168,7 @@ def test_starting_asks_the_key_ring_for_the_recipients(tmp_path: Path, monkeypat
     gateway.close()
     with pytest.raises(BadPolicy, match="no such recipient"):
         checked_policy(settings)
-    monkeypatch.setattr(KeyRing, "recipients", lambda _: (Recipient("univ", "x25519", bytes(range(32))),))
+    gateway.keys.add_recipient(Recipient("univ", "x25519", bytes(range(32))))
     assert checked_policy(settings) == gateway.policy
 
 

@@ -19,13 +19,19 @@ from gateway.errors import IntegrityError
 from gateway.instance import ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
+from stego.errors import SealError
 from tests.object_makers import IDENTITY, image, noisy
 from tests.unit.test_worker_runtime_forward import Peer
 from worker import represent
 from worker.delivery import forward_instance
+from worker.indexing import index_instance
 from worker.pipeline import process_instance
+from worker.rebind import rebind
+from worker.sealing import open_wraps
+from worker.shred import find_patient, shred
 from worker.stegoobject import make_stego
 from worker.stegoread import open_stego
+from worker.sweep import release_spool, sweep_once
 from worker.verify import Verifier, VerifyReport, check_envelope, check_stego_object
 
 RULE = """
@@ -258,6 +264,33 @@ def test_compressed_input_is_proven_by_its_native_form(site: Site) -> None:
     instance_id = site.take_in(data)
     done = site.forward(instance_id)
     assert (done.state, done.representation, done.reason) == (ForwardState.SENT, "self-contained", None)
+
+
+@pytest.mark.parametrize(
+    "site", [("self-contained", '"envelope"'), ("hidden", '"refuse"')], indirect=True, ids=["self-contained", "hidden"]
+)
+def test_what_was_sent_tells_nobody_anything_once_the_patient_was_shredded(site: Site) -> None:
+    instance_id = site.take_in(picture())
+    site.forward(instance_id)
+    index_instance(site.gw, instance_id)
+    [sent] = site.sent()
+    [export] = site.gw.index.exports(instance_id=instance_id)
+    record = site.gw.archive.get(str(export.record_key), str(export.record_digest))
+    wraps = [bytes.fromhex(wrap) for wrap in export.wraps]
+    assert open_wraps(wraps, site.gw.keys.find_kek).key and rebind(site.gw, sent).data == picture()
+    sweep_once(site.gw, (release_spool,))
+    shred(site.gw, find_patient(site.gw, IDENTITY["PatientID"]), actor="test", reason="asked")
+    for way in (
+        lambda: open_stego(sent, site.gw.keys, restoration=record),
+        lambda: rebind(site.gw, sent),
+        lambda: rebind(site.gw, record),
+    ):
+        with pytest.raises(IntegrityError) as caught:
+            way()
+        assert caught.value.reason == "seal-refused"
+    with pytest.raises(SealError):
+        open_wraps(wraps, site.gw.keys.find_kek)
+    assert site.gw.index.exports(instance_id=instance_id)[0].wraps == ()
 
 
 def test_released_objects_are_made_from_the_archive(site: Site) -> None:
