@@ -19,6 +19,7 @@ MAGIC = b"PALM"
 VERSION = 1
 MAX_SECTIONS = 64
 MAX_FRAMES = 1 << 24
+MAX_WRAPS = 256  # each is tried: a hostile list must not keep the key ring busy
 _HEAD = struct.Struct("<4sBBHQ")  # magic, version, zero, sections, total length with the trailer
 _SECTION = struct.Struct("<HHIQ")  # type, zero, CRC-32 of the payload, payload length
 _CARRIER = struct.Struct("<BIQI")  # mode, frame, start, bits
@@ -169,6 +170,8 @@ def unpack_wraps(body: memoryview) -> list[bytes]:
         end = at + 2 + (struct.unpack_from("<H", body, at)[0] if at + 2 <= len(body) else len(body))
         if end > len(body):
             raise _damaged("a wrapped key is cut off")
+        if len(wraps) == MAX_WRAPS:
+            raise _damaged("more wrapped keys than an object has")
         wraps.append(bytes(body[at + 2 : end]))
         at = end
     return wraps

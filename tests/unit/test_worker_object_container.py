@@ -86,6 +86,13 @@ def test_carriers_come_back(mode: CarrierMode, frame: int, start: int, bitmap: b
     assert box.unpack_carrier(memoryview(box.pack_carrier(carrier))) == carrier
 
 
+def test_a_list_of_wraps_without_end_is_refused() -> None:
+    wraps = [b"wrap"] * box.MAX_WRAPS
+    assert box.unpack_wraps(memoryview(box.pack_wraps(wraps))) == wraps
+    with pytest.raises(IntegrityError):
+        box.unpack_wraps(memoryview(box.pack_wraps([*wraps, b"one more"])))
+
+
 def test_images_come_back() -> None:
     image = Image("MONOCHROME1", bytes(range(32)))
     assert box.unpack_image(memoryview(box.pack_image(image))) == image
