@@ -143,7 +143,7 @@ def draw(number: int, seed: int) -> Case:
 
 def _payload(rng: np.random.Generator, mode: str, samples: int) -> bytes:
     """A real capsule (in segmented: a sealed record) of an empty record where the frame may hold one, else noise."""
-    room = int(samples * rng.uniform(0.02, 0.2 if mode == "self-contained" else 0.4)) // 8
+    room = int(samples * rng.uniform(0.01, 0.1 if mode == "self-contained" else 0.35)) // 8
     object_id, data_key, salt = rng.bytes(16), rng.bytes(32), rng.bytes(32)
     context = Context(object_id, 512, 512, 12, False, 1, "hidden", salt)
     sealed = seal_record(bytes(int(rng.integers(1, 900))), data_key=data_key, context=context)
