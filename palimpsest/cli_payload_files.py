@@ -113,7 +113,9 @@ def _text(number: int | None) -> str:
 
 
 def payload_embed(
-    file: Annotated[Path, typer.Argument(help="A DICOM file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A DICOM file; with --mode hidden also a folder: its series shares one payload.")
+    ],
     out: Out,
     mode: Annotated[
         str,
@@ -144,10 +146,16 @@ def payload_embed(
     chosen = _mode(mode, destination)
     if chosen == "hidden" and restoration is None:
         raise typer.BadParameter("hidden shows nothing in the image, so what restores it needs a place: --restoration")
-    for path in (out, restoration):
+    for path in (None if file.is_dir() else out, restoration):
         if path is not None:
             check_free(path, force=force)
-    settings, data = _settings(home, policy), read_file(file)
+    settings = _settings(home, policy)
+    if file.is_dir():
+        if chosen != "hidden" or restoration is None:
+            raise typer.BadParameter("a folder's series shares one payload with --mode hidden only")
+        _embed_folder(settings, file, out, restoration, keys, _profile(option, None), create=create_keys, force=force)
+        return
+    data = read_file(file)
     rules, rule = _policy(settings, destination, data)
     ring = open_ring(settings, keys, create=create_keys, write=True)
     tries = attempts(chosen, rule)
@@ -160,6 +168,23 @@ def payload_embed(
     detail = {"representation": made.representation, "key_id": str(made.facts["patient key"]), "bytes": len(made.data)}
     record_use(settings, keys, "payload-embedded", detail)
     _print_embedded(out, restoration, made, len(data))
+
+
+def _embed_folder(
+    settings: Settings, folder: Path, out: Path, restoration: Path, keys: Path | None, profile: Profile,
+    *, create: bool, force: bool,
+) -> None:  # fmt: skip
+    from palimpsest.payload_files import open_ring, record_use
+    from palimpsest.payload_series import embed_series
+
+    made = embed_series(folder, out, restoration, open_ring(settings, keys, create=create, write=True), profile,
+                        force=force)  # fmt: skip
+    detail = {"representation": "hidden", "key_id": made.patient_key, "count": len(made.images)}
+    record_use(settings, keys, "payload-embedded", detail)
+    shares = f"{min(made.shares)} to {max(made.shares)} bytes each, {min(made.changed)} to {max(made.changed)} samples"
+    text = f"{out}: {len(made.images)} images share one payload: {shares}; opened again and compared"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{restoration}: keep it, nothing else restores them", markup=False, soft_wrap=True)
 
 
 def _mode(mode: str, destination: str | None) -> Mode:
@@ -209,7 +234,7 @@ def _print_embedded(out: Path, restoration: Path | None, made: Embedded, size: i
 
 
 def payload_extract(
-    file: Annotated[Path, typer.Argument(help="An archive object or a stego object.")],
+    file: Annotated[Path, typer.Argument(help="An archive or stego object, or a folder with one series of them.")],
     out: Out,
     restoration: Restoration = None,
     keys: Keys = None,
@@ -219,8 +244,11 @@ def payload_extract(
     """Get the original file back, compared with its signed digest before a byte is written. It names the patient."""
     from palimpsest.payload_files import check_free, extract, open_ring, read_file, record_use, write_result
 
-    check_free(out, force=force)
     settings = _settings(home)
+    if file.is_dir():
+        _extract_folder(settings, file, out, restoration, keys, force=force)
+        return
+    check_free(out, force=force)
     ring = open_ring(settings, keys)
     data, apart = read_file(file), None if restoration is None else read_file(restoration)
     try:
@@ -232,6 +260,19 @@ def payload_extract(
     write_result(out, found.data, force=force)
     exact = "the file as received, bit for bit" if found.exact else "native pixels: the file as received was compressed"
     console.print(f"{out}: {exact}; SHA-256 {found.sha256}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _extract_folder(
+    settings: Settings, folder: Path, out: Path, restoration: Path | None, keys: Path | None, *, force: bool
+) -> None:
+    from palimpsest.payload_files import open_ring, read_file, record_use
+    from palimpsest.payload_series import extract_series
+
+    if restoration is None:
+        raise typer.BadParameter("a series needs its restoration record: --restoration")
+    written = extract_series(folder, out, open_ring(settings, keys), read_file(restoration), force=force)
+    record_use(settings, keys, "payload-extracted", {"count": len(written), "exact": True})
+    console.print(f"{out}: {len(written)} files", markup=False, highlight=False, soft_wrap=True)
 
 
 def payload_inspect(

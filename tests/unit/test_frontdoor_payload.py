@@ -249,3 +249,20 @@ def test_the_gateways_own_keys_are_audited(place: Path) -> None:
 
         events = [row.event for row in conn.execute(audit.select().order_by(audit.c.seq))]
     assert events[-3:] == ["payload-embedded", "payload-extracted", "payload-inspected"]
+
+
+def test_a_folder_shares_one_payload(place: Path) -> None:
+    Path("series").mkdir()
+    for seed in range(4):
+        frame = grainy(200, 200, seed=seed)
+        Path(f"series/{seed}.dcm").write_bytes(image([frame], stored=12, SOPInstanceUID=f"1.2.3.{seed}"))
+    keys = ("--keys", "keys", "--restoration", "rest.dcm")
+    assert "hidden only" in call("embed", "series", "-o", "made", *keys, ok=False)
+    shown = call("embed", "series", "-o", "made", "--mode", "hidden", "--create-keys", *keys)
+    assert "4 images share one payload" in shown
+    call("extract", "made", "-o", "back", *keys)
+    for seed in range(4):
+        assert Path(f"back/1.2.3.{seed}.dcm").read_bytes() == Path(f"series/{seed}.dcm").read_bytes()
+    next(Path("made").iterdir()).unlink()
+    assert REFUSED in " ".join(call("extract", "made", "-o", "other", *keys, ok=False).split())
+    assert not Path("other").exists()
