@@ -34,6 +34,7 @@ FEWEST = 24  # samples that a class needs to be worth its parameters
 _WORTH = 1 / 150  # part of the rate that an outer class must bring to be worth its parameters
 MAX_CHANGES = (1, 2, 3, 5, 8, 12, 20, 31)
 _CLOSE = 1.03  # a smaller change may cost this much more
+_STRIDE = 32
 _FLOOR = 8  # the lowest price worth trying: changes cost next to nothing
 _ROOM = 1.1  # a change that can give no more than this part of what is wanted is at its end
 _BINS = 2 * REACH + 1
@@ -71,8 +72,12 @@ def plan_for(
     first = int(filled[0])
     last = min(int(filled[-1]) + 1, first + MOST_CLASSES)
     counts, ends = histogram[first:last], ends[first:last]
-    plan = Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
-    return plan if nbits == 0 else _trimmed(_priced(plan, nbits, max_change))
+    if nbits == 0:
+        return Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
+    rough = Plan(weights, first, _fit_all(counts, ends, 0), 0, 1, counts, ends, max_change is None)
+    most = max_change or MAX_CHANGES[-1]
+    plan = _trimmed(replace(rough, price=_price(rough, nbits, most, (_FLOOR, PRICES - 1)), max_change=most))
+    return _priced(replace(plan, classes=_fit_all(plan.counts, plan.ends)), nbits, max_change)
 
 
 def refitted(plan: Plan, seen: NDArray[np.float64], ends: NDArray[np.float64], nbits: float) -> Plan:
@@ -102,7 +107,7 @@ def _priced(plan: Plan, nbits: float, max_change: int | None) -> Plan:
 
 def _trimmed(plan: Plan) -> Plan:
     """Without the first and last classes that bring next to nothing."""
-    sources, outputs, widths = _whole(plan, max(0, plan.price - 4), plan.max_change)
+    sources, outputs, widths = _whole(plan, max(0, plan.price - 6), plan.max_change)
     bits = np.array(
         [
             _gain(plan.counts[n : n + 1], plan.classes[n : n + 1], sources[n:], outputs[n:], widths[n:])[0]
@@ -120,6 +125,11 @@ def _trimmed(plan: Plan) -> Plan:
 def _price(plan: Plan, wanted: float, max_change: int, limits: tuple[int, int]) -> int:
     """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does."""
     low, high = limits
+    for price in range(high - _STRIDE, low, -_STRIDE):  # from above: tables of a high price are quickly made
+        if expected(plan, price, max_change)[0] >= wanted:
+            low = price
+            break
+        high = price - 1
     while low < high:
         middle = (low + high + 1) // 2
         if expected(plan, middle, max_change)[0] >= wanted:
@@ -142,9 +152,9 @@ def _whole(plan: Plan, price: int, max_change: int) -> tuple[NDArray[np.int32], 
     return tables.sources[:, :, 0], tables.outputs[:, :, 0], tables.widths
 
 
-def _fit_all(counts: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.int64]:
+def _fit_all(counts: NDArray[np.float64], ends: NDArray[np.float64], rounds: int = 12) -> NDArray[np.int64]:
     classes = np.zeros((counts.shape[0], 3), np.int64)
-    _fit(counts, ends, classes)
+    _fit(counts, ends, classes, rounds)
     return classes
 
 
@@ -222,8 +232,8 @@ def _moments(counts: Any) -> Any:
 
 
 @kernel
-def _fit(counts: Any, ends: Any, classes: Any) -> Any:
-    """Coordinate search for the law of least cost, from the moments on."""
+def _fit(counts: Any, ends: Any, classes: Any, rounds: Any) -> Any:
+    """Coordinate search for the law of least cost, from the moments on; with no rounds the moments' own law."""
     table = np.empty(WIDTH, np.int64)
     limits = np.array([SCALES, SHAPES, BIASES])
     for n in range(counts.shape[0]):
@@ -233,8 +243,8 @@ def _fit(counts: Any, ends: Any, classes: Any) -> Any:
         law = classes[n]
         law[0], law[1] = min(max(scale, 0), SCALES - 1), SHAPES - 2
         law[2] = min(max(int(np.rint(mean / deviation * BIASES)) + BIASES // 2, 0), BIASES - 1)
-        best = _cost(counts[n], merged, ends[n], law, table)
-        for _ in range(12):
+        best = _cost(counts[n], merged, ends[n], law, table) if rounds else 0.0
+        for _ in range(rounds):
             before = best
             for field in (0, 1, 2):
                 for step in (-2, -1, 1, 2):

@@ -188,7 +188,7 @@ def _rounded(cumulative: Any, count: Any, flow: Any, max_change: Any, out: Any) 
 
 @kernel
 def cut_source(whole: Any, count: Any, start: Any, clips: Any, out: Any) -> Any:
-    """`out` as `whole` when errors before index `start` cannot be: their mass belongs to the first that can (`clips`), or
+    """`out` as `whole` when errors before index `start` cannot be: their mass belongs to the first that can (`clips`),
     to nobody, and the rest is stretched to the full sum."""
     before = 0 if clips else whole[start]
     for n in range(start + 1):

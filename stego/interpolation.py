@@ -48,27 +48,41 @@ def quarters(flat: Any, i: Any, columns: Any, weights: Any, out: Any) -> Any:
 
 
 @kernel
+def _outer(flat: Any, at: Any, step: Any) -> Any:
+    """Differences along a line of five through `at`, two steps away from the sample."""
+    a, b, c = flat[at - 2 * step], flat[at - step], flat[at]
+    d, e = flat[at + step], flat[at + 2 * step]
+    return abs(a - b) + abs(b - c) + abs(c - d) + abs(d - e)
+
+
+@kernel
+def _inner(flat: Any, at: Any, step: Any) -> Any:
+    """The same one step away, where the two in the middle count twice."""
+    a, b, c = flat[at - 2 * step], flat[at - step], flat[at]
+    d, e = flat[at + step], flat[at + 2 * step]
+    return abs(a - b) + 2 * (abs(b - c) + abs(c - d)) + abs(d - e)
+
+
+@kernel
+def _through(flat: Any, i: Any, step: Any) -> Any:
+    """The same through the sample, which is left out."""
+    b, d = flat[i - step], flat[i + step]
+    return abs(flat[i - 2 * step] - b) + 2 * abs(b - d) + abs(d - flat[i + 2 * step])
+
+
+@kernel
 def activity(flat: Any, i: Any, columns: Any) -> Any:
     """Weighted sum of differences between neighbours of sample i, in the 5 x 5 around it and without i itself."""
-    total = np.int64(0)
-    for dy in range(-2, 3):
-        at = i + dy * columns
-        for dx in range(-2, 3):
-            if dy == 0 and dx == 0:
-                continue
-            value = np.int64(flat[at + dx])
-            inner = abs(dy) <= 1 and abs(dx) <= 1
-            if dx < 2 and not (dy == 0 and dx == -1):
-                total += abs(value - flat[at + dx + 1]) << (1 if inner and dx < 1 else 0)
-            if dy < 2 and not (dy == -1 and dx == 0):
-                total += abs(value - flat[at + columns + dx]) << (1 if inner and dy < 1 else 0)
-    total += 2 * abs(np.int64(flat[i - 1]) - flat[i + 1]) + 2 * abs(np.int64(flat[i - columns]) - flat[i + columns])
-    return total
+    total = _through(flat, i, 1) + _through(flat, i, columns)
+    total += _inner(flat, i - columns, 1) + _inner(flat, i + columns, 1)
+    total += _inner(flat, i - 1, columns) + _inner(flat, i + 1, columns)
+    total += _outer(flat, i - 2 * columns, 1) + _outer(flat, i + 2 * columns, 1)
+    return total + _outer(flat, i - 2, columns) + _outer(flat, i + 2, columns)
 
 
 @kernel
 def class_of(amount: Any) -> Any:
-    """0 for none; else two classes an octave of activity, at most CLASSES - 1."""
+    """0 for none, 1 and 2 for as much; above, two classes an octave of activity, at most CLASSES - 1."""
     if amount <= 0:
         return 0
     octave = 0

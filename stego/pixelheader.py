@@ -1,8 +1,8 @@
 """A few keyed header bits in single lowest bits of a frame, by syndrome coding (Hamming, "matrix embedding").
 
 The receiver must read them before it knows anything else. A block of 2^p - 1 samples at keyed positions carries p bits:
-the xor of the (1-based) indices of its odd samples. At most one sample a block is changed (two where that one may
-not be), by flipping its lowest bit. The block's first syndrome travels in the message, so the receiver undoes the flip.
+the xor of the (1-based) indices of its odd samples. At most one sample a block is changed (three where that
+one may not be), by flipping its lowest bit. The block's first syndrome travels in the message, so the receiver undoes the flip.
 
 Crandall, "Some notes on steganography", 1998; Westfeld, "F5", IH 2001.
 """
@@ -138,28 +138,40 @@ def _clear(flat: Any, blocks: Any, bars: Any) -> Any:
 
 @kernel
 def _turn(flat: Any, blocks: Any, wanted: Any, bars: Any) -> Any:
-    """Flip one sample a block, or the first pair where that one may not be flipped: which, follows from the difference
-    of syndromes and from what may be flipped, both of which a flip leaves as they are."""
+    """Flip one sample a block, or the first two or three that do where that one may not be flipped: which, follows from
+    the difference of syndromes and from what may be flipped, both of which are the same on the way back."""
     width = blocks.shape[1]
+    free = np.zeros(width + 1, np.bool_)  # by 1-based index; the code words are small, so no sample is number 0
     for b in range(blocks.shape[0]):
         change = np.int64(wanted[b])
         for j in range(width):
-            if flat[blocks[b, j]] & 1:
+            value = flat[blocks[b, j]]
+            free[j + 1] = _may_flip(value, bars)
+            if value & 1:
                 change ^= j + 1
         if change == 0:
             continue
-        if _may_flip(flat[blocks[b, change - 1]], bars):
-            flat[blocks[b, change - 1]] ^= 1
-            continue
-        done = False
-        for j in range(width):
-            other = ((j + 1) ^ change) - 1
-            if other < 0 or done:
-                continue
-            if _may_flip(flat[blocks[b, j]], bars) and _may_flip(flat[blocks[b, other]], bars):
-                flat[blocks[b, j]] ^= 1
-                flat[blocks[b, other]] ^= 1
-                done = True
-        if not done:
+        first, second, third = _flips(free, change)
+        if first == 0:
             return False
+        for j in (first, second, third):
+            if j:
+                flat[blocks[b, j - 1]] ^= 1
     return True
+
+
+@kernel
+def _flips(free: Any, change: Any) -> Any:
+    """Indices (from 1) whose xor is `change` of the fewest samples to flip, 0 for none; all 0 where three do not do."""
+    if free[change]:
+        return change, 0, 0
+    for j in range(1, free.size):
+        other = j ^ change
+        if j < other and free[j] and free[other]:
+            return j, other, 0
+    for j in range(1, free.size):
+        for k in range(j + 1, free.size):
+            other = j ^ k ^ change
+            if other > k and free[j] and free[k] and free[other]:
+                return j, k, other
+    return 0, 0, 0
