@@ -1,8 +1,8 @@
 """A few keyed header bits in single lowest bits of a frame, by syndrome coding (Hamming, "matrix embedding").
 
 The receiver must read them before it knows anything else. A block of 2^p - 1 samples at keyed positions carries p bits:
-the xor of the (1-based) indices of its odd samples. At most one sample a block is changed (three where that
-one may not be), by flipping its lowest bit. The block's first syndrome travels in the message, so the receiver undoes the flip.
+the xor of the (1-based) indices of its odd samples. At most one sample a block is changed (three where that one may not
+be), by flipping its lowest bit. The block's first syndrome travels in the message, so the receiver undoes the flip.
 
 Crandall, "Some notes on steganography", 1998; Westfeld, "F5", IH 2001.
 """
