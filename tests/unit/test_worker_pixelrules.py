@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,11 @@ def test_wet_plateaus_are_the_frames_own() -> None:
 @pytest.mark.parametrize(("bits", "signed", "expected"), [(8, False, (0, 255)), (12, True, (-2048, 2047))])
 def test_range_is_bits_stored(bits: int, signed: bool, expected: tuple[int, int]) -> None:
     assert value_range(PixelFormat(4, 4, 1, 16, bits, bits - 1, signed)) == expected
+
+
+def test_the_document_lists_every_reason() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "stego-object.md").read_text("utf-8")
+    assert [reason for reason in REASONS if f"`{reason}`" not in text] == []
 
 
 def test_frame_cover_says_which_frame() -> None:
