@@ -1,0 +1,93 @@
+"""Forgetting a patient in the index: on SQLite and, where TEST_DATABASE_URL names a server, on PostgreSQL the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+
+import pytest
+
+from gateway.audit import tail
+from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
+from gateway.instance import Form
+from tests.fakes import CT, EXPLICIT_LE
+
+
+@pytest.fixture
+def index(database_url: str) -> Iterator[Index]:
+    made = Index(database_url)
+    made.create()
+    yield made
+    made.close()
+
+
+def digest(of: object) -> str:
+    return sha256(str(of).encode()).hexdigest()
+
+
+def archived(
+    index: Index, number: int, patient: str | None, key: str | None, *, destination: str = "", **facts: object
+) -> InstanceRow:
+    new = NewInstance(
+        sop_uid=f"1.2.3.{number}", sop_class=CT, study_uid=f"1.2.{number}", series_uid="1.2.1", source="stow",
+        transfer_syntax=EXPLICIT_LE, digest=digest(number), dataset_digest=digest(("data", number)), size=9,
+        calling_ae="T", priority=5,
+    )  # fmt: skip
+    candidate = CandidateFacts(
+        digest=digest(("candidate", number)), size=4, form=Form.CODED, reason=None, envelope_uid=f"2.25.{number}",
+        wraps=["00"], patient_key=key,
+    )  # fmt: skip
+    row = index.add_received(new).row
+    index.set_attributes(row.id, {"PatientID": patient, "PatientName": "Doe^J"}, "[{}]")
+    index.claim(row.id, "w", 60)
+    index.set_candidate(row.id, "w", replace(candidate, **facts))  # type: ignore[arg-type]
+    index.set_verified(row.id, "w")
+    index.set_archived(row.id, "w", f"aa/2.25.{number}.dcm", candidate.digest, 4, [destination] if destination else [])
+    return index.get(row.id)
+
+
+def test_a_patient_is_found_by_key_and_by_name_and_what_stands_in_the_way_is_said(index: Index) -> None:
+    plain = archived(index, 1, "P1", "pat-1")
+    old = archived(index, 2, "P1", None)
+    shared = archived(index, 3, "P1", "pat-1", wraps=["00", "01"])
+    whole = archived(index, 4, "P1", "pat-1", form=Form.PASSTHROUGH)
+    waiting = archived(index, 5, "P1", "pat-1", destination="pacs")
+    archived(index, 6, "P2", "pat-2")
+    found = index.subject(["pat-1"], "P1", "")
+    assert [row.id for row in found.rows] == [row.id for row in (plain, old, shared, whole, waiting)]
+    assert (found.unfinished, found.old, found.shared, found.whole) == (
+        (waiting.id,),
+        (old.id,),
+        (shared.id,),
+        (whole.id,),
+    )
+
+
+def test_a_study_without_a_patient_id_is_a_subject_of_its_own(index: Index) -> None:
+    nameless = archived(index, 1, None, "pat-3")
+    archived(index, 2, None, "pat-4")
+    assert index.subject(["pat-3"], "", "1.2.1").rows == (nameless,)
+
+
+def test_forgetting_leaves_a_row_without_identity_and_others_alone(index: Index) -> None:
+    row, other = archived(index, 1, "P1", "pat-1"), archived(index, 2, "P2", "pat-2")
+    for _ in range(2):  # the second time finds nothing left to do
+        rows = index.subject(["pat-1"], "P1", "").rows
+        index.forget(rows, rename=lambda uid: "2.25." + uid.replace(".", ""), rehash=lambda d: digest(("keyed", d)))
+        index.scrub_freed()
+    now = index.get(row.id)
+    assert now.shredded_at is not None and now.archive_key == row.archive_key and now.patient_key == "pat-1"
+    assert (now.sop_uid, now.study_uid, now.digest) == ("2.25.1231", "2.25.121", digest(("keyed", row.digest)))
+    assert index.metadata(row.id) is None and index.wraps(row.id) == []
+    assert [found["PatientID"] for found in index.search("study", {})] == ["P2"]
+    assert index.get(other.id) == other
+    assert index.shredded_keys() == {"pat-1"}
+
+
+def test_intent_and_end_are_in_the_trail(index: Index) -> None:
+    index.shred_begin("admin", 2, "erasure-request", "P0PSEUDONYM")
+    index.shred_done("admin", 2, "erasure-request", "P0PSEUDONYM", partial=True)
+    done, begun = tail(index, 2)
+    assert (begun["event"], done["event"], done["detail"]["outcome"]) == ("shred-begun", "shredded", "partial")
+    assert begun["study"] == "P0PSEUDONYM"
