@@ -35,6 +35,7 @@ _STATE_BITS = 39
 _TRIES = 5
 _LEAST_USE = 0.93  # a walk that needs less of the frame changes it more than it must
 _SPARE = 1.01
+_FIRST_SPARE = 1.025  # a second walk costs more time than this costs distortion
 _CHEAPEST = (160, 112, 64, 32)  # prices of about the greatest rate
 _FIXED_BITS = 9 * FEATURES + 9 + 5 + 6 + 5 + 2 + 28 + _STATE_BITS
 _CLASS_BITS = 7 + 2 + 5
@@ -49,7 +50,7 @@ def prepare(
     values: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.int64], nbits: int, max_change: int | None
 ) -> Plan:
     """Predictor, classes and price for `nbits` of message. Raises CarrierError ('capacity')."""
-    return plan_for(values, mask, bars, nbits, max_change)
+    return plan_for(values, mask, bars, int(nbits * _FIRST_SPARE), max_change)
 
 
 def forward(
