@@ -62,12 +62,14 @@ def backward(work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.
     """Inverse of `forward`: undo its changes in place and give back the stack. Raises SealError."""
     t, limit = body.get(5) + 1, body.get(16)
     last_set, stop = body.get(1), body.get(28)
+    if t > MAX_CHANGE or not body.ended():
+        raise SealError
     stack = np.empty(2 * work.size + _FLAG_ROOM, np.uint8)
     depth = 0
     for parity in range(last_set, -1, -1):
         order = _order(work, mask, parity, limit)
         count = stop if parity == last_set else order.size
-        if t > MAX_CHANGE or count > order.size:
+        if count > order.size:
             raise SealError
         depth = _backward(work.reshape(-1), order[:count], work.shape[1], bars, t, stack, depth)
         if depth < 0:

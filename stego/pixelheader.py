@@ -20,6 +20,7 @@ from stego.errors import CarrierError
 from stego.positions import permutation
 
 MAX_BITS = 512
+MAX_SAMPLES = 1 << 28  # the methods' fields for a place in the frame have 28 bits
 _MAX_ORDER = 7
 _SHARE = 4  # blocks take at most this part of the samples
 
@@ -28,7 +29,9 @@ class Places:
     """Blocks of header samples. `order` p; `blocks` int64 (blocks, 2^p - 1), flat indices into the frame."""
 
     def __init__(self, ground: Ground, *, stego_key: bytes, salt: bytes) -> None:
-        """Raises CarrierError ("capacity") where the frame is too small for any header."""
+        """Raises CarrierError ("capacity") where the frame is too small for any header, or too large for its fields."""
+        if ground.mask.size >= MAX_SAMPLES:
+            raise CarrierError("capacity")
         eligible = np.flatnonzero(ground.mask)
         fitting = [p for p in range(_MAX_ORDER, 0, -1) if _SHARE * _samples(MAX_BITS, p) <= eligible.size]
         if not fitting:
@@ -95,7 +98,7 @@ class BitWriter:
 
 
 class BitReader:
-    """Inverse of BitWriter; past the end it reads zeros."""
+    """Inverse of BitWriter; past the end it reads zeros, and `ended` tells whether all was read and no more."""
 
     def __init__(self, bits: NDArray[np.uint8]) -> None:
         self._bits = bits.tolist()
@@ -107,6 +110,10 @@ class BitReader:
             bit = self._bits[self._at] if self._at < len(self._bits) else 0
             value, self._at = value << 1 | bit, self._at + 1
         return value
+
+    def ended(self) -> bool:
+        """True when exactly all bits were read: a field of another length is of another format."""
+        return self._at == len(self._bits)
 
 
 @kernel

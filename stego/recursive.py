@@ -109,7 +109,7 @@ def backward(work: NDArray[np.int32], mask: NDArray[np.bool_], bars: NDArray[np.
     classes = classes.reshape(count, 3)
     if price >= PRICES or not 1 <= max_change <= MAX_CHANGE or not count or stop > work.size or state < _LOW:
         raise SealError
-    if first + count > CLASSES:
+    if first + count > CLASSES or not body.ended():
         raise SealError
     tables = Tables.of(classes, price, max_change)
     stack = np.empty(2 * work.size + 64, np.uint8)

@@ -171,20 +171,25 @@ def _extract(cover: Cover, keys: _Keys, land: Ground, places: Places) -> tuple[b
     first = places.used(_PREFIX_BITS)
     total = places.blocks.shape[0]
     bits = keys.whiten_header(to_bits(places.syndromes(cover.values, 0, total), places.order))
-    prefix, body = BitReader(bits), BitReader(bits[first * places.order :])
+    prefix, after = BitReader(bits), bits[first * places.order :]
     code, length = prefix.get(_METHOD_BITS), prefix.get(_LENGTH_BITS)
     name = next((name for name, known in _CODES.items() if known == code), None)
     blocks = first + places.used(length)
     if name is None or blocks > total:
         raise SealError
+    if bits[_PREFIX_BITS : first * places.order].any() or after[length : places.used(length) * places.order].any():
+        raise SealError
+    body = BitReader(after[:length])
     work, mask = _canonical(cover.values, land, places, blocks)
     stack = keys.whiten_stack(_METHODS[name].backward(work, mask, land.bars, body))
     saved = -(-blocks * places.order // 8)
     if len(stack) < saved + _TAG:
         raise SealError
-    kept = np.unpackbits(np.frombuffer(stack[len(stack) - saved :], np.uint8))[: blocks * places.order]
+    kept = np.unpackbits(np.frombuffer(stack[len(stack) - saved :], np.uint8))
+    if kept[blocks * places.order :].any():
+        raise SealError
     _put_back(work, cover.values, places, blocks)
-    places.turn(work, from_bits(kept, places.order))
+    places.turn(work, from_bits(kept[: blocks * places.order], places.order))
     message, tag = stack[: len(stack) - saved - _TAG], stack[len(stack) - saved - _TAG : len(stack) - saved]
     if not hmac.compare_digest(tag, keys.tag(message, work)):
         raise SealError
