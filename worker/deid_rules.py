@@ -11,7 +11,7 @@ import copy
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom import charset
@@ -24,6 +24,7 @@ from pydicom.filewriter import write_sequence_item
 from pydicom.tag import BaseTag
 
 from gateway.pseudonym import pseudonym_text
+from worker.deid_own import Own, without_uids
 from worker.deid_profile import Profile
 from worker.deid_table import find_action, find_row, safe_private
 from worker.deid_values import (
@@ -36,7 +37,6 @@ from worker.deid_values import (
     read_text,
     replace_uids,
     shift_temporal,
-    without_words,
 )
 
 PATIENT_ID, PATIENT_NAME, STUDY_UID, SOP_UID = 0x00100020, 0x00100010, 0x0020000D, 0x00080018
@@ -55,7 +55,20 @@ _PUBLIC_SCHEMES = frozenset(
     | {"BI", "MDC", "DCMUID", "ISO3166_1", "RFC5646", "IBSI"}
 )
 _IDENTIFYING = (PATIENT_ID, 0x00080050, 0x00080080, 0x00080081, 0x00101000, 0x00101040, 0x00200010, 0x00380010)
-_OWN_NAMES = (PATIENT_ID, PATIENT_NAME, 0x00101000, 0x00101001, 0x00101005, 0x00101060, 0x00102297)
+_OWN_NAMES = frozenset({PATIENT_ID, PATIENT_NAME, 0x00101000, 0x00101001, 0x00101005, 0x00101060, 0x00102297})
+#: birth date, telephone, and identifiers of the visit and of what was ordered
+_OWN_NUMBERS = frozenset(
+    {0x00080050, 0x00100030, 0x00102154, 0x00380010, 0x00380060, 0x00401001, 0x00402016, 0x00402017}
+)
+#: sequences in which a patient's further names and numbers stand
+_OWN_SEQUENCES = frozenset({0x00101002, 0x00081120, 0x00400275, 0x0040A370, 0x04000561, 0x04000550})
+#: identifiers, addresses, comments and dates that the table does not list: identifying whatever it says
+_IDENTIFYING_BEYOND_TABLE = frozenset(
+    {0x00100033, 0x00100034, 0x00181803, 0x00400031, 0x00400032, 0x00400400, 0x00401006, 0x00401007, 0x00402006}
+    | {0x00402007, 0x0040E001, 0x00880130}
+)
+#: commands and file meta information have no place in a data set
+_FOREIGN_GROUPS = frozenset({0x0000, 0x0002})
 _REFERENCES = frozenset({0x00081110, 0x00081111, 0x00081140, 0x00082112})
 _CONTENT, _GRAPHICS, _VERIFYING, _FLOW = 0x0040A730, 0x00700001, 0x0040A073, 0x00340001
 #: what pydicom raises for bytes that are no DICOM
@@ -67,13 +80,13 @@ UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, NotImplemented
 class Subject:
     """One patient in replacement values. pseudonym: as in the archive's envelope. words: barred from cleaned text.
 
-    own: the patient's names and numbers among them, which no retained text may repeat.
+    own: the patient's names and numbers, which no retained text may repeat.
     """
 
     pseudonym: str
     days: int
     words: frozenset[str]
-    own: frozenset[str] = frozenset()
+    own: Own = Own()
 
 
 def subject_of(dataset: Dataset, key: bytes) -> Subject:
@@ -82,12 +95,25 @@ def subject_of(dataset: Dataset, key: bytes) -> Subject:
     texts = {tag: _top_text(dataset, tag, encodings) for tag in (PATIENT_ID, STUDY_UID, SOP_UID)}
     study = texts[STUDY_UID] or f"palimpsest/no-study/{texts[SOP_UID]}"
     label, prefix = (texts[PATIENT_ID], "P") if texts[PATIENT_ID] else (study, "S")
-    names = [tag for tag in tags_of(dataset) if tag in _IDENTIFYING or _dictionary_vr(tag) == "PN"]
-    found = {tag: re.findall(r"\w{2,}", _top_text(dataset, tag, encodings).lower()) for tag in names}
-    words = {word for listed in found.values() for word in listed}
-    # short numbers stand in every header; a patient is not known by them
-    own = {w for tag in names if tag in _OWN_NAMES for w in found[tag] if len(w) > 3 or (len(w) == 3 and w.isalpha())}
-    return Subject(pseudonym_text(label, key, prefix), day_shift(prefix + label, key), frozenset(words), frozenset(own))
+    told = list(_told(dataset, charset.default_encoding))
+    words = {word for _, text in told for word in re.findall(r"\w{2,}", text.lower())}
+    own = Own.of((text for tag, text in told if tag in _OWN_NAMES), (text for tag, text in told if tag in _OWN_NUMBERS))
+    return Subject(pseudonym_text(label, key, prefix), day_shift(prefix + label, key), frozenset(words), own)
+
+
+def _told(source: Dataset, inherited: str | list[str]) -> Iterator[tuple[int, str]]:
+    """(tag, text) of names and identifiers, those in items that hold further ones of the patient included."""
+    encodings = _encodings(source, inherited)
+    for tag in tags_of(source):
+        if tag in _OWN_SEQUENCES:
+            try:
+                items = list(_parsed(source, element_of(source, tag), encodings).value or ())
+            except UNREADABLE:
+                continue  # it goes whole
+            for item in items:
+                yield from _told(item, encodings)
+        elif tag in _IDENTIFYING or tag in _OWN_NAMES or tag in _OWN_NUMBERS or _dictionary_vr(tag) == "PN":
+            yield int(tag), _top_text(source, tag, encodings)
 
 
 def tags_of(dataset: Dataset) -> tuple[BaseTag, ...]:
@@ -139,7 +165,7 @@ class Deidentifier:
             before = element_of(source, tag)
             if tag.group & 1:
                 after: Element | None = before if tag in private else None
-            elif tag.element == 0 or tag.group in overlays or tag == ENCRYPTED_ATTRIBUTES:
+            elif tag.element == 0 or tag.group in overlays or _never_stays(tag):
                 after = None
             else:
                 after = self._element(source, before, encodings, words)
@@ -209,14 +235,27 @@ class Deidentifier:
         if vr == "UI" and not self._profile.retain_uids and tag not in _STRUCTURAL:
             text = read_text(element, encodings)
             return _same_or(element, vr, encodings, replace_uids(text, self._key))
-        if words and vr in TEXT_VRS and tag not in _CODE_TEXTS:
-            text = read_text(element, encodings)
+        if tag in _CODE_TEXTS:
+            return element
+        if vr == "UR":
+            return None  # whose address, and which object, it would tell
+        text = read_text(element, encodings)
+        if vr == "CS":
+            return _same_or(element, vr, encodings, self._code_strings(text))
+        if vr not in TEXT_VRS:
+            return element
+        if words:
             cleaned = clean_words(text, self._subject.words)
             return _same_or(element, vr, encodings, cleaned or ("Removed" if text else ""))
-        if vr in TEXT_VRS and tag not in _CODE_TEXTS:
-            text = read_text(element, encodings)
-            return _same_or(element, vr, encodings, without_words(text, self._subject.own))
-        return element
+        return _same_or(element, vr, encodings, self._without_own(text))
+
+    def _without_own(self, text: str) -> str:
+        return self._subject.own.without(text if self._profile.retain_uids else without_uids(text))
+
+    def _code_strings(self, text: str) -> str:
+        """Code strings are words of the standard, in which a patient's name may stand too; a number may not."""
+        own = self._subject.own
+        return "\\".join("ANONYMIZED" if own.holds_number(part) else part for part in text.split("\\"))
 
     # --- protected ---
 
@@ -360,6 +399,10 @@ def _known_character_set(text: str) -> bool:
 
 def _top_text(dataset: Dataset, tag: int, encodings: str | list[str]) -> str:
     return read_text(element_of(dataset, tag), encodings) if tag in dataset else ""
+
+
+def _never_stays(tag: BaseTag) -> bool:
+    return tag == ENCRYPTED_ATTRIBUTES or tag in _IDENTIFYING_BEYOND_TABLE or tag.group in _FOREIGN_GROUPS
 
 
 def _overlay_groups(source: Dataset) -> frozenset[int]:

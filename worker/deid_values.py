@@ -42,7 +42,7 @@ _LONGEST_NUMBER = 32
 _DUMMIES = {"AE": "ANONYMIZED", "AS": "000Y", "CS": "ANONYMIZED", "DA": DUMMY_DATE, "DS": "0", "DT": DUMMY_DATE,
             "IS": "0", "TM": DUMMY_TIME, "UR": "urn:uuid:00000000-0000-0000-0000-000000000000"}  # fmt: skip
 _UNITS = "mm|cm|ml|kv|kvp|ma|mas|sec|min|hz|khz|mhz|tesla|deg"
-_WORD = re.compile(rf"\d{{1,3}}(?:[.,]\d{{1,3}})? ?(?:{_UNITS})\b|[^\W\d_]\w*", re.IGNORECASE)
+_WORD = re.compile(rf"(?<![\w.,])\d{{1,3}}(?:[.,]\d{{1,3}})? ?(?:{_UNITS})\b|(?<!\w)[^\W\d_]\w*", re.IGNORECASE)
 
 
 def kind(vr: str) -> str:
@@ -158,12 +158,3 @@ def clean_words(text: str, barred: Iterable[str]) -> str:
         if word[0].isdigit() or (word in safe and word not in own):
             kept.append(found)
     return " ".join(kept)
-
-
-def without_words(text: str, barred: frozenset[str]) -> str:
-    """`text` as it is unless it holds a barred word (lower case); then without it, 'Removed' if nothing is left."""
-    parts = re.split(r"(\w+)", text)
-    if barred.isdisjoint(part.lower() for part in parts):
-        return text
-    left = "".join("" if part.lower() in barred else part for part in parts)
-    return " ".join(left.split()) if re.search(r"\w", left) else "Removed"
