@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
 
 from gateway.errors import IntegrityError
 from stego.seal import BITMAP_OVERHEAD
@@ -142,20 +146,36 @@ def pack_frames(blobs: Sequence[bytes]) -> bytes:
     return b"".join([struct.pack(f"<I{len(blobs)}I", len(blobs), *map(len, blobs)), *blobs])
 
 
-def unpack_frames(body: memoryview) -> list[memoryview]:
+class FrameParts(Sequence[memoryview]):
+    """The coded frames of a section, cut out when asked for: a list of a million empty ones costs no memory."""
+
+    def __init__(self, body: memoryview, ends: npt.NDArray[np.uint64]) -> None:
+        self._body, self._ends = body, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> memoryview: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[memoryview]: ...
+    def __getitem__(self, index: int | slice) -> memoryview | list[memoryview]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return self._body[int(self._ends[at - 1]) if at else 0 : int(self._ends[at])]
+
+
+def unpack_frames(body: memoryview) -> FrameParts:
     """Inverse of `pack_frames`. Raises IntegrityError."""
     count = struct.unpack_from("<I", body)[0] if len(body) >= 4 else 0
     if not 0 < count <= min(MAX_FRAMES, (len(body) - 4) // 4):
         raise _damaged("impossible number of frames")
-    lengths = struct.unpack_from(f"<{count}I", body, 4)
-    at = 4 + 4 * count
-    if at + sum(lengths) != len(body):
+    ends = np.cumsum(np.frombuffer(body, "<u4", count, 4), dtype=np.uint64)
+    blobs = body[4 + 4 * count :]
+    if int(ends[-1]) != len(blobs):
         raise _damaged("frame lengths do not add up")
-    blobs = []
-    for length in lengths:
-        blobs.append(body[at : at + length])
-        at += length
-    return blobs
+    return FrameParts(blobs, ends)
 
 
 def pack_wraps(wraps: Iterable[bytes]) -> bytes:

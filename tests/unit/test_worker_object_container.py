@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 from hashlib import sha256
 
 import pytest
@@ -103,3 +104,16 @@ def test_images_come_back() -> None:
 def test_any_bytes_as_a_section_give_a_value_or_a_typed_error(read: object, data: bytes) -> None:
     with contextlib.suppress(IntegrityError):
         read(memoryview(data))  # type: ignore[operator]
+
+
+def test_a_list_of_empty_frames_costs_no_more_than_its_own_bytes() -> None:
+    """What is allocated before the first frame is decoded must not multiply what was sent."""
+    body = memoryview(struct.pack("<I", 1 << 20) + bytes(4 << 20))
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(IntegrityError):
+            box.unpack_frames(body)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(body)
