@@ -5,6 +5,7 @@ Only the sender runs this, so it may compute in floats; the receiver is sent the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ _WORTH = 1 / 150  # part of the rate that an outer class must bring to be worth 
 MAX_CHANGES = (1, 2, 3, 5, 8, 12, 20, 31)
 _CLOSE = 1.03  # a smaller change may cost this much more
 _STRIDE = 32
+_GUESS = 192  # a price that most searches end near
+_FALL = 0.04  # part of the bits that the next price takes, about
 _FLOOR = 8  # the lowest price worth trying: changes cost next to nothing
 _ROOM = 1.1  # a change that can give no more than this part of what is wanted is at its end
 _BINS = 2 * REACH + 1
@@ -76,31 +79,31 @@ def plan_for(
         return Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
     rough = Plan(weights, first, _fit_all(counts, ends, 0), 0, 1, counts, ends, max_change is None)
     most = max_change or MAX_CHANGES[-1]
-    plan = _trimmed(replace(rough, price=_price(rough, nbits, most, (_FLOOR, PRICES - 1)), max_change=most))
+    plan = _trimmed(replace(rough, price=_Model(rough).price(nbits, most, (_FLOOR, PRICES - 1), _GUESS), max_change=most))
     return _priced(replace(plan, classes=_fit_all(plan.counts, plan.ends)), nbits, max_change)
 
 
 def refitted(plan: Plan, seen: NDArray[np.float64], ends: NDArray[np.float64], nbits: float) -> Plan:
     """The plan for `nbits` after a walk that saw `seen`, `ends` (as Plan's) among samples already changed."""
     plan = replace(plan, counts=seen, ends=ends, classes=_fit_all(seen, ends))
-    if plan.free and expected(plan, _FLOOR, plan.max_change)[0] < nbits * _ROOM:
+    model = _Model(plan)
+    if plan.free and not model.gives(nbits * _ROOM, plan.price, plan.max_change):
         return _priced(plan, nbits, None)
-    return replace(
-        plan,
-        price=_price(plan, nbits, plan.max_change, (max(_FLOOR, plan.price - 64), min(PRICES - 1, plan.price + 32))),
-    )
+    limits = max(_FLOOR, plan.price - 64), min(PRICES - 1, plan.price + 32)
+    return replace(plan, price=model.price(nbits, plan.max_change, limits, plan.price))
 
 
 def _priced(plan: Plan, nbits: float, max_change: int | None) -> Plan:
+    model, limits = _Model(plan), (_FLOOR, PRICES - 1)
     if max_change is not None:
-        return replace(plan, max_change=max_change, price=_price(plan, nbits, max_change, (_FLOOR, PRICES - 1)))
-    free = _price(plan, nbits, MAX_CHANGES[-1], (_FLOOR, PRICES - 1))
-    least = expected(plan, free, MAX_CHANGES[-1])[1]
+        return replace(plan, max_change=max_change, price=model.price(nbits, max_change, limits, plan.price))
+    free = model.price(nbits, MAX_CHANGES[-1], limits, plan.price)
+    least = model.expected(free, MAX_CHANGES[-1])[1]
     for change in MAX_CHANGES[:-1]:
-        if expected(plan, max(_FLOOR, free - 24), change)[0] < nbits:
+        if model.expected(max(_FLOOR, free - 24), change)[0] < nbits:
             continue
-        price = _price(plan, nbits, change, (max(_FLOOR, free - 24), free))
-        if expected(plan, price, change)[1] <= _CLOSE * least:
+        price = model.price(nbits, change, (max(_FLOOR, free - 24), free), free)
+        if model.expected(price, change)[1] <= _CLOSE * least:
             return replace(plan, max_change=change, price=price)
     return replace(plan, max_change=MAX_CHANGES[-1], price=free)
 
@@ -122,21 +125,40 @@ def _trimmed(plan: Plan) -> Plan:
     return replace(part, counts=plan.counts[low:high], ends=plan.ends[low:high])
 
 
-def _price(plan: Plan, wanted: float, max_change: int, limits: tuple[int, int]) -> int:
-    """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does."""
-    low, high = limits
-    for price in range(high - _STRIDE, low, -_STRIDE):  # from above: tables of a high price are quickly made
-        if expected(plan, price, max_change)[0] >= wanted:
-            low = price
-            break
-        high = price - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if expected(plan, middle, max_change)[0] >= wanted:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+class _Model:
+    """What a plan's errors would give at other prices; remembered, as its tables are what planning spends its time on."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._known: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def expected(self, price: int, max_change: int) -> tuple[float, float]:
+        """As the function of this name."""
+        at = price, max_change
+        if at not in self._known:
+            self._known[at] = expected(self._plan, price, max_change)
+        return self._known[at]
+
+    def gives(self, wanted: float, price: int, max_change: int) -> bool:
+        """Whether some price gives `wanted` bits; `price` is one to begin with, as tables of low ones take long."""
+        first = max(_FLOOR, price - _STRIDE)
+        return any(self.expected(at, max_change)[0] >= wanted for at in (first, _FLOOR))
+
+    def price(self, wanted: float, max_change: int, limits: tuple[int, int], guess: int) -> int:
+        """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does. Bits
+        fall as the price rises, by a part that hardly changes from one price to the next, which the search follows."""
+        low, high = limits[0] - 1, limits[1] + 1  # enough at low, too little at high
+        at, fall = min(max(guess, limits[0]), limits[1]), _FALL
+        last: tuple[int, float] | None = None
+        while high - low > 1:
+            over = math.log(max(1.0, self.expected(at, max_change)[0]) / wanted)
+            low, high = (at, high) if over >= 0 else (low, at)
+            if last is not None and (over - last[1]) * (last[0] - at) > 0:
+                fall = min(max((over - last[1]) / (last[0] - at), _FALL / 8), 4 * _FALL)
+            last = at, over
+            step = min(max(math.floor(over / fall) + (over < 0), -2 * _STRIDE), 2 * _STRIDE)
+            at = min(max(at + step, low + 1), high - 1)
+        return max(low, limits[0])
 
 
 def expected(plan: Plan, price: int, max_change: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,33 +57,42 @@ def half_width(index: Any) -> Any:
     return min(REACH, 3 + ((6 * scale_of(index)) >> 10))
 
 
-@kernel
+#: for divisors that are never zero: a test for zero keeps a loop from being vectorised
+_dividing = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+
+@_dividing
+def _quotient(number: Any, divisor: Any) -> Any:
+    """number // divisor of int64 >= 0. A float's quotient is at most one off; of a number below 2^53 its floor is
+    exact, as the quotient's distance from the next whole number, a divisor's part, is more than it is rounded by.
+    This vectorises where a division of integers does not."""
+    guess = np.int64(np.float64(number) / np.float64(divisor))
+    rest = number - guess * divisor
+    return guess + (1 if rest >= divisor else 0) - (1 if rest < 0 else 0)
+
+
+@_dividing
 def source(index: Any, shape: Any, bias: Any, phase: Any, out: Any) -> Any:
     """Fill `out`[0 .. 2 K + 1] with the cumulative frequencies of errors -K..K; `phase` quarters lie between the
     whole part of the prediction and its real value, `bias` - BIASES / 2 parts of s / BIASES between that and the
     law's centre. Every error has at least frequency 1."""
     reach, scale, exponent = half_width(index), scale_of(index), _EXPONENTS[shape]
     count = 2 * reach + 1
-    masses = np.empty(count, np.int64)
-    total = np.int64(0)
+    masses = np.zeros(count, np.int64)
     spread = scale * scale * exponent
     centre = 4 * phase + (((bias - BIASES // 2) * scale) >> 11)
-    for n in range(count):
-        mass = np.int64(0)
-        for part in range(8):
-            way = 16 * (n - reach) - centre + 2 * part - 7
-            weight = 65536 + ((np.int64(way * way) << 28) // spread)
-            density = np.int64(1) << 32
+    for part in range(8):
+        for n in range(count):
+            way = np.int64(16 * (n - reach) - centre + 2 * part - 7)
+            weight = 65536.0 + _quotient((way * way) << 28, spread)
+            density = 4294967296.0
             for _ in range(exponent):
-                density = (density << 16) // weight
-                if density == 0:
-                    break
-            mass += density
-        masses[n] = mass
-        total += mass
+                density = np.floor(density * 65536.0 / weight)
+            masses[n] += np.int64(density)
+    total = masses.sum()
     given, mode = np.int64(0), 0
     for n in range(count):
-        masses[n] = 1 + masses[n] * (TOTAL - count) // total
+        masses[n] = 1 + _quotient(masses[n] * (TOTAL - count), total)
         given += masses[n]
         if masses[n] > masses[mode]:
             mode = n
@@ -92,19 +102,19 @@ def source(index: Any, shape: Any, bias: Any, phase: Any, out: Any) -> Any:
         out[n + 1] = out[n] + masses[n]
 
 
-@kernel
+@_dividing
 def _wanted(a: Any, b: Any, p: Any, k: Any, step: Any, ratio: Any, max_change: Any) -> Any:
     """Mass that should cross from the value with `a` (at k, going by `step`) to the one with `b`."""
     crossed, price, square = np.int64(0), np.int64(ratio), (ratio * ratio) >> 16
     for j in range(max_change):
-        best = ((a << 16) - price * b) // (65536 + price)
-        if best <= crossed:
+        number, divisor = (a << 16) - price * b, 65536 + price
+        if number < (crossed + 1) * divisor:
             return crossed
         at = k - j * step
         if at < 0 or at >= p.size:
             return crossed
-        if best <= crossed + p[at]:
-            return best
+        if number < (crossed + p[at] + 1) * divisor:
+            return np.int64(np.float64(number) / np.float64(divisor))  # exact, see _quotient
         crossed += p[at]
         price = min((price * square) >> 16, np.int64(1) << 31)
         square = min(square, np.int64(1) << 31)
@@ -157,17 +167,23 @@ def output(cumulative: Any, count: Any, centre: Any, scale: Any, ratio: Any, max
     ratio = min(np.int64(ratio), np.int64(1) << 31)
     if scale >= _WIDE:
         _stretched(cumulative, count, centre, scale, ratio, flow, q)
+    stale = np.ones(count + 1, np.bool_)  # edges (at k + 1) beside which mass moved since they were looked at
     for sweep in range(_SWEEPS):
         moved = np.int64(0)
         for n in range(count - 1):
             k = n if sweep % 2 == 0 else count - 2 - n
+            if not stale[k + 1]:
+                continue
             a, b = q[k] + flow[k], q[k + 1] - flow[k]
             if a >= b:
                 w = _wanted(a, b, p, k, 1, ratio, max_change)
             else:
                 w = -_wanted(b, a, p, k + 1, -1, ratio, max_change)
-            moved += abs(w - flow[k])
-            flow[k], q[k], q[k + 1] = w, a - w, b + w
+            stale[k + 1] = False
+            if w != flow[k]:
+                stale[k], stale[k + 2] = True, True
+                moved += abs(w - flow[k])
+                flow[k], q[k], q[k + 1] = w, a - w, b + w
         if moved < 1 << (_GUARD + 4):
             break
     return _rounded(cumulative, count, flow, max_change, out)
@@ -186,7 +202,7 @@ def _rounded(cumulative: Any, count: Any, flow: Any, max_change: Any, out: Any) 
     return changed
 
 
-@kernel
+@_dividing
 def cut_source(whole: Any, count: Any, start: Any, clips: Any, out: Any) -> Any:
     """`out` as `whole` when errors before index `start` cannot be: their mass belongs to the first that can (`clips`),
     to nobody, and the rest is stretched to the full sum."""
@@ -194,7 +210,7 @@ def cut_source(whole: Any, count: Any, start: Any, clips: Any, out: Any) -> Any:
     for n in range(start + 1):
         out[n] = 0
     for n in range(start + 1, count + 1):
-        out[n] = ((whole[n] - before) << PRECISION) // (TOTAL - before)
+        out[n] = _quotient(np.int64(whole[n] - before) << PRECISION, TOTAL - before)
 
 
 @kernel
