@@ -77,6 +77,8 @@ def _judge(evidence: Evidence, key: tuple[str, float], tiles: str) -> Iterator[V
         yield Verdict(ALL, *key, name, tiles, "" if name in SCORES else ALL, detection(*pooled, groups))
         for modality in sorted(set(modalities.tolist())):
             chosen = modalities == modality
+            if np.unique(groups[chosen]).size < 2:
+                continue  # an AUC of one patient says something about that patient
             own = name in FEATURES and tiles != ALL and np.unique(groups[chosen]).size >= OWN_PATIENTS
             scores = (pooled[0][chosen], pooled[1][chosen])
             if own:

@@ -141,7 +141,7 @@ def test_patients_have_a_classifier_of_their_own_modality_when_there_are_enough(
     for number in range(16):
         patient = number // 2
         modality = "MR" if patient < 5 else "CT"
-        suited = patient < 6
+        suited = patient < 7
         seen = {name: rng.normal(0, 1, 1 if name in ("SPA", "WS") else 20).astype(np.float32) for name in DETECTORS}
         evidence.cover(number, modality, patient, suited, seen)
         evidence.stego(number, "x", 0.1, {name: value + 2 for name, value in seen.items()})
@@ -149,7 +149,7 @@ def test_patients_have_a_classifier_of_their_own_modality_when_there_are_enough(
     trained = {v.modality: v.trained for v in verdicts if (v.detector, v.tiles) == ("SPAM", "suited")}
     assert trained == {"all": "all", "MR": "modality", "CT": "all"}
     assert {v.trained for v in verdicts if v.tiles == "all"} == {"", "all"}
-    assert {v.found.patients for v in verdicts if (v.modality, v.tiles) == ("all", "suited")} == {6}
+    assert {v.found.patients for v in verdicts if (v.modality, v.tiles) == ("all", "suited")} == {7}
 
 
 @pytest.mark.parametrize("mode", sorted(MODES))
