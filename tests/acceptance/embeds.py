@@ -1,6 +1,7 @@
 """Ten thousand embeds over all carriers: random frames, depths, signs, payloads and keys, every one restored exactly.
 
     python -m tests.acceptance.embeds LOG [--count 10000] [--jobs 2] [--seed 1]
+    python -m tests.acceptance.embeds LOG --show          the summary of a log as a section of docs/payload-bench.md
 
 LOG gets one JSON line a case, whatever became of it, and a last one with the summary. A case follows from its number
 and the seed alone, so a failure is repeated by `--only NUMBER`. A refusal (no room, unsuited) is counted apart and is
@@ -93,6 +94,33 @@ class Totals:
         }
 
 
+def section(log: Path) -> str:
+    """The log's summary as Markdown. Raises ValueError for a log whose run did not end."""
+    last = log.read_text("utf-8").splitlines()[-1]
+    if "summary" not in (found := json.loads(last)):
+        raise ValueError("the log has no summary: its run did not end")
+    summary = found["summary"]
+    lines = [
+        "## Long run",
+        "",
+        f"`python -m tests.acceptance.embeds LOG --seed {summary['seed']}`: {summary['embedded']:,} embeds of random",
+        "frames, depths (8 to 16 bits), signs, payloads and keys; each checked for payload and frame exactly back, lattice,",
+        "barred values and range kept, and another key, salt or damage refused.",
+        f"**{summary['failures']} failures** in {summary['seconds'] // 60} minutes.",
+        "",
+        "| carrier | exact | refused (no room, unsuited) | failed | largest change |",
+        "|---|---|---|---|---|",
+    ]
+    for mode, results in summary["modes"].items():
+        counts = " | ".join(f"{results.get(word, 0):,}" for word in ("exact", "refused", "failed"))
+        lines.append(f"| {mode} | {counts} | {summary['largest change'].get(mode, 0)} |")
+    bits = ", ".join(f"{name} {n:,} bits" for name, n in summary["uniformity bits"].items())
+    lines += ["", f"Uniformity of what the stego side shows ({bits}): {summary['uniformity']}.", ""]
+    lines += ["| stream: test | p |", "|---|---|"]
+    lines += [f"| {name} | {p:.4f} |" for name, p in summary["uniformity p"].items()]
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run, log, sum up."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -101,7 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="repeat this case alone")
+    parser.add_argument("--show", action="store_true", help="print the summary of an existing log")
     args = parser.parse_args(arguments)
+    if args.show:
+        print(section(args.log), end="")
+        return 0
     if args.only is not None:
         with tempfile.TemporaryDirectory() as folder:
             use_ring(Path(folder) / "keys", create=True)

@@ -67,3 +67,10 @@ def test_the_run_logs_every_case_and_sums_up(tmp_path: Path, capsys: pytest.Capt
     assert summary["failures"] == 0
     assert sum(line.get("result") == "exact" for line in lines) == 60
     assert "uniformity" in capsys.readouterr().out
+    assert embeds.main([str(log), "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("## Long run")
+    assert "60 embeds" in shown
+    log.write_text("\n".join(json.dumps(line) for line in lines[:-1]))
+    with pytest.raises(ValueError, match="did not end"):
+        embeds.section(log)
