@@ -24,6 +24,8 @@ _AIR_QUADS = 4
 MARGIN = 1
 
 kernel = numba.njit(nogil=True, cache=True)
+#: for kernels whose divisors are never zero: a test for zero keeps a loop from being vectorised
+dividing = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,17 @@ from stego.errortables import (
     half_width,
     source,
 )
-from stego.interpolation import CLASSES, FEATURES, MARGIN, activity, class_of, fitted_weights, quarters
+from stego.interpolation import (
+    CLASSES,
+    MARGIN,
+    PARTS,
+    activity,
+    class_of,
+    fitted_weights,
+    quarters,
+    row_parts,
+    row_weights,
+)
 
 MOST_CLASSES = 24
 FEWEST = 24  # samples that a class needs to be worth its parameters
@@ -79,7 +89,9 @@ def plan_for(
         return Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
     rough = Plan(weights, first, _fit_all(counts, ends, 0), 0, 1, counts, ends, max_change is None)
     most = max_change or MAX_CHANGES[-1]
-    plan = _trimmed(replace(rough, price=_Model(rough).price(nbits, most, (_FLOOR, PRICES - 1), _GUESS), max_change=most))
+    plan = _trimmed(
+        replace(rough, price=_Model(rough).price(nbits, most, (_FLOOR, PRICES - 1), _GUESS), max_change=most)
+    )
     return _priced(replace(plan, classes=_fit_all(plan.counts, plan.ends)), nbits, max_change)
 
 
@@ -126,7 +138,7 @@ def _trimmed(plan: Plan) -> Plan:
 
 
 class _Model:
-    """What a plan's errors would give at other prices; remembered, as its tables are what planning spends its time on."""
+    """What a plan's errors would give at other prices; remembered, as planning spends its time on their tables."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -183,19 +195,20 @@ def _fit_all(counts: NDArray[np.float64], ends: NDArray[np.float64], rounds: int
 @kernel
 def _collect(work: Any, mask: Any, bars: Any, weights: Any, histogram: Any, ends: Any) -> Any:
     rows, columns = work.shape
-    flat = work.reshape(-1)
-    out = np.empty(FEATURES, np.int64)
+    parts = np.empty((PARTS, columns), np.int64)
+    inner, outer = row_weights(weights)
     for row in range(MARGIN, rows - MARGIN):
+        row_parts(work, row, weights, parts)
+        here = work[row]
         for column in range(MARGIN, columns - MARGIN):
             if not mask[row, column]:
                 continue
-            i = row * columns + column
-            kind = class_of(activity(flat, i, columns))
-            least, most = segment(flat[i], bars)
+            kind = class_of(activity(here, column, parts))
+            least, most = segment(here[column], bars)
             if kind == 0 or least >= most:
                 continue
-            prediction = quarters(flat, i, columns, weights, out)
-            error = flat[i] - (prediction >> 2)
+            prediction = quarters(here, column, parts, inner, outer)
+            error = here[column] - (prediction >> 2)
             if abs(error) <= REACH:
                 histogram[kind, prediction & 3, error + REACH] += 1
                 distance = (prediction >> 2) - least

@@ -12,11 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from stego.carriers import kernel
+from stego.carriers import dividing, kernel
 
 PRECISION = 16
 TOTAL = 1 << PRECISION
@@ -57,11 +56,7 @@ def half_width(index: Any) -> Any:
     return min(REACH, 3 + ((6 * scale_of(index)) >> 10))
 
 
-#: for divisors that are never zero: a test for zero keeps a loop from being vectorised
-_dividing = numba.njit(nogil=True, cache=True, error_model="numpy")
-
-
-@_dividing
+@dividing
 def _quotient(number: Any, divisor: Any) -> Any:
     """number // divisor of int64 >= 0. A float's quotient is at most one off; of a number below 2^53 its floor is
     exact, as the quotient's distance from the next whole number, a divisor's part, is more than it is rounded by.
@@ -71,7 +66,7 @@ def _quotient(number: Any, divisor: Any) -> Any:
     return guess + (1 if rest >= divisor else 0) - (1 if rest < 0 else 0)
 
 
-@_dividing
+@dividing
 def source(index: Any, shape: Any, bias: Any, phase: Any, out: Any) -> Any:
     """Fill `out`[0 .. 2 K + 1] with the cumulative frequencies of errors -K..K; `phase` quarters lie between the
     whole part of the prediction and its real value, `bias` - BIASES / 2 parts of s / BIASES between that and the
@@ -102,7 +97,7 @@ def source(index: Any, shape: Any, bias: Any, phase: Any, out: Any) -> Any:
         out[n + 1] = out[n] + masses[n]
 
 
-@_dividing
+@dividing
 def _wanted(a: Any, b: Any, p: Any, k: Any, step: Any, ratio: Any, max_change: Any) -> Any:
     """Mass that should cross from the value with `a` (at k, going by `step`) to the one with `b`."""
     crossed, price, square = np.int64(0), np.int64(ratio), (ratio * ratio) >> 16
@@ -202,7 +197,7 @@ def _rounded(cumulative: Any, count: Any, flow: Any, max_change: Any, out: Any) 
     return changed
 
 
-@_dividing
+@dividing
 def cut_source(whole: Any, count: Any, start: Any, clips: Any, out: Any) -> Any:
     """`out` as `whole` when errors before index `start` cannot be: their mass belongs to the first that can (`clips`),
     to nobody, and the rest is stretched to the full sum."""
@@ -289,8 +284,8 @@ def _whole(classes: Any, ratio: Any, max_change: Any, widths: Any, ready: Any, s
 def look_up(
     n: Any, phase: Any, cut: Any, classes: Any, ratio: Any, max_change: Any, ready: Any, sources: Any, outputs: Any
 ) -> Any:
-    """(source, output) tables of class n, made now where they are not."""
+    """Where the tables of class n begin in `sources` and in `outputs` as flat arrays, made now where they are not."""
     if not ready[n, phase, cut]:
         solve(classes[n], phase, cut, ratio, max_change, sources[n, phase, cut], outputs[n, phase, cut])
         ready[n, phase, cut] = True
-    return sources[n, phase, cut], outputs[n, phase, cut]
+    return ((n * PHASES + phase) * CUTS + cut) * WIDTH

@@ -18,6 +18,7 @@ FEATURES = 7
 UNIT = 256  # weights are whole multiples of 1 / UNIT
 LIMIT = 255
 CLASSES = 64
+PARTS = 5
 _COUNTS = np.array([2, 4, 2, 2, 4, 4, 4], np.int64)
 
 
@@ -39,45 +40,74 @@ def features(flat: Any, i: Any, columns: Any, out: Any) -> Any:
 
 
 @kernel
-def quarters(flat: Any, i: Any, columns: Any, weights: Any, out: Any) -> Any:
-    """The prediction in quarter units: nearest whole multiple of 1/4. weights int64 (7,) in 1 / UNIT."""
-    total = UNIT * features(flat, i, columns, out)
-    for n in range(FEATURES):
-        total += weights[n] * out[n]
-    return (total + UNIT // 2) >> 8
+def row_parts(work: Any, row: Any, weights: Any, parts: Any) -> Any:
+    """What the samples of a row have from the rows around it, which do not change while a walk is in this one.
+
+    parts int64 (5, columns), of which the columns with MARGIN on both sides are filled: activity, prediction in
+    1 / (4 UNIT), and steepness (differences to the samples above and below, see `set_steepness`); two rows of scratch.
+    """
+    up2, up, here, down, down2 = work[row - 2], work[row - 1], work[row], work[row + 1], work[row + 2]
+    calm, level, steep, first, second = parts[0], parts[1], parts[2], parts[3], parts[4]
+    columns = here.size
+    for c in range(columns - 1):  # differences along the rows next to this one, and two away
+        first[c] = abs(np.int64(up[c]) - up[c + 1]) + abs(np.int64(down[c]) - down[c + 1])
+        second[c] = abs(np.int64(up2[c]) - up2[c + 1]) + abs(np.int64(down2[c]) - down2[c + 1])
+    for c in range(2, columns - 2):
+        calm[c] = first[c - 2] + 2 * (first[c - 1] + first[c]) + first[c + 1]
+    for c in range(2, columns - 2):
+        calm[c] += second[c - 2] + second[c - 1] + second[c] + second[c + 1] + 2 * abs(np.int64(up[c]) - down[c])
+    for c in range(columns):  # differences across them, without this row
+        first[c] = abs(np.int64(up2[c]) - up[c]) + abs(np.int64(down[c]) - down2[c])
+        steep[c] = abs(np.int64(up[c]) - here[c]) + abs(np.int64(here[c]) - down[c])
+    for c in range(2, columns - 2):
+        calm[c] += first[c - 2] + first[c - 1] + first[c] + first[c + 1] + first[c + 2]
+    for c in range(columns):  # sums of the rows, for the prediction
+        first[c] = np.int64(up[c]) + down[c]
+        second[c] = np.int64(up2[c]) + down2[c]
+    w1, w3, w4, w5, w6 = 4 * weights[1], 4 * weights[3], 4 * weights[4], 4 * weights[5], 4 * weights[6]
+    w0 = _nearest(weights) - 2 * weights[0]
+    for c in range(2, columns - 2):
+        level[c] = w0 * first[c] + w1 * (first[c - 1] + first[c + 1]) + w5 * (first[c - 2] + first[c + 2])
+    for c in range(2, columns - 2):
+        level[c] += w3 * second[c] + w4 * (second[c - 1] + second[c + 1]) + w6 * (second[c - 2] + second[c + 2])
 
 
 @kernel
-def _outer(flat: Any, at: Any, step: Any) -> Any:
-    """Differences along a line of five through `at`, two steps away from the sample."""
-    a, b, c = flat[at - 2 * step], flat[at - step], flat[at]
-    d, e = flat[at + step], flat[at + 2 * step]
-    return abs(a - b) + abs(b - c) + abs(c - d) + abs(d - e)
+def _nearest(weights: Any) -> Any:
+    """Weight of each of the four nearest samples in 1 / (4 UNIT), but for the first feature."""
+    return UNIT - 2 * (weights[2] + weights[3]) - 4 * (weights[1] + weights[4] + weights[5] + weights[6])
 
 
 @kernel
-def _inner(flat: Any, at: Any, step: Any) -> Any:
-    """The same one step away, where the two in the middle count twice."""
-    a, b, c = flat[at - 2 * step], flat[at - step], flat[at]
-    d, e = flat[at + step], flat[at + 2 * step]
-    return abs(a - b) + 2 * (abs(b - c) + abs(c - d)) + abs(d - e)
+def set_steepness(work: Any, row: Any, column: Any, parts: Any) -> Any:
+    """Refresh the one thing in `parts` that a changed sample of the row itself alters."""
+    value = np.int64(work[row, column])
+    parts[2, column] = abs(work[row - 1, column] - value) + abs(value - work[row + 1, column])
 
 
 @kernel
-def _through(flat: Any, i: Any, step: Any) -> Any:
-    """The same through the sample, which is left out."""
-    b, d = flat[i - step], flat[i + step]
-    return abs(flat[i - 2 * step] - b) + 2 * abs(b - d) + abs(d - flat[i + 2 * step])
+def activity(here: Any, c: Any, parts: Any) -> Any:
+    """Weighted sum of differences between neighbours of sample c of the row `here`, in the 5 x 5 around it and without
+    the sample itself: along each line of five, differences of neighbours, those in the middle of a line next to the
+    sample twice, and for the lines through it the difference across it twice."""
+    b, d = np.int64(here[c - 1]), np.int64(here[c + 1])
+    steep = parts[2]
+    beside = 2 * (steep[c - 1] + steep[c + 1]) + steep[c - 2] + steep[c + 2]
+    return parts[0, c] + beside + abs(here[c - 2] - b) + 2 * abs(b - d) + abs(d - here[c + 2])
 
 
 @kernel
-def activity(flat: Any, i: Any, columns: Any) -> Any:
-    """Weighted sum of differences between neighbours of sample i, in the 5 x 5 around it and without i itself."""
-    total = _through(flat, i, 1) + _through(flat, i, columns)
-    total += _inner(flat, i - columns, 1) + _inner(flat, i + columns, 1)
-    total += _inner(flat, i - 1, columns) + _inner(flat, i + 1, columns)
-    total += _outer(flat, i - 2 * columns, 1) + _outer(flat, i + 2 * columns, 1)
-    return total + _outer(flat, i - 2, columns) + _outer(flat, i + 2, columns)
+def quarters(here: Any, c: Any, parts: Any, inner: Any, outer: Any) -> Any:
+    """The prediction of sample c of the row in quarter units: nearest whole multiple of 1/4; `inner`, `outer` from
+    `row_weights`."""
+    beside = inner * (np.int64(here[c - 1]) + here[c + 1]) + outer * (np.int64(here[c - 2]) + here[c + 2])
+    return (parts[1, c] + beside + UNIT // 2) >> 8
+
+
+@kernel
+def row_weights(weights: Any) -> Any:
+    """(inner, outer): weights of a sample's neighbours in its own row, one and two away, in 1 / (4 UNIT)."""
+    return _nearest(weights) + 2 * weights[0], 4 * weights[2]
 
 
 @kernel
@@ -97,13 +127,14 @@ def class_of(amount: Any) -> Any:
 def _normal_equations(work: Any, mask: Any, step: Any, left: Any, right: Any) -> Any:
     rows, columns = work.shape
     flat = work.reshape(-1)
-    out = np.empty(FEATURES, np.int64)
+    out, parts = np.zeros(FEATURES, np.int64), np.empty((PARTS, columns), np.int64)
     for row in range(MARGIN, rows - MARGIN, step):
+        row_parts(work, row, out, parts)  # any weights: only the activity is wanted
         for column in range(MARGIN, columns - MARGIN):
             if not mask[row, column]:
                 continue
             i = row * columns + column
-            weight = 1.0 / (1 + activity(flat, i, columns))
+            weight = 1.0 / (1 + activity(work[row], column, parts))
             near = features(flat, i, columns, out)
             error = (4 * np.int64(flat[i]) - near) * weight
             for n in range(FEATURES):

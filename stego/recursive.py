@@ -22,11 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stego import errortables
-from stego.carriers import clips_at, kernel, segment
+from stego.carriers import clips_at, dividing, kernel, segment
 from stego.classfit import FEWEST, MAX_CHANGES, Plan, expected, plan_for, refitted
 from stego.errors import CarrierError, SealError
 from stego.errortables import FINE_SCALES, PRECISION, PRICES, REACH, Tables
-from stego.interpolation import CLASSES, FEATURES, LIMIT, MARGIN, activity, class_of, quarters
+from stego.interpolation import (
+    CLASSES,
+    FEATURES,
+    LIMIT,
+    MARGIN,
+    PARTS,
+    activity,
+    class_of,
+    quarters,
+    row_parts,
+    row_weights,
+    set_steepness,
+)
 from stego.pixelheader import BitReader, BitWriter
 
 MAX_CHANGE = 31
@@ -187,19 +199,18 @@ def _body(plan: Plan, end: _End) -> BitWriter:
 
 @kernel
 def window(
-    flat: Any, i: Any, columns: Any, bars: Any, weights: Any, first: Any, classes: Any, widths: Any, out: Any
+    here: Any, c: Any, parts: Any, inner: Any, outer: Any, bars: Any, first: Any, classes: Any, widths: Any
 ) -> Any:
-    """(class, phase, whole prediction, cut, lowest, highest error, clips above) of sample i; class -1 where it does not
-    carry. Only what both sides know goes in: neighbours, and the sample's segment."""
-    value = np.int64(flat[i])
-    kind = class_of(activity(flat, i, columns))
-    n = kind - first
-    if kind == 0 or n < 0 or n >= widths.size or widths[n] == 0:
+    """(class, phase, whole prediction, cut, lowest, highest error, clips above) of sample c of a row; class -1 where it
+    does not carry. Only what both sides know goes in: neighbours, and the sample's segment."""
+    n = class_of(activity(here, c, parts)) - first
+    if n < 0 or n + first == 0 or n >= widths.size or widths[n] == 0:
         return -1, 0, 0, 0, 0, 0, False
+    value = np.int64(here[c])
     least, most = segment(value, bars)
     if least >= most:
         return -1, 0, 0, 0, 0, 0, False
-    prediction = quarters(flat, i, columns, weights, out)
+    prediction = quarters(here, c, parts, inner, outer)
     phase = prediction & 3
     if classes[n, 0] >= FINE_SCALES:
         whole, phase = (prediction + 2) >> 2, 0
@@ -216,12 +227,6 @@ def window(
 
 
 @kernel
-def _slots(source: Any, reach: Any, high: Any, above: Any) -> Any:
-    """Number of slots that errors up to `high` share."""
-    return np.int64(errortables.TOTAL if above else source[high + reach + 1])
-
-
-@kernel
 def _place(slot: Any, count: Any) -> Any:
     """Where a slot of the whole window lies when the first `count` are stretched over all."""
     if count == errortables.TOTAL:
@@ -230,31 +235,33 @@ def _place(slot: Any, count: Any) -> Any:
 
 
 @kernel
-def _span(cumulative: Any, reach: Any, error: Any, low: Any, high: Any, count: Any) -> Any:
-    """(start, length) of an error's slots; the ends take what lies beyond them."""
-    start = 0 if error == low else _place(cumulative[error + reach], count)
-    end = errortables.TOTAL if error == high else _place(cumulative[error + reach + 1], count)
+def _span(table: Any, zero: Any, error: Any, low: Any, high: Any, count: Any) -> Any:
+    """(start, length) of an error's slots; the ends take what lies beyond them. zero: where error 0 is in `table`."""
+    start = 0 if error == low else _place(table[zero + error], count)
+    end = errortables.TOTAL if error == high else _place(table[zero + error + 1], count)
     return start, end - start
 
 
 @kernel
-def _symbol(cumulative: Any, reach: Any, slot: Any, near: Any, low: Any, high: Any, count: Any) -> Any:
-    """The error whose slots hold `slot`, looked for from `near` on."""
+def _symbol(table: Any, zero: Any, slot: Any, near: Any, low: Any, high: Any, count: Any) -> Any:
+    """The error whose slots hold `slot`, looked for from `near` on; its place is compared without the division."""
+    beyond = (slot + 1) * count
     error = near
-    while error > low and _place(cumulative[error + reach], count) > slot:
+    while error > low and min(np.int64(table[zero + error]), count) << PRECISION >= beyond:
         error -= 1
-    while error < high and _place(cumulative[error + reach + 1], count) <= slot:
+    while error < high and min(np.int64(table[zero + error + 1]), count) << PRECISION < beyond:
         error += 1
     return error
 
 
-@kernel
+@dividing
 def _encode(state: Any, start: Any, length: Any, stack: Any, depth: Any) -> Any:
     while state >= length << 23:
         stack[depth] = state & 255
         depth += 1
         state >>= 8
-    return ((state // length) << PRECISION) + state % length + start, depth
+    share = np.int64(np.float64(state) / np.float64(length))  # below 2^53: exact
+    return (share << PRECISION) + state - share * length + start, depth
 
 
 @kernel
@@ -264,32 +271,34 @@ def _forward(
 ) -> Any:  # fmt: skip
     """(flat index of the first sample not visited, state, bytes left, bytes taken from below)."""
     rows, columns = work.shape
-    flat = work.reshape(-1)
-    out = np.empty(FEATURES, np.int64)
+    parts = np.empty((PARTS, columns), np.int64)
+    inner, outer = row_weights(weights)
+    source, output = sources.reshape(-1), outputs.reshape(-1)
     state, spare = np.int64(_LOW), 0
     for row in range(MARGIN, rows - MARGIN):
+        row_parts(work, row, weights, parts)
+        here = work[row]
         for column in range(MARGIN, columns - MARGIN):
-            i = row * columns + column
             if depth == 0:
-                return i, state, depth, spare
+                return row * columns + column, state, depth, spare
             if not mask[row, column]:
                 continue
             n, phase, whole, cut, low, high, above = window(
-                flat, i, columns, bars, weights, first, classes, widths, out
+                here, column, parts, inner, outer, bars, first, classes, widths
             )
             if n < 0:
                 continue
-            reach, error = widths[n], np.int64(flat[i]) - whole
-            source, output = errortables.look_up(n, phase, cut, classes, ratio, max_change, ready, sources, outputs)
-            slots = _slots(source, reach, high, above)
+            reach, error = widths[n], np.int64(here[column]) - whole
+            zero = reach + errortables.look_up(n, phase, cut, classes, ratio, max_change, ready, sources, outputs)
+            slots = np.int64(errortables.TOTAL if above else source[zero + high + 1])
             seen[n, phase, error + REACH] += 1
             if 0 < cut <= errortables.EDGES.size:
                 ends[n, phase, -low] += 1
-            start, length = _span(source, reach, error, low, high, slots)
+            start, length = _span(source, zero, error, low, high, slots)
             state, depth = _encode(state, start, length, stack, depth)
             slot = state & (errortables.TOTAL - 1)
-            error = _symbol(output, reach, slot, error, low, high, slots)
-            start, length = _span(output, reach, error, low, high, slots)
+            error = _symbol(output, zero, slot, error, low, high, slots)
+            start, length = _span(output, zero, error, low, high, slots)
             state = length * (state >> PRECISION) + slot - start
             while state < _LOW:
                 taken = np.int64(0)
@@ -299,8 +308,10 @@ def _forward(
                 else:
                     spare += 1
                 state = state << 8 | taken
-            flat[i] = whole + error
-    return flat.size, state, depth, spare
+            if here[column] != whole + error:
+                here[column] = whole + error
+                set_steepness(work, row, column, parts)
+    return work.size, state, depth, spare
 
 
 @kernel
@@ -310,36 +321,42 @@ def _backward(
 ) -> Any:  # fmt: skip
     """(state, bytes on the stack); state 0 where no sender can have made this."""
     rows, columns = work.shape
-    flat = work.reshape(-1)
-    out = np.empty(FEATURES, np.int64)
+    parts = np.empty((PARTS, columns), np.int64)
+    inner, outer = row_weights(weights)
+    source, output = sources.reshape(-1), outputs.reshape(-1)
     depth = 0
     for row in range(rows - MARGIN - 1, MARGIN - 1, -1):
+        if row * columns >= stop:
+            continue
+        row_parts(work, row, weights, parts)
+        here = work[row]
         for column in range(columns - MARGIN - 1, MARGIN - 1, -1):
-            i = row * columns + column
-            if i >= stop or not mask[row, column]:
+            if row * columns + column >= stop or not mask[row, column]:
                 continue
             n, phase, whole, cut, low, high, above = window(
-                flat, i, columns, bars, weights, first, classes, widths, out
+                here, column, parts, inner, outer, bars, first, classes, widths
             )
             if n < 0:
                 continue
-            reach, error = widths[n], np.int64(flat[i]) - whole
-            source, output = errortables.look_up(n, phase, cut, classes, ratio, max_change, ready, sources, outputs)
-            slots = _slots(source, reach, high, above)
-            start, length = _span(output, reach, error, low, high, slots)
+            reach, error = widths[n], np.int64(here[column]) - whole
+            zero = reach + errortables.look_up(n, phase, cut, classes, ratio, max_change, ready, sources, outputs)
+            slots = np.int64(errortables.TOTAL if above else source[zero + high + 1])
+            start, length = _span(output, zero, error, low, high, slots)
             if length <= 0 or depth + 8 > stack.size:
                 return np.int64(0), depth
             state, depth = _encode(state, start, length, stack, depth)
             slot = state & (errortables.TOTAL - 1)
-            error = _symbol(source, reach, slot, error, low, high, slots)
-            start, length = _span(source, reach, error, low, high, slots)
+            error = _symbol(source, zero, slot, error, low, high, slots)
+            start, length = _span(source, zero, error, low, high, slots)
             state = length * (state >> PRECISION) + slot - start
             while state < _LOW:
                 if depth == 0:
                     return np.int64(0), depth
                 depth -= 1
                 state = state << 8 | np.int64(stack[depth])
-            flat[i] = whole + error
+            if here[column] != whole + error:
+                here[column] = whole + error
+                set_steepness(work, row, column, parts)
     return state, depth
 
 
