@@ -58,7 +58,7 @@ def build(
         create=not index.anything_archived(),
         master=open_master(settings),
     )
-    keys.observer = note_use
+    keys.observer, keys.in_use = note_use, index.sealed_to
     return Gateway(
         settings=settings,
         index=index,

@@ -66,6 +66,13 @@ class Report(Database):
         with self.read() as conn:
             return [InstanceRow.of(row) for row in conn.execute(query).mappings()]
 
+    def sealed_to(self, key_id: str) -> bool:
+        """Whether an archived object is sealed to this patient key."""
+        c = instance.c
+        query = sa.select(c.id).where(c.patient_key == key_id, c.archived_at.is_not(None)).limit(1)
+        with self.read() as conn:
+            return conn.execute(query).first() is not None
+
     def patient_keys(self) -> set[str]:
         """Ids of every patient key that an instance is sealed to."""
         with self.read() as conn:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from gateway import audit
 from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
+from gateway.errors import Unavailable
 from gateway.index_rows import InstanceRow
 from gateway.index_schema import attributes, forward, instance, proof, stego_export
 from gateway.instance import UNFINISHED, Form, ForwardState
@@ -112,19 +113,21 @@ class Shredding(Database):
     def scrub_freed(self) -> None:
         """Let freed pages and the write-ahead log forget what was deleted (`secure_delete` zeroes it at deletion).
 
-        PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's.
+        PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's. Raises
+        Unavailable 'database-busy' when a reader kept the log from being emptied for half a minute.
         """
-        raw = self._engine.raw_connection()  # neither statement may stand in a transaction
-        try:
-            if self.dialect == "sqlite":
-                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-                return
-            raw.driver_connection.autocommit = True  # type: ignore[union-attr]
+        if self.dialect == "sqlite":
+            raw = self._engine.raw_connection()  # the statement may not stand in a transaction
+            try:
+                busy = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            finally:
+                raw.close()
+            if busy:
+                raise Unavailable("database-busy", "the database's log holds what was deleted still: run it again")
+            return
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
             for table in (attributes, instance, proof, stego_export):
-                raw.cursor().execute(f"VACUUM {table.name}")
-            raw.driver_connection.autocommit = False  # type: ignore[union-attr]
-        finally:
-            raw.close()
+                conn.exec_driver_sql(f"VACUUM {table.name}")
 
 
 def _nameless(study_uid: str) -> sa.ColumnElement[bool]:

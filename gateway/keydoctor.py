@@ -151,7 +151,11 @@ def _index(ring: KeyRing, named: set[str], shredded: set[str]) -> Iterator[Findi
     if back:
         text = f"{len(back)} keys that were shredded are here again: {_some(back)}"
         yield Finding("problem", "index", text, "repeat the shredding of these patients")
-    if not lost and not back:
+    half = sorted((named & buried) - shredded)
+    if half:
+        text = f"{len(half)} keys were destroyed, and the index still knows the patients: {_some(half)}"
+        yield Finding("problem", "index", text, "repeat the shredding of these patients")
+    if not lost and not back and not half:
         yield Finding("ok", "index", f"{len(named)} patient keys are named by archived objects; none is missing")
 
 
@@ -177,15 +181,15 @@ def _backups(ring: KeyRing, now: datetime) -> Iterator[Finding]:
         yield Finding("problem", "backups", "no proven backup holds every key of the ring", advice)
         return
     at = datetime.fromtimestamp(until, UTC)
-    late = [key_id for key_id in ring.patients.ids() if _created(ring, key_id) > at]
+    ids = ring.patients.ids()
+    late = set(ids) - ring.backed_up(ids)
     days = (now - at).days
     if late:
-        text = f"{len(late)} patient keys were made after the last backup of {at:%Y-%m-%d %H:%M} UTC"
+        text = f"{len(late)} patient keys are not in the last backup, of {at:%Y-%m-%d %H:%M} UTC"
         yield Finding("problem", "backups", text, advice)
     elif days > BACKUP_DAYS:
-        yield Finding(
-            "note", "backups", f"the last backup is {days} days old", "prove that it can still be read: drill"
-        )
+        advice = "make a new one, or prove that it can still be read: `palimpsest keys drill FILE`"
+        yield Finding("note", "backups", f"the last backup is {days} days old", advice)
     else:
         yield Finding("ok", "backups", f"the one of {at:%Y-%m-%d %H:%M} UTC holds everything")
 
@@ -198,7 +202,7 @@ def _tombstones(ring: KeyRing) -> Iterator[Finding]:
         yield Finding("problem", "tombstones", text, "repeat the shredding: it was stopped half way")
     holding = ring.backups_holding([stone.id for stone in stones])
     for backup, ids in holding:
-        text = f"the backup of {backup.at} (SHA-256 {backup.sha256[:16]}...) holds {len(ids)} shredded keys"
+        text = f"the backup of {backup.at} (SHA-256 {backup.sha256}) holds {len(ids)} shredded keys"
         advice = "`palimpsest keys purge FILE`, or destroy it and `palimpsest keys forget SHA256`"
         yield Finding("problem", "tombstones", text, advice)
     if not half and not holding:
@@ -229,13 +233,6 @@ def _ages(ring: KeyRing, now: datetime) -> Iterator[Finding]:
         yield Finding("note", "age", f"{key_id} has been in use for {days} days", f"`palimpsest keys rotate {kind}`")
     if not old:
         yield Finding("ok", "age", "no key is overdue for rotation")
-
-
-def _created(ring: KeyRing, key_id: str) -> datetime:
-    try:
-        return _instant(ring.patients.stored(key_id).created)
-    except (UnknownKey, Unavailable):
-        return datetime.min.replace(tzinfo=UTC)
 
 
 def _instant(text: str) -> datetime:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gateway import keyfile, keystate
+from gateway import keycoverage, keyfile, keystate
 from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
 from gateway.keybackup import Contents
 from gateway.keystate import Backup, Key, UnknownKey
@@ -47,16 +47,18 @@ def install(
             patients = PatientKeys(target, master or state_master(lambda: state))
             stones = _tombstones(contents, patients, shredded)
             keys = _patient_keys(target, contents, [patients, *_opened(target, old, master)], stones)
-            if old is not None:
-                kept = f"{keyfile.RING_FILE}.replaced-{_now().replace(':', '')}-{os.urandom(3).hex()}"
-                keyfile.write_new(target / kept, old)
-            keyfile.write_atomic(target / keyfile.RING_FILE, keystate.dump(state))
-            keyfile.mark_created(lock)
             for stone in stones.values():
                 patients.bury(stone)
                 patients.erase(stone.id)
             for key in keys:
                 patients.add(key)
+            if old is not None:
+                kept = f"{keyfile.RING_FILE}.replaced-{_now().replace(':', '')}-{os.urandom(3).hex()}"
+                keyfile.write_new(target / kept, old)
+            keycoverage.write(target, proof.sha256, (key.id for key in contents.patients))
+            # Last: stopped before this, the old ring is still here, and the same restore opens what is under either.
+            keyfile.write_atomic(target / keyfile.RING_FILE, keystate.dump(state))
+            keyfile.mark_created(lock)
     except OSError:
         raise Unavailable("keys-unwritable", "the key folder cannot be written") from None
 

@@ -8,13 +8,13 @@ A change made by one process is seen by all (the file is read again when its tim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from gateway import keybackup, keyfile, keyrestore, keystate
+from gateway import keybackup, keycoverage, keyfile, keyrestore, keystate
 from gateway.errors import PolicyRefused, Unavailable
 from gateway.keyrecipients import check_recipient
 from gateway.keystate import KINDS, Backup, Key, Recipient, RingState, Seal, ShreddedKey, UnknownKey
@@ -52,6 +52,8 @@ class KeyRing:
         self.patients = PatientKeys(self._folder, self.master)
         #: told of every use of a key: what for, and the key's id. None: nobody asks.
         self.observer: Callable[[str, str], None] | None = None
+        #: whether archived objects are sealed to this patient key: such a one is never made anew
+        self.in_use: Callable[[str], bool] = lambda key_id: False
         keyfile.check_owner_only(self._folder)
         if self._state().missing_kinds() and not readonly:
             self._upgrade()
@@ -103,13 +105,14 @@ class KeyRing:
         """('pat-...', 32 bytes) of one patient. label: 'P' NUL Patient ID, or 'S' NUL Study Instance UID without one.
 
         Made at first use, fsynced before it is returned; after it was destroyed the patient gets another one. Raises
-        Unavailable (master away, folder not writable), PolicyRefused 'keys-readonly' where one would have to be made.
+        Unavailable (master away, folder not writable, 'patient-key-lost'), PolicyRefused 'keys-readonly' where one
+        would have to be made.
         """
         pseudonyms = self._pseudonyms()
         key_id = self.patients.find(label, pseudonyms)
         if key_id is None:
             self._check_writable()
-            key_id = self.patients.make(label, pseudonyms, _instant())
+            key_id = self.patients.make(label, pseudonyms, _instant(), self.in_use)
         self._note("wrap", key_id)
         try:
             return key_id, self.patients.open(key_id)
@@ -218,7 +221,8 @@ class KeyRing:
             living = keybackup.Contents(state, tuple(self.patients.keys()), self.patients.tombstones())
             keybackup.write(path, keybackup.seal_contents(living, passphrase, at, log2_n=log2_n))
             proof = keybackup.prove_file(path, passphrase, living, at)
-            self._write(replace(state, backups=(*state.backups, proof)))
+            keycoverage.write(self._folder, proof.sha256, (key.id for key in living.patients))
+            self._write(replace(state, backups=(*state.backups, proof)))  # only now the list counts
         self._note("backup", proof.sha256)
         return proof
 
@@ -257,6 +261,7 @@ class KeyRing:
                 for each in state.backups
             )
             self._write(replace(state, backups=backups))
+            keycoverage.rewrite(self._folder, old, new)
 
     def forget_backup(self, sha256: str) -> None:
         """Strike a backup off the list: its file was destroyed. Raises PolicyRefused 'unknown-backup'."""
@@ -285,9 +290,19 @@ class KeyRing:
 
         None: there is no such backup.
         """
-        state = self._state()
-        times = [datetime.fromisoformat(each.at) for each in state.backups if set(state.ids()) <= set(each.ids)]
+        times = [datetime.fromisoformat(each.at) for each in self._whole_backups()]
         return max(times).timestamp() if times else None
+
+    def backed_up(self, key_ids: Iterable[str]) -> frozenset[str]:
+        """Those of these patient keys that the last backup holds, if it holds all keys of the ring, too.
+
+        By their ids, whatever the clocks of this machine and others say. Raises Unavailable.
+        """
+        return keycoverage.covered(self._folder, {each.sha256 for each in self._whole_backups()}, key_ids)
+
+    def _whole_backups(self) -> tuple[Backup, ...]:
+        state = self._state()
+        return tuple(each for each in state.backups if set(state.ids()) <= set(each.ids))
 
     def missing_kinds(self) -> tuple[str, ...]:
         """Kinds of key that a ring of an older release, opened to read only, lacks."""

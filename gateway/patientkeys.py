@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,15 +101,23 @@ class PatientKeys:
             raise Unavailable("keys-missing", "the patient keys cannot be read") from None
         return None
 
-    def make(self, label: str, pseudonyms: Sequence[bytes], now: str) -> str:
-        """Id of the patient's key, made and fsynced if there is none; one winner among processes."""
+    def make(self, label: str, pseudonyms: Sequence[bytes], now: str, in_use: Callable[[str], bool]) -> str:
+        """Id of the patient's key, made and fsynced if there is none; one winner among processes.
+
+        in_use: whether archived objects are sealed to a key of this id. Then it was here and is gone, and another one
+        under its id would keep a backup from bringing it back. Raises Unavailable 'patient-key-lost'.
+        """
         with self.locked():
             found = self.find(label, pseudonyms)
             if found is not None:
                 return found
             generation = sum(1 for _ in self._generations(label, pseudonyms[:1]))
-            self.add(new_key(patient_key_id(label, pseudonyms[0], generation), "patient", now))
-            return patient_key_id(label, pseudonyms[0], generation)
+            key_id = patient_key_id(label, pseudonyms[0], generation)
+            if in_use(key_id):
+                message = "archived objects need this patient's key, and it is gone: `palimpsest keys restore` a backup"
+                raise Unavailable("patient-key-lost", message, retry_after=300.0)
+            self.add(new_key(key_id, "patient", now))
+            return key_id
 
     def ids_of(self, label: str, pseudonyms: Sequence[bytes]) -> list[str]:
         """Every id this patient ever had here, of all generations and pseudonym keys, destroyed ones included."""
@@ -216,6 +224,10 @@ class PatientKeys:
         path = self._path(stone.id)
         text = {"id": stone.id, "created": stone.created, "destroyed": stone.destroyed, "data": _b64(stone.data)}
         self._store(_tombstone(path), json.dumps({"format": _TOMBSTONE_FORMAT, "version": 1, **text}).encode())
+
+    def destroyed(self, key_id: str) -> bool:
+        """Whether a tombstone is in the key's place. Raises UnknownKey for what is no patient key id."""
+        return _tombstone(self._path(key_id)).exists()
 
     def half_destroyed(self, key_id: str) -> bool:
         """Whether a destroyed key's file, or a copy of it that a killed writer left, is still there."""

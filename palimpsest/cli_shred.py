@@ -41,6 +41,7 @@ def keys_shred(
     home: Annotated[Path | None, typer.Option(help="Folder that holds all state.", metavar="DIR")] = None,
 ) -> None:
     """Destroy one patient's keys and every trace of the identity here. **Nobody can undo it.** The pixels stay."""
+    from gateway.keybackup import open_backup, read_backup
     from palimpsest.cli_care import open_gateway, operator, passphrase, record
     from worker.shred import find_patient, shred
 
@@ -48,6 +49,8 @@ def keys_shred(
         raise typer.BadParameter("a machine word: small letters, digits and minus signs", param_hint="--reason")
     if bool(patient_id) == bool(study):
         raise typer.BadParameter("name either a Patient ID or a study")
+    if patient_id == "-" and not (yes or dry_run or sys.stdin.isatty()):
+        raise typer.BadParameter("standard input holds the ID and cannot answer the question: say --yes, too")
     with open_gateway(home) as gateway:
         who = sys.stdin.readline().strip() if patient_id == "-" else patient_id
         patient = find_patient(gateway, who, study)
@@ -55,6 +58,8 @@ def keys_shred(
         if dry_run:
             return
         secret = passphrase(passphrase_file, confirm=False) if backup else ""
+        for path in backup or ():  # before anything is destroyed: a wrong passphrase would leave the keys in it
+            open_backup(read_backup(path), secret)
         if not yes:
             typer.confirm("Destroy this patient's keys for good?", abort=True)
         report = shred(gateway, patient, actor=operator(), reason=reason, partial=partial, images_too=images_too)
@@ -87,7 +92,7 @@ def _warn_of_backups(gateway: Gateway, patient: Patient) -> None:
     """Backups that hold the keys still: whoever has one, and its passphrase, undoes what was done."""
     for each, _ in gateway.keys.backups_holding(patient.key_ids):
         console.print(
-            f"[bold red]the backup of {each.at} (SHA-256 {each.sha256[:16]}...) holds the keys still[/bold red]: "
+            f"[bold red]the backup of {each.at} (SHA-256 {each.sha256}) holds the keys still[/bold red]: "
             "run `palimpsest keys purge FILE`, or destroy it and `palimpsest keys forget` its digest",
             highlight=False, soft_wrap=True,
         )  # fmt: skip

@@ -188,7 +188,12 @@ def _store_candidate(work: Work, candidate: Candidate, rule: ArchiveRule, modali
 
 
 def _stored_candidate(gw: Gateway, row: InstanceRow) -> bytes | None:
-    """The candidate as stored and recorded, or the archive's copy of it if a kill came after the put; else None."""
+    """The candidate as stored and recorded, or the archive's copy of it if a kill came after the put; else None.
+
+    None also when the patient was shredded meanwhile: nobody would ever open it, and the source is still here.
+    """
+    if row.patient_key is not None and gw.keys.patients.destroyed(row.patient_key):
+        return None
     digest = str(row.candidate_digest)
     key = archive_key(str(row.envelope_uid))
     reads: tuple[Callable[[], bytes], ...] = (

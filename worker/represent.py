@@ -13,7 +13,7 @@ from typing import Protocol
 
 from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported
+from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported
 from gateway.index_rows import InstanceRow, StegoExport
 from gateway.policy import DeliveryRule, Representation
 from stego.errors import SealError
@@ -33,7 +33,7 @@ from worker.verify import VerifyReport
 __all__ = ["Parcel", "StegoProver", "profile_of", "represent"]
 
 #: errors of one object that no retry heals: it becomes a dead letter with the reason, and those behind it go on
-HOPELESS = (IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported)
+HOPELESS = (Gone, IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported)
 UNPROVEN = "unproven-"
 
 

@@ -5,7 +5,9 @@ Invariants
   running it again.
 - The keys go first: what fails afterwards leaves copies of names, never a key that opens more.
 - Rows are forgotten last, because their digests say which spool and cache files are theirs.
-- Nothing that is still on its way is touched: an object that only the spool holds must not be lost.
+- Nothing that is still on its way is touched: an object that only the spool holds must not be lost. What came between
+  the look and the destruction is looked for again: archived under a key that is gone, it is the patient's, too; not
+  archived yet, the pipeline seals it anew.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import base64
 import hmac
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cryptography.exceptions import InvalidSignature
@@ -23,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, NotFound, PolicyRefused
 from gateway.index import InstanceRow, Subject
-from gateway.instance import State
+from gateway.instance import UNFINISHED, Form, State
 from gateway.keys import KeyRing
 from gateway.pseudonym import pseudonym_text, pseudonym_uid
 from worker.cache import Cache, request_key
@@ -44,6 +46,8 @@ class Patient:
     pseudonym: str
     key_ids: tuple[str, ...]
     subject: Subject
+    patient_id: str = field(default="", repr=False)
+    study_uid: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -57,15 +61,23 @@ class ShredReport:
 
 
 def find_patient(gw: Gateway, patient_id: str, study_uid: str = "") -> Patient:
-    """The patient with this Patient ID (0010,0020); with '', of a study whose objects have none. Raises NotFound."""
+    """The patient with this Patient ID (0010,0020); with '', of a study whose objects have none.
+
+    Raises NotFound; PolicyRefused ``shred-by-patient`` for a study whose objects are sealed to a patient's key.
+    """
     if not patient_id and not study_uid:
         raise NotFound("unknown-patient", "name a Patient ID, or the study of objects that have none")
     key_ids = tuple(gw.keys.patient_key_ids(patient_label(patient_id, study_uid)))
     subject = gw.index.subject(key_ids, patient_id, study_uid)
     if not key_ids and not subject.rows:
         raise NotFound("unknown-patient", "neither the key ring nor the index knows such a patient")
-    prefix = "P" if patient_id else "S"
-    return Patient(pseudonym_text(patient_id or study_uid, gw.keys.pseudonym_key(), prefix), key_ids, subject)
+    sealed_to = {row.patient_key for row in subject.rows if row.patient_key is not None} - set(key_ids)
+    if sealed_to and not patient_id:
+        raise PolicyRefused("shred-by-patient", "objects of this study belong to a patient with an ID: name that one")
+    # A key that is not here (another host's, or lost), or was found by another reading of the ID, must go as well.
+    key_ids = (*key_ids, *sorted(sealed_to))
+    pseudonym = pseudonym_text(patient_id or study_uid, gw.keys.pseudonym_key(), "P" if patient_id else "S")
+    return Patient(pseudonym, key_ids, subject, patient_id, study_uid)
 
 
 def shred(
@@ -78,12 +90,33 @@ def shred(
     objects were sealed whole, so that their pixels are lost with the key. Raises PolicyRefused ``shred-in-flight``,
     ``shred-shared``, ``shred-whole``; Unavailable: nothing is certain then, run it again.
     """
+    patient = find_patient(gw, patient.patient_id, patient.study_uid)  # somebody may have thought about it for long
     subject = patient.subject
+    _check(subject, partial=partial, images_too=images_too)
     still_open = {*subject.old, *subject.shared}
+    gw.index.shred_begin(actor, len(subject.rows), reason, patient.pseudonym)
+    statement = _statement(gw.keys, patient, actor, reason)
+    for key_id in patient.key_ids:
+        gw.keys.destroy_patient_key(key_id, statement)
+    rows = (*subject.rows, *_late(gw, patient, images_too=images_too))
+    _drop_copies(gw, rows)
+    pseudonyms = gw.keys.pseudonym_key()
+    gw.index.forget(
+        rows,
+        rename=lambda uid: pseudonym_uid(uid, pseudonyms),
+        rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
+    )
+    _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
+    gw.index.scrub_freed()
+    gw.index.shred_done(actor, len(rows), reason, patient.pseudonym, partial=bool(still_open))
+    return ShredReport(patient.pseudonym, len(patient.key_ids), len(rows), len(still_open))
+
+
+def _check(subject: Subject, *, partial: bool, images_too: bool) -> None:
     if subject.unfinished:
         count = len(subject.unfinished)
         raise PolicyRefused("shred-in-flight", f"{count} instances are not archived and forwarded yet: wait for them")
-    if still_open and not partial:
+    if (subject.old or subject.shared) and not partial:
         raise PolicyRefused(
             "shred-shared",
             f"{len(subject.shared)} objects are shared with other recipients and {len(subject.old)} were sealed before "
@@ -94,21 +127,17 @@ def shred(
         raise PolicyRefused(
             "shred-whole", f"{count} objects were sealed whole: their images would be lost with the key"
         )
-    gw.index.shred_begin(actor, len(subject.rows), reason, patient.pseudonym)
-    statement = _statement(gw.keys, patient, actor, reason)
-    for key_id in patient.key_ids:
-        gw.keys.destroy_patient_key(key_id, statement)
-    _drop_copies(gw, subject.rows)
-    pseudonyms = gw.keys.pseudonym_key()
-    gw.index.forget(
-        subject.rows,
-        rename=lambda uid: pseudonym_uid(uid, pseudonyms),
-        rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
-    )
-    _drop_cached(gw, subject.rows)  # again: a reader may have been at work meanwhile
-    gw.index.scrub_freed()
-    gw.index.shred_done(actor, len(subject.rows), reason, patient.pseudonym, partial=bool(still_open))
-    return ShredReport(patient.pseudonym, len(patient.key_ids), len(subject.rows), len(still_open))
+
+
+def _late(gw: Gateway, patient: Patient, *, images_too: bool) -> list[InstanceRow]:
+    """Instances that were archived under one of these keys after the patient was looked at.
+
+    One that was sealed whole keeps its source instead: the sweep never releases it, and the next run names it.
+    """
+    known = {row.id for row in patient.subject.rows}
+    rows = [row for row in gw.index.subject(patient.key_ids, "", "").rows if row.id not in known]
+    kept = {row.id for row in rows if row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and not images_too}
+    return [row for row in rows if row.state not in UNFINISHED and row.id not in kept]
 
 
 def verify_statement(data: bytes, ring: KeyRing) -> dict[str, object]:

@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from gateway.errors import PalimpsestError, Unavailable
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
 from gateway.instance import State
 from gateway.jobs import flush_outbox
+from gateway.keyfile import erase
 from gateway.log import configure_logging
 from gateway.settings import load_settings
 from worker.cache import Cache
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 500  # rows per duty and round: a round stays short, the rest comes with the next
 ORPHAN_SECONDS = 60.0  # a younger spool file may be about to get its row
+DRILL = "drill-*"  # a key ring that a killed `palimpsest keys drill` left in the run folder
+DRILL_SECONDS = 24 * 3600.0
 STALE_SECONDS = 3600.0  # temporary files untouched for so long have no living writer
 SENDING = "sending-*.dcm"  # what worker/forward.py writes into the run folder while it is on its way to a peer
 SLOW_EVERY = 12  # rounds between two walks through folders
@@ -71,7 +75,9 @@ def release_spool(gw: Gateway) -> int:
 
     Proofs: read back from the archive, verified, indexed, every forward sent; outside the demo profile also a key
     backup that was opened, because without its keys an archive object is no copy. A patient's key is made with the
-    patient's first object, so what was archived after the last backup waits for the next one.
+    patient's first object, so what was archived after the last backup, or under a key that is not in it (clocks differ,
+    and so may the key folders of two hosts), waits for the next one. What lies under a key that was destroyed in the
+    meantime is never released: nobody could open it.
     """
     until = None
     if gw.settings.require_key_backup:
@@ -79,6 +85,10 @@ def release_spool(gw: Gateway) -> int:
         if until is None:
             return 0
     rows = gw.index.releasable(BATCH, archived_before=until)
+    if until is not None:
+        saved = gw.keys.backed_up({row.patient_key for row in rows if row.patient_key is not None})
+        rows = [row for row in rows if row.patient_key is None or row.patient_key in saved]
+    rows = [row for row in rows if row.patient_key is None or not gw.keys.patients.destroyed(row.patient_key)]
     for row in rows:
         gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
         gw.spool.remove(row.digest)
@@ -109,7 +119,18 @@ def clean_incoming(gw: Gateway) -> int:
     left = [path for path in _stale_files(gw.settings.run_dir) if path.match(SENDING)]
     for path in left:
         path.unlink(missing_ok=True)
-    return gw.spool.sweep_incoming(STALE_SECONDS) + len(left)
+    return gw.spool.sweep_incoming(STALE_SECONDS) + len(left) + _erase_drills(gw.settings.run_dir)
+
+
+def _erase_drills(run_dir: Path) -> int:
+    """Overwrite and remove what holds every key of a backup in clear."""
+    left = [folder for folder in run_dir.glob(DRILL) if time.time() - folder.lstat().st_mtime > DRILL_SECONDS]
+    for folder in left:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                erase(path)
+        shutil.rmtree(folder)
+    return len(left)
 
 
 def clean_candidates(gw: Gateway) -> int:

@@ -15,7 +15,7 @@ from celery import Celery
 
 from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
-from gateway.errors import IntegrityError, NotFound, PalimpsestError
+from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
 from gateway.instance import ForwardState
 from gateway.jobs import new_owner
@@ -131,7 +131,7 @@ def forward_failed(runtime: Runtime, error: BaseException, forward_id: int) -> R
     """Give the forward back; what no retry heals becomes a dead letter."""
     runtime.end_verifier()  # as in `encode_failed`
     reason = failure_reason(error)
-    permanent = isinstance(error, (IntegrityError, NotFound))
+    permanent = isinstance(error, (Gone, IntegrityError, NotFound))
     record_forward_failure(runtime.gw, forward_id, runtime.owner, reason, permanent=permanent)
     return {"error": reason}
 

@@ -8,7 +8,9 @@ from hashlib import sha256
 
 import pytest
 
+from gateway import database
 from gateway.audit import tail
+from gateway.errors import Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
 from gateway.instance import Form
 from tests.fakes import CT, EXPLICIT_LE
@@ -91,3 +93,21 @@ def test_intent_and_end_are_in_the_trail(index: Index) -> None:
     done, begun = tail(index, 2)
     assert (begun["event"], done["event"], done["detail"]["outcome"]) == ("shred-begun", "shredded", "partial")
     assert begun["study"] == "P0PSEUDONYM"
+
+
+def test_a_log_that_could_not_be_emptied_is_said_so(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.shred_begin("admin", 1, "asked", None)
+    index.scrub_freed()
+    index.shred_done("admin", 1, "asked", None, partial=False)  # the same connections go on as before
+    if index.dialect != "sqlite":
+        return
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    impatient = Index(str(index._url))
+    with impatient.read() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM audit").scalar()
+        impatient.shred_begin("admin", 1, "asked", None)
+        with pytest.raises(Unavailable) as caught:
+            impatient.scrub_freed()
+    assert caught.value.reason == "database-busy"
+    impatient.scrub_freed()
+    impatient.close()

@@ -7,20 +7,24 @@ import json
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from shutil import rmtree
 
 import pydicom
 import pytest
+import sqlalchemy as sa
 from pydicom.data import get_testdata_file
 from typer.testing import CliRunner
 
 from gateway.accept import accept_instance
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
-from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused
+from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused, Unavailable
 from gateway.index import InstanceRow
-from gateway.instance import State
+from gateway.index_schema import attributes
+from gateway.instance import Form, State
 from gateway.jobs import MemoryQueue
 from gateway.keybackup import open_backup
+from gateway.keydoctor import examine
 from gateway.keys import KeyRing, UnknownKey
 from gateway.settings import Settings
 from palimpsest.cli import app
@@ -29,7 +33,7 @@ from stego.seal import unwrap_key
 from worker import container as box
 from worker.envelope import parse_envelope
 from worker.indexing import index_instance
-from worker.pipeline import process_instance
+from worker.pipeline import Work, make_candidate, process_instance, prove
 from worker.restore import exact_image, restore
 from worker.retrieve import original_bytes, retrieve
 from worker.shred import Patient, find_patient, shred, verify_statement
@@ -246,3 +250,76 @@ def test_the_command_purges_backups_and_no_backup_brings_the_key_back(gw: Gatewa
     command("purge", str(backups[1]), "--passphrase-file", str(secret))
     assert "holds the keys still" not in command("shred", "--patient-id", PATIENT, "--yes")
     assert PATIENT not in json.dumps(tail(gw.index))
+
+
+def test_what_is_archived_while_somebody_thinks_about_it_is_shredded_too(gw: Gateway) -> None:
+    archived(gw, made_file(PATIENT, 1))
+    patient = find_patient(gw, PATIENT)
+    late = archived(gw, made_file(PATIENT, 2))
+    do_shred(gw, patient)
+    assert gw.index.get(late.id).shredded_at is not None
+
+
+@pytest.mark.parametrize("stage", ["candidate", "verified"])
+def test_what_is_sealed_but_not_archived_when_the_key_goes_is_sealed_anew(gw: Gateway, stage: str) -> None:
+    archived(gw, made_file(PATIENT, 1))
+    data = made_file(PATIENT, 2)
+    incoming = gw.spool.incoming()
+    incoming.write_bytes(data)
+    row = accept_instance(gw, incoming, source="stow", calling_ae="TEST").row
+    index_instance(gw, row.id)
+    held = gw.index.claim(row.id, "test", 60.0)
+    assert held is not None
+    work = Work(gw, InProcess(gw.keys), held, "test")  # type: ignore[arg-type]
+    make_candidate(work)
+    if stage == "verified":
+        prove(Work(gw, InProcess(gw.keys), gw.index.get(row.id), "test"))  # type: ignore[arg-type]
+    before = gw.index.get(row.id)
+    gw.keys.destroy_patient_key(str(before.patient_key), b"")
+    gw.index.release_claim(row.id, "test", due_at=0.0, reason="x", count_attempt=False)
+    process_instance(gw, InProcess(gw.keys), row.id, "again")  # type: ignore[arg-type]
+    after = gw.index.get(row.id)
+    assert after.state is State.ARCHIVED and after.patient_key != before.patient_key and after.form is Form.CODED
+    release_spool(gw)
+    assert not gw.spool.exists(after.digest) and original_bytes(gw, gw.index.get(row.id)) == data
+
+
+def test_a_source_whose_key_was_destroyed_is_kept_until_the_shredding_is_repeated(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1), released=False)
+    gw.keys.destroy_patient_key(str(row.patient_key), b"")  # archived in the very moment
+    assert release_spool(gw) == 0 and gw.spool.exists(row.digest)
+    text = [found.text for found in examine(gw.keys, named=gw.index.patient_keys(), shredded=gw.index.shredded_keys())]
+    assert any("the index still knows" in line for line in text)
+    do_shred(gw)
+    assert not gw.spool.exists(row.digest)
+
+
+def test_a_key_that_only_the_index_names_is_destroyed_too(gw: Gateway, tmp_path: Path) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    backup = tmp_path / "backup"
+    gw.keys.backup(backup, PASSPHRASE, log2_n=10)
+    rmtree(gw.keys.folder / "patients")  # another host's, or lost
+    patient = find_patient(gw, PATIENT)
+    assert patient.key_ids == (row.patient_key,)
+    do_shred(gw, patient)
+    restored = KeyRing.restore(backup, PASSPHRASE, gw.keys.folder, overwrite=True)
+    with pytest.raises(UnknownKey):
+        restored.find_kek(str(row.patient_key))
+
+
+def test_a_study_of_a_patient_with_an_id_is_not_shredded_by_its_uid(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    with gw.index.write() as conn:  # a header that pydicom could not read: the index knows the UIDs alone
+        conn.execute(sa.update(attributes).values(patient_id=None))
+    with pytest.raises(PolicyRefused, match="with an ID"):
+        find_patient(gw, "", str(row.study_uid))
+
+
+def test_a_lost_patient_key_is_never_made_anew(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    rmtree(gw.keys.folder / "patients")
+    with pytest.raises(Unavailable, match="keys restore"):
+        archived(gw, made_file(PATIENT, 2))
+    assert gw.keys.patients.ids() == []
+    archived(gw, made_file(OTHER, 1))  # the others go on
+    assert gw.index.get(row.id).state is State.RELEASED

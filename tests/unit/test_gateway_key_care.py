@@ -69,6 +69,57 @@ def test_sources_may_go_when_a_backup_began_after_their_keys(ring: KeyRing, tmp_
     assert (ring.backed_up_until() or 0) > until
 
 
+def test_a_key_counts_as_backed_up_by_its_id_whatever_the_clock_says(
+    ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = ring.patient_key(ANNA)[0]
+    assert ring.backed_up([anna]) == frozenset()
+    file = backup(ring, tmp_path / "one")
+    monkeypatch.setattr("gateway.keys._instant", lambda: "2020-01-01T00:00:00.000000+00:00")  # the clock steps back
+    bert = ring.patient_key(BERT)[0]
+    reader = KeyRing.open_readonly(ring.folder)
+    assert reader.backed_up([anna, bert, "pat-" + "0" * 26, "pat-" + "Z" * 26]) == {anna}
+    assert ring.backed_up([anna, bert]) == {anna}
+    assert "1 patient keys" in problems(examine(ring))["backups"]
+    assert KeyRing.restore(file, PASSPHRASE, tmp_path / "again").backed_up([anna, bert]) == {anna}
+    ring.destroy_patient_key(bert, b"")
+    ring.purge_backup(file, PASSPHRASE, [bert])
+    assert ring.backed_up([anna]) == {anna}
+    ring.rotate("sign")
+    assert ring.backed_up([anna]) == frozenset()
+    backup(ring, tmp_path / "two")
+    ring.forget_backup(ring.backups()[-1].sha256)
+    assert ring.backed_up([anna]) == frozenset()
+    (ring.folder / "backed-up").write_bytes(b"")
+    assert ring.backed_up([anna]) == frozenset()
+
+
+def test_a_restore_that_was_killed_is_finished_by_the_next(
+    ring: KeyRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [ring.patient_key(f"P\0{number}") for number in range(2)]
+    file = backup(ring, tmp_path / "backup")
+    ring.rotate("kek")  # the ring that is replaced wraps with a key that the backup's does not have
+    keys += [ring.patient_key(f"P\0{number}") for number in range(2, 6)]
+    real, left = keyfile.write_atomic, 0
+
+    def killed(path: Path, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        real(path, data)
+
+    for writes in range(8):
+        left = writes
+        with monkeypatch.context() as patch:
+            patch.setattr(keyfile, "write_atomic", killed)
+            with pytest.raises(KeyboardInterrupt):
+                KeyRing.restore(file, PASSPHRASE, ring.folder, overwrite=True)
+    again = KeyRing.restore(file, PASSPHRASE, ring.folder, overwrite=True)
+    assert [again.find_kek(key_id) for key_id, _ in keys] == [key for _, key in keys]
+
+
 def test_a_backup_of_the_first_release_still_restores(tmp_path: Path) -> None:
     old = keystate.RingState(tuple(keystate.new_key(f"{kind}-1", kind, "2026") for kind in keystate.KINDS[:4]))
     head = {"format": "palimpsest-keyring-backup", "version": 1, "kdf": "scrypt", "log2_n": FAST, "r": 8, "p": 1}
@@ -281,7 +332,7 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(ring: KeyRing, tmp_p
     assert "place" in problems(examine(ring, tmp_path))
 
     new = ring.patient_key("P\0new")[0]
-    assert "1 patient keys were made after" in problems(examine(ring))["backups"]
+    assert "1 patient keys are not in the last backup" in problems(examine(ring))["backups"]
     ring._add("kek")  # a rotation that was stopped before the first rewrap
     assert "3 under kek-1" in problems(examine(ring))["versions"]
     ring.rewrap()

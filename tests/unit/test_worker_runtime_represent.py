@@ -348,3 +348,15 @@ def test_the_proving_process_opens_stego_objects(site: Site) -> None:
         assert verifier.check_stego(b"nonsense", None).ok is False
         envelope = site.gw.archive.get(str(row.archive_key), str(row.archive_digest))
         assert verifier.check(envelope).sha256 == row.digest
+
+
+def test_a_replay_after_a_shredding_ends_and_holds_nobody_up(site: Site) -> None:
+    gw, first = site.gw, site.take_in(picture())
+    [row] = gw.index.forwards(first)
+    index_instance(gw, first)
+    gw.index.forward_claim(row.id, "f-0", 60.0)
+    gw.index.forward_failed(row.id, "f-0", "refused", due_at=None)  # a dead letter
+    shred(gw, find_patient(gw, IDENTITY["PatientID"]), actor="admin", reason="erasure-request")
+    gw.index.forward_replay(row.id, "admin")
+    done = site.forward(first)
+    assert done.state is ForwardState.DEAD and done.reason == "identity-shredded"
