@@ -61,10 +61,23 @@ _OWN_NUMBERS = frozenset(
     {0x00080050, 0x00100030, 0x00102154, 0x00380010, 0x00380060, 0x00401001, 0x00402016, 0x00402017}
 )
 #: sequences in which a patient's further names and numbers stand
-_OWN_SEQUENCES = frozenset({0x00101002, 0x00081120, 0x00400275, 0x0040A370, 0x04000561, 0x04000550})
-#: identifiers, addresses, comments and dates that the table does not list: identifying whatever it says
+_OWN_SEQUENCES = frozenset({0x00041220, 0x00101002, 0x00081120, 0x00400275, 0x0040A370, 0x04000561, 0x04000550})
+#: identifiers, addresses, file names, comments and dates that the table does not list: identifying whatever it says
 _IDENTIFYING_BEYOND_TABLE = frozenset(
-    {0x00100033, 0x00100034, 0x00181803, 0x00400031, 0x00400032, 0x00400400, 0x00401006, 0x00401007, 0x00402006}
+    {
+        0x00041130,
+        0x00041141,
+        0x00041500,
+        0x00100033,
+        0x00100034,
+        0x00181803,
+        0x00400031,
+        0x00400032,
+        0x00400400,
+        0x00401006,
+        0x00401007,
+        0x00402006,
+    }
     | {0x00402007, 0x0040E001, 0x00880130}
 )
 #: commands and file meta information have no place in a data set

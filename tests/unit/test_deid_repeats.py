@@ -79,12 +79,14 @@ def test_other_texts_stay_as_they_are(text: str) -> None:
 
 
 def test_a_patients_number_does_not_stand_in_a_file_name_or_a_code_string() -> None:
-    item = Dataset()
+    patient, item = Dataset(), Dataset()
+    patient.DirectoryRecordType, patient.PatientID = "PATIENT", "OTHER-88812"
     item.DirectoryRecordType, item.ReferencedFileID = "IMAGE", ["77654033", "CR1", "6154"]
+    item.PositionReferenceIndicator = "other88812"
     source = header(PatientID="77654033", ImageType=["ORIGINAL", "PRIMARY", "77654033"])
-    source[0x00041220] = DataElement(0x00041220, "SQ", [item])
+    source[0x00041220] = DataElement(0x00041220, "SQ", [patient, item])
     out = cleaned(reread(source))
-    assert b"77654033" not in written(out)
+    assert b"77654033" not in written(out) and b"88812" not in written(out)
     assert list(out.ImageType)[:2] == ["ORIGINAL", "PRIMARY"]
 
 
