@@ -113,8 +113,8 @@ class Shredding(Database):
     def scrub_freed(self) -> None:
         """Let freed pages and the write-ahead log forget what was deleted (`secure_delete` zeroes it at deletion).
 
-        PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's. Raises
-        Unavailable 'database-busy' when a reader kept the log from being emptied for half a minute.
+        PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's.
+        Raises Unavailable 'database-busy' when a reader kept the log from being emptied for half a minute.
         """
         if self.dialect == "sqlite":
             raw = self._engine.raw_connection()  # the statement may not stand in a transaction

@@ -186,7 +186,9 @@ def open_master(settings: Settings) -> Master | None:
     if settings.key_master == "kms":
         from gateway.kmsmaster import KmsAccess, KmsMaster
 
-        seconds = settings.key_master_timeout_seconds
+        seconds, endpoint = settings.key_master_timeout_seconds, urlsplit(settings.kms_endpoint)
+        if settings.kms_endpoint and endpoint.scheme != "https" and endpoint.hostname not in _LOOPBACK:
+            raise _incomplete("PALIMPSEST_KMS_ENDPOINT must be an https URL: keys would travel in clear")
         return KmsMaster(KmsAccess(settings.kms_key, settings.kms_region, settings.kms_endpoint, seconds))
     return None
 

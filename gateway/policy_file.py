@@ -6,6 +6,7 @@ There is no falling back: a file that is named and missing, or there and wrong, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -59,9 +60,9 @@ def load_policy(path: Path | None, home: Path, destinations: Sequence[str] = ())
     can be sent from here). Raises BadPolicy.
     """
     file = policy_path(path, home)
-    if path is None and not file.exists():
-        return NO_POLICY
     try:
+        if path is None and not os.path.lexists(file):  # a link that leads nowhere is no missing file
+            return NO_POLICY
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         problem = Problem("unreadable", 0, "", f"cannot be read ({type(error).__name__}); mend it or unset policy_file")

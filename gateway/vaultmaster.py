@@ -119,28 +119,33 @@ class VaultMaster:
         hvac, requests = _libraries()
         where = {"name": self._access.key, "mount_point": self._access.mount}
         try:
-            client, fresh = self._logged_in(hvac)
+            client, fresh = self._logged_in(hvac, requests)
             try:
                 return request(client.secrets.transit, where)
             except (hvac.exceptions.Forbidden, hvac.exceptions.Unauthorized):
                 if fresh:
                     raise
                 self._client = None
-                return request(self._logged_in(hvac)[0].secrets.transit, where)
+                return request(self._logged_in(hvac, requests)[0].secrets.transit, where)
         except hvac.exceptions.VaultError as error:
             raise _translated(hvac, error) from None
         except (requests.RequestException, OSError):
             raise Unavailable("key-master-unreachable", "Vault cannot be reached; see docs/operations.md") from None
 
-    def _logged_in(self, hvac: Any) -> tuple[Any, bool]:
+    def _logged_in(self, hvac: Any, requests: Any) -> tuple[Any, bool]:
         """(client, whether it logged in just now)."""
         if self._client is not None and self._client[0] == os.getpid():
             return self._client[1], False
         access = self._access
         verify: bool | str = str(access.ca_file) if access.ca_file else True
+        session = None
+        if access.address.startswith("http:"):  # on this machine: what goes in clear must not go by way of a proxy
+            session = requests.Session()
+            session.trust_env = False
         client = hvac.Client(
-            url=access.address, verify=verify, namespace=access.namespace or None, timeout=access.timeout_seconds
-        )
+            url=access.address, verify=verify, namespace=access.namespace or None, timeout=access.timeout_seconds,
+            session=session,
+        )  # fmt: skip
         if access.role_id:
             secret = _secret(access.secret_id, access.secret_id_file)
             client.auth.approle.login(access.role_id, secret or None, mount_point=access.approle_mount)

@@ -60,9 +60,14 @@ def record(gateway: Gateway, event: str, **detail: str | int) -> None:
 
 
 def passphrase(file: Path | None, *, confirm: bool) -> str:
-    """From the file, or asked for at the terminal."""
+    """From the file, or asked for at the terminal. Raises PolicyRefused when the file cannot be read."""
     if file is not None:
-        return file.read_text("utf-8").rstrip("\r\n")
+        from gateway.errors import PolicyRefused
+
+        try:
+            return file.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError):
+            raise PolicyRefused("passphrase-unreadable", f"{file} cannot be read as text") from None
     return str(typer.prompt("Passphrase of the backup", hide_input=True, confirmation_prompt=confirm))
 
 

@@ -105,12 +105,14 @@ def keys_restore(
     home: Home = None,
 ) -> None:
     """Rebuild the key ring from a backup, under the master that the settings name. Destroyed keys never come back."""
+    from gateway.bootstrap import read_policy
     from gateway.index import Index
     from gateway.keys import KeyRing
     from gateway.masters import open_master
     from gateway.settings import load_settings
 
     settings = load_settings(**({"home": home} if home else {}))
+    read_policy(settings)  # a wrong one would keep the restore out of the trail
     shredded: set[str] = set()
     if settings.database_url or settings.database_path.exists():
         index = Index(settings.database)
@@ -175,7 +177,8 @@ def keys_doctor(home: Home = None) -> None:
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
     for found in findings:
         colour = colours[found.level]
-        console.print(f"[{colour}]{found.level:8}[/{colour}]{found.check:14}{escape(found.text)}", highlight=False)
+        line = f"[{colour}]{found.level:8}[/{colour}]{found.check:14}{escape(found.text)}"
+        console.print(line, highlight=False, soft_wrap=True)
         if found.advice:
             console.print(f"{'':22}-> {escape(found.advice)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1 if any(found.level == "problem" for found in findings) else 0)

@@ -47,14 +47,19 @@ def policy_check(
 ) -> None:
     """Check the policy as every start does: each problem with its line, its rule and what to do. Exit 1 if any."""
     from gateway.bootstrap import checked_policy
+    from gateway.policy_file import policy_path
 
     settings = _settings(home, file)
-    found = checked_policy(settings)
+    found, path = checked_policy(settings), policy_path(settings.policy_file, settings.home)
+    if not path.exists():
+        console.print(f"there is no policy file ({path}): the defaults hold", highlight=False, soft_wrap=True)
+        return
     for kind, rules in (("archive", found.archive), ("delivery", found.delivery)):
         if rules:
             console.print(_table(kind, rules))
     count = f"{len(found.archive)} archive rules, {len(found.delivery)} delivery rules"
-    console.print(f"[green]in order[/green]: {count}, then the defaults", highlight=False)
+    line = f"{escape(str(path))} is [green]in order[/green]: {count}, then the defaults"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 @policy.command("schema")

@@ -475,6 +475,19 @@ def test_incomplete_or_insecure_vault_settings_are_refused(given: dict[str, str]
     assert "PALIMPSEST_VAULT" in caught.value.message
 
 
+def test_what_goes_in_clear_stays_on_this_machine(
+    vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert VaultMaster(VaultAccess(vault.address, token="root")).version() == "v1"
+    with refused("key-master-settings"):
+        open_master(Settings(home=tmp_path, key_master="kms", kms_endpoint="http://kms.example"))
+    assert open_master(Settings(home=tmp_path, key_master="kms", kms_endpoint="http://127.0.0.1:4566"))
+
+
 def test_credentials_are_in_no_repr_and_reach_children_by_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

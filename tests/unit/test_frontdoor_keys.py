@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from shutil import copyfile
@@ -23,6 +24,7 @@ from palimpsest.cli import app
 from palimpsest.drill import drill
 from worker.pipeline import process_instance
 from worker.retrieve import original_bytes
+from worker.sweep import clean_incoming
 from worker.verify import VerifyReport, check_envelope
 
 runner = CliRunner()
@@ -172,4 +174,31 @@ def test_the_trail_names_the_keys_of_sealing_proving_and_restoring(home: Path) -
     sealing = next(name for name in used if name in ("candidate", "coded", "sealed", "passthrough"))
     assert {*wrapping, "sign-1"} <= set(used[sealing].split()) and "sign-1" in used["verified"]
     assert json.dumps(used).find("1CT1") < 0  # the Patient ID
+    gw.close()
+
+
+def test_mistakes_are_one_line_and_change_nothing(home: Path, tmp_path: Path, secret: str) -> None:
+    gw = build(load_settings(home=home), queue=MemoryQueue())
+    archived(gw, "CT_small.dcm")
+    gw.close()
+    missing, file, wrong = str(tmp_path / "missing"), str(tmp_path / "backup"), tmp_path / "wrong"
+    assert "cannot be read as text" in call("keys", "backup", file, "--passphrase-file", missing, ok=False)
+    call("keys", "backup", file, "--passphrase-file", secret)
+    wrong.write_text("another passphrase")
+    shred = ["keys", "shred", "--patient-id", "-", "--backup", file, "--passphrase-file", str(wrong)]
+    asked = runner.invoke(app, shred, input="1CT1\n")
+    assert asked.exit_code == 2 and "--yes" in asked.output
+    refused = runner.invoke(app, [*shred, "--yes"], input="1CT1\n")
+    assert refused.exit_code == 1 and "does not open" in refused.output
+    assert KeyRing.open_readonly(home / "keys").tombstones() == ()
+
+
+def test_what_a_killed_drill_left_is_destroyed(home: Path) -> None:
+    gw = build(load_settings(), queue=MemoryQueue())
+    old, new = gw.settings.run_dir / "drill-old", gw.settings.run_dir / "drill-new"
+    for folder in (old, new):
+        (folder / "keys" / "patients").mkdir(parents=True)
+        (folder / "keys" / "keyring.json").write_text("secret")
+    os.utime(old, (0, 0))
+    assert clean_incoming(gw) == 1 and not old.exists() and (new / "keys" / "keyring.json").exists()
     gw.close()

@@ -184,6 +184,12 @@ def test_the_default_place_may_be_empty_and_a_named_file_may_not(tmp_path: Path)
         load_policy(None, tmp_path)
 
 
+def test_a_link_that_leads_nowhere_is_no_missing_policy(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").symlink_to(tmp_path / "not-mounted" / "policy.toml")
+    with pytest.raises(BadPolicy, match="cannot be read"):
+        load_policy(None, tmp_path)
+
+
 def test_a_rule_for_a_destination_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text(GOOD)
     assert load_policy(None, tmp_path, ["research", "viewer", "pacs"]) == good()
