@@ -14,7 +14,7 @@ from pathlib import Path
 from gateway import keycoverage, keyfile, keystate
 from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
 from gateway.keybackup import Contents
-from gateway.keystate import Backup, Key, UnknownKey
+from gateway.keystate import Backup, Key, RingState, UnknownKey
 from gateway.masters import Master, open_seal, seal_with, state_master
 from gateway.patientkeys import LOCK, PatientKeys, Tombstone
 
@@ -46,7 +46,9 @@ def install(
             old = _existing(target, overwrite)
             patients = PatientKeys(target, master or state_master(lambda: state))
             stones = _tombstones(contents, patients, shredded)
-            keys = _patient_keys(target, contents, [patients, *_opened(target, old, master)], stones)
+            replaced = _opened(old, master)
+            keys = _patient_keys(target, contents, [patients, *_readers(target, replaced, master)], stones)
+            state = replace(state, backups=(*_other_backups(replaced, state), *state.backups))
             for stone in stones.values():
                 patients.bury(stone)
                 patients.erase(stone.id)
@@ -68,19 +70,35 @@ def _existing(target: Path, overwrite: bool) -> bytes | None:
     if not ring.exists():
         return None
     if not overwrite:
-        raise PolicyRefused("keys-exist", "there is a key ring already; restoring over it must be asked for")
+        raise PolicyRefused(
+            "keys-exist", "there is a key ring already: to restore over it say --overwrite (the old one is kept beside)"
+        )
     return ring.read_bytes()
 
 
-def _opened(target: Path, old: bytes | None, master: Master | None) -> Iterator[PatientKeys]:
-    """The patient keys as the ring that is replaced opens them, if it opens at all."""
+def _opened(old: bytes | None, master: Master | None) -> RingState | None:
+    """The ring that is replaced, if there is one and it opens."""
     if old is None:
-        return
+        return None
     try:
-        state = keystate.parse(old, open_seal(master) if master else None)
+        return keystate.parse(old, open_seal(master) if master else None)
     except PalimpsestError:  # damaged, or under a master that is not in use any more: that is why it is replaced
-        return
-    yield PatientKeys(target, master if state.seal and master else state_master(lambda: state))
+        return None
+
+
+def _readers(target: Path, replaced: RingState | None, master: Master | None) -> Iterator[PatientKeys]:
+    """The patient keys as the ring that is replaced opens them."""
+    if replaced is not None:
+        yield PatientKeys(target, master if replaced.seal and master else state_master(lambda: replaced))
+
+
+def _other_backups(replaced: RingState | None, state: RingState) -> list[Backup]:
+    """Backups that only the replaced ring knew: they may hold keys that are shredded one day, and prove nothing here.
+
+    Their ids are left out, because after a rotation one id may stand for another key there.
+    """
+    known = {each.sha256 for each in state.backups}
+    return [replace(each, ids=()) for each in (replaced.backups if replaced else ()) if each.sha256 not in known]
 
 
 def _tombstones(contents: Contents, patients: PatientKeys, shredded: Collection[str]) -> dict[str, Tombstone]:

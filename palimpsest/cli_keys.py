@@ -284,12 +284,14 @@ def recipients_generate(
     chosen = next((known for known in KINDS if known == kind), None)
     if chosen is None:
         raise typer.BadParameter(f"one of {', '.join(KINDS)}", param_hint="--kind")
-    pair = generate(chosen)
-    for path, key in zip((private_file, public_file), pair, strict=True):
+    for path in (private_file, public_file):  # both, before one of them is written
+        if path.exists():
+            raise PolicyRefused("file-exists", f"{path} exists already; keys are never overwritten")
+    for path, key in zip((private_file, public_file), generate(chosen), strict=True):
         try:
             keyfile.write_new(path, key if chosen == "rsa" else base64.b64encode(key) + b"\n")
-        except FileExistsError:
-            raise PolicyRefused("file-exists", f"{path} exists already; keys are never overwritten") from None
+        except OSError:
+            raise PolicyRefused("file-unwritable", f"{path} cannot be written") from None
     console.print(f"{private_file} opens what is shared with {public_file}", highlight=False, soft_wrap=True)
 
 

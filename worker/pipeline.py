@@ -53,6 +53,10 @@ INTEGRITY_SECONDS = 900.0  # nothing heals by itself: an alert is up, a person a
 CRASHED = "worker-crashed"
 NATIVE_SYNTAXES = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
 NEEDS_A_PERSON = (IntegrityError, NotFound, Unsupported)  # no retry heals these: an alert, and a rare look
+#: retried, because a person mends it and the object is not to blame; until then somebody should know
+KEY_TROUBLE = ("patient-key-lost", "patient-key-damaged", "unknown-recipient", "keys-missing", "keys-corrupt")
+    {"patient-key-lost", "patient-key-damaged", "unknown-recipient", "keys-missing", "keys-corrupt"}
+)
 UNPROVEN = "unproven-"  # prefix of the reason under which an original goes on whole after a failed proof
 
 
@@ -293,6 +297,8 @@ def record_failure(gw: Gateway, instance_id: int, owner: str, error: BaseExcepti
     )
     if isinstance(error, NEEDS_A_PERSON):
         gw.index.alert_raise(reason, f"instance {instance_id}", str(error), "critical")
+    elif isinstance(error, Unavailable) and reason in KEY_TROUBLE:
+        gw.index.alert_raise(reason, "key ring", error.message, "critical")
     elif row.attempts > gw.settings.max_attempts and not isinstance(error, PalimpsestError):
         message = "an instance cannot be archived, not even whole; it stays in the spool and is tried again"
         gw.index.alert_raise("stuck", f"instance {instance_id}", message, "critical")

@@ -33,7 +33,7 @@ from stego.seal import unwrap_key
 from worker import container as box
 from worker.envelope import parse_envelope
 from worker.indexing import index_instance
-from worker.pipeline import Work, make_candidate, process_instance, prove
+from worker.pipeline import Work, make_candidate, process_instance, prove, record_failure
 from worker.restore import exact_image, restore
 from worker.retrieve import original_bytes, retrieve
 from worker.shred import Patient, find_patient, shred, verify_statement
@@ -318,8 +318,11 @@ def test_a_study_of_a_patient_with_an_id_is_not_shredded_by_its_uid(gw: Gateway)
 def test_a_lost_patient_key_is_never_made_anew(gw: Gateway) -> None:
     row = archived(gw, made_file(PATIENT, 1))
     rmtree(gw.keys.folder / "patients")
-    with pytest.raises(Unavailable, match="keys restore"):
+    with pytest.raises(Unavailable, match="keys restore") as caught:
         archived(gw, made_file(PATIENT, 2))
     assert gw.keys.patients.ids() == []
+    record_failure(gw, row.id + 1, "test", caught.value)
+    (alert,) = gw.index.alerts()
+    assert (alert.kind, alert.subject) == ("patient-key-lost", "key ring")
     archived(gw, made_file(OTHER, 1))  # the others go on
     assert gw.index.get(row.id).state is State.RELEASED

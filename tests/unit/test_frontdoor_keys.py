@@ -99,6 +99,10 @@ def test_recipients_are_added_listed_and_removed(home: Path, tmp_path: Path) -> 
     listed = call("keys", "recipients", "list")
     assert "to-xwing" in listed and "to-rsa" in listed and listed.count("yes") == 3
     assert "error:" in call("keys", "recipients", "generate", str(private), str(public), ok=False)
+    assert "error:" in call("keys", "recipients", "generate", str(tmp_path / "fresh"), str(public), ok=False)
+    assert not (tmp_path / "fresh").exists()
+    nowhere = str(tmp_path / "no" / "folder")
+    assert "cannot be written" in call("keys", "recipients", "generate", nowhere, str(tmp_path / "p"), ok=False)
     assert "error:" in call("keys", "recipients", "add", "to-rsa", str(public), ok=False)
     public.write_bytes(b"junk")
     assert "error:" in call("keys", "recipients", "add", "other", str(public), ok=False)

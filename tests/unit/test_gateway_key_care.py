@@ -120,6 +120,18 @@ def test_a_restore_that_was_killed_is_finished_by_the_next(
     assert [again.find_kek(key_id) for key_id, _ in keys] == [key for _, key in keys]
 
 
+def test_an_old_backup_restored_over_a_ring_forgets_no_newer_backup(ring: KeyRing, tmp_path: Path) -> None:
+    file = backup(ring, tmp_path / "old")
+    ring.rotate("sign")
+    anna = ring.patient_key(ANNA)[0]
+    newer = ring.backup(tmp_path / "new", PASSPHRASE, log2_n=FAST)
+    again = KeyRing.restore(file, PASSPHRASE, ring.folder, overwrite=True)
+    again.rotate("sign")  # another sign-2 than the one in the newer backup
+    assert not again.backup_current() and again.backed_up([anna]) == frozenset()
+    again.destroy_patient_key(anna, b"")
+    assert [(each.sha256, ids) for each, ids in again.backups_holding([anna])] == [(newer.sha256, (anna,))]
+
+
 def test_a_backup_of_the_first_release_still_restores(tmp_path: Path) -> None:
     old = keystate.RingState(tuple(keystate.new_key(f"{kind}-1", kind, "2026") for kind in keystate.KINDS[:4]))
     head = {"format": "palimpsest-keyring-backup", "version": 1, "kdf": "scrypt", "log2_n": FAST, "r": 8, "p": 1}
