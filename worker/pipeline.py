@@ -55,8 +55,6 @@ NATIVE_SYNTAXES = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
 NEEDS_A_PERSON = (IntegrityError, NotFound, Unsupported)  # no retry heals these: an alert, and a rare look
 #: retried, because a person mends it and the object is not to blame; until then somebody should know
 KEY_TROUBLE = ("patient-key-lost", "patient-key-damaged", "unknown-recipient", "keys-missing", "keys-corrupt")
-    {"patient-key-lost", "patient-key-damaged", "unknown-recipient", "keys-missing", "keys-corrupt"}
-)
 UNPROVEN = "unproven-"  # prefix of the reason under which an original goes on whole after a failed proof
 
 
