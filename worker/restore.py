@@ -21,16 +21,18 @@ from stego.errors import SealError
 from stego.record import Record, unpack_record
 from stego.seal import Context, bitmap_key, open_bitmap, open_record, open_side
 from worker import container as box
+from worker.attributes import read_tolerant
 from worker.container import CarrierMode, SectionType
 from worker.envelope import parse_envelope
 from worker.framepass import Decode, FramePass, Sections, section
 from worker.objectcontext import PASSTHROUGH_MODE
 from worker.pixels import Layout, bytes_from_words, pixel_digest, swap_pairs
 from worker.sealing import OpenedKey, open_wraps, open_wraps_as, pixel_key_that_opens
-from worker.splice import Step, carry_out, unpack_plan
+from worker.splice import Step, carry_out, is_decompressed_plan, unpack_plan
 
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
+PLANAR_CONFIGURATION = 0x00280006
 
 
 @dataclass(frozen=True)
@@ -205,14 +207,26 @@ class _Coded:
         record = unpack_record(self._frames.record(self._context, key.key), find_verify_key=ring.find_verify_key)
         pixel_key = self._flip_sealed(key, ring)
         found = _same(pixel_digest(self._words).hex(), record.pixel_sha256)
-        data = carry_out(side.steps, side.nonpixel, memoryview(self._pixel_stream(side.layout)))
+        pixels = memoryview(self._pixel_stream(side.layout))
+        data = carry_out(side.steps, side.nonpixel, pixels)
         digest = sha256(data).hexdigest()
+        if side.restored_sha256 and not self._is_decompressed(side, data, len(pixels)):
+            raise IntegrityError("plan", "the splice plan makes another file of the same parts")
         _same(digest, side.restored_sha256.hex() if side.restored_sha256 else record.file_sha256)
         nonpixel = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
         key_ids = tuple(each for each in (key.id, record.signer, pixel_key) if each)
         is_open = self._frames.carrier.mode is not CarrierMode.SEALED or bool(pixel_key)
         exactly = digest == record.file_sha256
         return Restored(data, record, digest, exactly, Form.CODED, found, nonpixel, key_ids, is_open)
+
+    def _is_decompressed(self, side: _Side, data: bytes, pixel_bytes: int) -> bool:
+        """Whether plan and layout are what compressed input gets: its restored file is signed in parts only."""
+        layout, fmt = side.layout, self._frames.fmt
+        header = read_tolerant(data) if fmt.samples == 3 else None
+        planar = header is not None and header.number(PLANAR_CONFIGURATION) == 1
+        if layout != Layout(fmt.bits_allocated // 8, False, planar, False):
+            return False
+        return is_decompressed_plan(side.steps, side.nonpixel, pixel_bytes, layout.word_bytes)
 
     def _flip_sealed(self, data_key: OpenedKey, ring: KeyRing) -> str:
         """Flip a sealed bitmap back by the data key; the id of the pixel key that opens it as well, or ''."""

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from gateway.errors import IntegrityError, Unsupported
-from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
+from gateway.errors import IntegrityError, InvalidInstance, Unsupported
+from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, read_meta
 from worker.attributes import Data, DataSet, read_data_set, read_file_meta
 
 PIXEL_DATA = 0x7FE00010
@@ -121,13 +121,34 @@ def plan_decompressed(spans: ObjectSpans, pixel_bytes: int, word_bytes: int) -> 
         raise Unsupported("too-large", "the native pixel data would not fit one element")
     offset, pixels = spans.dataset.offset, spans.pixels
     steps = _meta_steps(spans.dataset.data, offset)
+    steps += [Step(Op.COPY, pixels.start - offset), *_native_element(pixel_bytes, word_bytes)]
+    steps += [Step(Op.COPY, len(spans.dataset.data) - pixels.end)]
+    return tuple(step for step in steps if step.length)
+
+
+def is_decompressed_plan(steps: Sequence[Step], nonpixel: memoryview, pixel_bytes: int, word_bytes: int) -> bool:
+    """Whether `plan_decompressed` could have made this plan for a file with these non-pixel bytes.
+
+    Non-pixel bytes and pixels are signed, the file that compressed input restores to is not: any other plan, by who
+    holds the data key, would make another header of them.
+    """
+    at = next((index for index, step in enumerate(steps) if step.op is Op.PIXELS), 0)
+    try:
+        offset = read_meta(nonpixel)[1]
+        meta = [step for step in _meta_steps(nonpixel, offset) if step.length]
+    except (InvalidInstance, Unsupported, KeyError):
+        return False
+    before = steps[at - 2].length if at - 2 >= len(meta) else 0
+    ours = [*meta, Step(Op.COPY, before), *_native_element(pixel_bytes, word_bytes)]
+    ours += [Step(Op.COPY, len(nonpixel) - offset - before)]
+    return [step for step in ours if step.length] == list(steps)
+
+
+def _native_element(pixel_bytes: int, word_bytes: int) -> list[Step]:
     padding = b"\0" * (pixel_bytes & 1)
     vr = b"OW" if word_bytes == 2 else b"OB"
     header = struct.pack("<HH2sHI", 0x7FE0, 0x0010, vr, 0, pixel_bytes + len(padding))
-    steps += [Step(Op.COPY, pixels.start - offset), Step(Op.INSERT, len(header), header), Step(Op.PIXELS, pixel_bytes)]
-    steps += [Step(Op.INSERT, 1, padding)] if padding else []
-    steps += [Step(Op.COPY, len(spans.dataset.data) - pixels.end)]
-    return tuple(step for step in steps if step.length)
+    return [Step(Op.INSERT, len(header), header), Step(Op.PIXELS, pixel_bytes), Step(Op.INSERT, len(padding), padding)]
 
 
 def _meta_steps(data: Data, offset: int) -> list[Step]:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,17 @@ from gateway.keys import KeyRing, Recipient
 from gateway.policy import ArchiveRule
 from stego import recipients
 from stego.recipients import KINDS, Kind
-from stego.seal import Context, open_record, open_side, wrap_kek_id
-from tests.object_makers import BIG, FACTS, IDENTITY, IMPLICIT, header, image, noisy, save
+from stego.seal import Context, open_record, open_side, seal_side, wrap_kek_id
+from tests.object_makers import BIG, FACTS, IDENTITY, IMPLICIT, header, image, noisy, packaged, save
 from worker import container as box
-from worker.candidate import Candidate, build_candidate, build_passthrough
+from worker.candidate import Candidate, Secrets, build_candidate, build_passthrough
 from worker.container import SectionType
 from worker.encrypted_attributes import open_attributes
 from worker.envelope import Source, build_envelope, parse_envelope
-from worker.pixels import pixel_digest
+from worker.pixels import Layout, bytes_from_words, open_pixels, pixel_digest
 from worker.restore import ExactImage, StegoImage, exact_image, read_image, restore, stego_image
 from worker.sealing import open_wraps_as
+from worker.splice import Op, Step, carry_out, pack_plan, read_object, unpack_plan
 from worker.verify import check_envelope
 
 FILE = image([noisy()], stored=16)
@@ -470,3 +472,47 @@ def test_any_image_under_any_rule_comes_back(
     assert pixel_digest(exact_image(built.envelope, ring).frames()).hex() == built.pixel_sha256
     seen = read_image(built.envelope)
     assert (type(seen) is StegoImage) == (built.carrier == "sealed-bitmap")
+
+
+# --- who holds the data key may read, and not write ---
+
+
+def _rewritten(steps: tuple[Step, ...], at: int, new: bytes) -> tuple[Step, ...]:
+    """The plan with `new` in place of as many non-pixel bytes from `at` on."""
+    out: list[Step] = []
+    taken = 0
+    for step in steps:
+        if step.op is Op.COPY and taken <= at and at + len(new) <= taken + step.length:
+            out += [Step(Op.COPY, at - taken), Step(Op.SKIP, len(new)), Step(Op.INSERT, len(new), new)]
+            out += [Step(Op.COPY, step.length - (at - taken) - len(new))]
+        else:
+            out.append(step)
+        taken += step.length if step.op in (Op.COPY, Op.SKIP) else 0
+    return tuple(out)
+
+
+@pytest.mark.parametrize("form", ["native", "compressed"])
+def test_a_holder_of_the_data_key_cannot_give_the_file_another_header(form: str, ring: KeyRing) -> None:
+    """A recipient opens the object; with write access to the archive it must still not forge what is restored."""
+    data = image([noisy(64, 64)], stored=12) if form == "native" else packaged("MR_small_jpeg_ls_lossless.dcm")
+    secrets = Secrets(bytes(16), bytes(range(32)))
+    built = build_candidate(data, FACTS, ring, secrets=secrets)
+    sections = {kind: bytes(body) for kind, body in box.parse(parse_envelope(built.envelope).container).items()}
+    context = Context.parse(sections[SectionType.CONTEXT])
+    opened = open_side(sections[SectionType.SIDE], data_key=secrets.data_key, context=context, label="nonpixel")
+    head = 34 if opened[1] else 2
+    layout, used = Layout.unpack(opened[head : head + 16])
+    steps, length = unpack_plan(opened[head + used :])
+    nonpixel = opened[head + used + length :]
+    forged = _rewritten(steps, nonpixel.index(b"\x10\x00\x10\x00PN") + 8, b"MALLORY^MAX^")
+    assert forged != steps
+    pixels = b"".join(bytes_from_words(words, source.fmt, layout) for source in [open_pixels(read_object(data))]
+                      for words in source)  # fmt: skip
+    file = carry_out(forged, memoryview(nonpixel), memoryview(pixels))
+    assert b"MALLORY" in file
+    side = b"".join((b"\x01\x01", sha256(file).digest(), layout.pack(), pack_plan(forged), nonpixel))
+    sections[SectionType.SIDE] = seal_side(side, data_key=secrets.data_key, context=context, label="nonpixel")
+    envelope = build_envelope(box.build(sections), Source("a" * 64, "P", "1.2", "1.3", "1.4"), "", bytes(32))
+    with pytest.raises(IntegrityError) as caught:
+        restore(envelope, ring)
+    assert caught.value.reason == "seal-refused"
