@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from stego.errors import CarrierError
 from stego.pixelheader import Places
 from stego.selfcontained import METHODS, embed
 from tests.unit import selfcontained_reader as reader
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "payload-format.md").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,12 @@ def test_blocks_turn_back_as_the_description_says(barred: tuple[int, ...]) -> No
         assert frame.x == turned.reshape(-1).tolist()
         flips.add(int(np.count_nonzero(turned != values)))
     assert flips >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("cut", [None, (-2, False), (-2, True)])
+def test_vectors_of_the_description(cut: tuple[int, bool] | None) -> None:
+    for table in reader.tables((12, 2, 14), 1, cut, 200, 2):
+        assert f"`{' '.join(map(str, table))}`" in DOCUMENT
 
 
 def test_tables_of_any_law_are_what_the_description_says() -> None:
