@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hmac
+import io
 import json
 import lzma
+import struct
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from gateway.errors import IntegrityError
@@ -19,6 +25,7 @@ from stego.errors import SealError
 from tests.golden.make_stego_vectors import StegoRing, digest, keys_of, table_digest
 from tests.object_makers import IDENTITY
 from tests.unit import selfcontained_reader
+from tests.unit.test_stego_hidden_format import read as read_hidden
 from worker.stegoobject import open_stego
 
 FOLDER = Path(__file__).parent / "stego"
@@ -90,6 +97,50 @@ def test_hidden_frames_restore(name: str) -> None:
     message = bytes.fromhex(want["message"])
     assert hidden.extract(frame(name), len(message), stego_key=key, salt=salt) == message
     assert digest(hidden.restore(frame(name), bytes.fromhex(want["changes"]))) == want["original_sha256"]
+
+
+@pytest.mark.parametrize("name", names("hidden-"))
+def test_hidden_frames_are_read_by_the_description(name: str) -> None:
+    key, salt, _ = keys_of(name)
+    message = bytes.fromhex(EXPECTED[name]["message"])
+    assert read_hidden(frame(name), len(message), key, salt) == message
+
+
+@pytest.mark.parametrize("name", [name for name in names("object-") if EXPECTED[name]["mode"] == "self-contained"])
+def test_stego_objects_are_read_by_the_description(name: str) -> None:
+    """docs/payload-format.md, sections 8, 9 and 12, from pixels, header and the published key: the capsule."""
+    ds, ring = pydicom.dcmread(io.BytesIO(stored(name))), StegoRing()
+    values = ds.pixel_array.astype(np.int32)
+    low = -(1 << (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
+    high = low + (1 << ds.BitsStored) - 1
+    lattice = values[2::4, 2::4]
+    head = struct.pack(">IIBBB", *values.shape, ds.BitsStored, ds.PixelRepresentation, 14) + b"self-contained"
+    salt = sha256(b"palimpsest/lattice/v1\0" + head + lattice.astype("<i4").tobytes()).digest()
+    key = selfcontained_reader.hkdf(ring.stego, salt, "palimpsest/pixel/v1/self-contained", 32)
+    barred = {value for value in (int(lattice.min()), int(lattice.max()))
+              if np.count_nonzero(lattice == value) >= max(8, lattice.size // 200)}  # fmt: skip
+    barred |= {int(ds.PixelPaddingValue)} if "PixelPaddingValue" in ds else set()
+    while low in barred:
+        low += 1
+    while high in barred:
+        high -= 1
+    inside = {value for value in barred if low < value < high}
+    capsule, original = selfcontained_reader.read(values.tolist(), low, high, inside, key, salt)
+    tag_key = selfcontained_reader.hkdf(key, salt, "palimpsest/capsule/tag/v1", 32)
+    assert len(capsule) in (768, 1024, 1280, 2304)
+    inner = _opened(capsule, key, salt)
+    assert hmac.new(tag_key, inner, "sha256").digest() == capsule[:32]
+    assert inner[:16].hex() == EXPECTED[name]["object_id"]
+    archived = FOLDER / f"{name}-restoration.xz"
+    restoration = lzma.decompress(archived.read_bytes()) if archived.exists() else None
+    back = open_stego(stored(name), ring, restoration=restoration)  # type: ignore[arg-type]
+    assert np.array_equal(pydicom.dcmread(io.BytesIO(back.data)).pixel_array, np.array(original))
+
+
+def _opened(capsule: bytes, key: bytes, salt: bytes) -> bytes:
+    info = b"palimpsest/capsule/whiten/v1" + capsule[:32]
+    stream = selfcontained_reader.chacha(HKDF(SHA256(), 32, salt, info).derive(key), len(capsule) - 32)
+    return bytes(a ^ b for a, b in zip(capsule[32:], stream, strict=True))
 
 
 @pytest.mark.parametrize("name", names("object-"))
