@@ -46,6 +46,9 @@ _WORTH = 1 / 150  # part of the rate that an outer class must bring to be worth 
 MAX_CHANGES = (1, 2, 3, 5, 8, 12, 20, 31)
 _CLOSE = 1.03  # a smaller change may cost this much more
 _STRIDE = 32
+_RICHER = 1.4  # classes are chosen at a rate this much above the one wanted,
+_ROUGH = 0.15  # up to this part more
+_TAKEN = 1.04  # changes of more than one make their neighbours' errors wider: so much more rate is planned for
 _GUESS = 192  # a price that most searches end near
 _FALL = 0.04  # part of the bits that the next price takes, about
 _FLOOR = 8  # the lowest price worth trying: changes cost next to nothing
@@ -88,11 +91,11 @@ def plan_for(
     if nbits == 0:
         return Plan(weights, first, _fit_all(counts, ends), 0, max_change or 1, counts, ends, max_change is None)
     rough = Plan(weights, first, _fit_all(counts, ends, 0), 0, 1, counts, ends, max_change is None)
-    most = max_change or MAX_CHANGES[-1]
-    plan = _trimmed(
-        replace(rough, price=_Model(rough).price(nbits, most, (_FLOOR, PRICES - 1), _GUESS), max_change=most)
-    )
-    return _priced(replace(plan, classes=_fit_all(plan.counts, plan.ends)), nbits, max_change)
+    plan = _priced(_trimmed(rough, nbits, max_change or MAX_CHANGES[-1]), nbits, max_change)
+    if plan.max_change == 1:
+        return plan
+    limits = max(_FLOOR, plan.price - _STRIDE), plan.price
+    return replace(plan, price=_Model(plan).price(nbits * _TAKEN, plan.max_change, limits, plan.price))
 
 
 def refitted(plan: Plan, seen: NDArray[np.float64], ends: NDArray[np.float64], nbits: float) -> Plan:
@@ -120,21 +123,18 @@ def _priced(plan: Plan, nbits: float, max_change: int | None) -> Plan:
     return replace(plan, max_change=MAX_CHANGES[-1], price=free)
 
 
-def _trimmed(plan: Plan) -> Plan:
-    """Without the first and last classes that bring next to nothing."""
-    sources, outputs, widths = _whole(plan, max(0, plan.price - 6), plan.max_change)
-    bits = np.array(
-        [
-            _gain(plan.counts[n : n + 1], plan.classes[n : n + 1], sources[n:], outputs[n:], widths[n:])[0]
-            for n in range(widths.size)
-        ]
-    )
+def _trimmed(plan: Plan, nbits: float, max_change: int) -> Plan:
+    """Without the first and last classes that bring next to nothing at a rate above the one wanted; the rest fitted."""
+    model = _Model(plan)
+    price = model.price(nbits * _RICHER, max_change, (_FLOOR, PRICES - 1), _GUESS, _ROUGH)
+    bits = model.by_class(price, max_change)[:, 0]
     used = np.flatnonzero(bits > _WORTH * bits.sum())
     if not used.size:
         raise CarrierError("capacity")
     low, high = int(used[0]), int(used[-1]) + 1
-    part = replace(plan, first=plan.first + low, classes=plan.classes[low:high])
-    return replace(part, counts=plan.counts[low:high], ends=plan.ends[low:high])
+    counts, ends = plan.counts[low:high], plan.ends[low:high]
+    part = replace(plan, first=plan.first + low, classes=_fit_all(counts, ends), price=price)
+    return replace(part, counts=counts, ends=ends)
 
 
 class _Model:
@@ -142,29 +142,37 @@ class _Model:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._known: dict[tuple[int, int], tuple[float, float]] = {}
+        self._known: dict[tuple[int, int], NDArray[np.float64]] = {}
+
+    def by_class(self, price: int, max_change: int) -> NDArray[np.float64]:
+        """float64 (n, 2): bits and squared changes of each class."""
+        at = price, max_change
+        if at not in self._known:
+            self._known[at] = _by_class(self._plan, price, max_change)
+        return self._known[at]
 
     def expected(self, price: int, max_change: int) -> tuple[float, float]:
         """As the function of this name."""
-        at = price, max_change
-        if at not in self._known:
-            self._known[at] = expected(self._plan, price, max_change)
-        return self._known[at]
+        bits, squares = self.by_class(price, max_change).sum(0).tolist()
+        return bits, squares
 
     def gives(self, wanted: float, price: int, max_change: int) -> bool:
         """Whether some price gives `wanted` bits; `price` is one to begin with, as tables of low ones take long."""
         first = max(_FLOOR, price - _STRIDE)
         return any(self.expected(at, max_change)[0] >= wanted for at in (first, _FLOOR))
 
-    def price(self, wanted: float, max_change: int, limits: tuple[int, int], guess: int) -> int:
-        """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does. Bits
-        fall as the price rises, by a part that hardly changes from one price to the next, which the search follows."""
+    def price(self, wanted: float, max_change: int, limits: tuple[int, int], guess: int, slack: float = 0) -> int:
+        """The highest price within `limits` at which the model gives `wanted` bits; the lowest where none does; with
+        `slack` one that gives up to this part more will do. Bits fall as the price rises, by a part that hardly changes
+        from one price to the next, which the search follows."""
         low, high = limits[0] - 1, limits[1] + 1  # enough at low, too little at high
         at, fall = min(max(guess, limits[0]), limits[1]), _FALL
         last: tuple[int, float] | None = None
         while high - low > 1:
             over = math.log(max(1.0, self.expected(at, max_change)[0]) / wanted)
             low, high = (at, high) if over >= 0 else (low, at)
+            if 0 <= over < slack:
+                break
             if last is not None and (over - last[1]) * (last[0] - at) > 0:
                 fall = min(max((over - last[1]) / (last[0] - at), _FALL / 8), 4 * _FALL)
             last = at, over
@@ -175,15 +183,15 @@ class _Model:
 
 def expected(plan: Plan, price: int, max_change: int) -> tuple[float, float]:
     """(bits, sum of squared changes) that the model expects of the frame."""
-    sources, outputs, widths = _whole(plan, price, max_change)
-    bits, squares = _gain(plan.counts, plan.classes, sources, outputs, widths)
-    return float(bits), float(squares)
+    bits, squares = _by_class(plan, price, max_change).sum(0).tolist()
+    return bits, squares
 
 
-def _whole(plan: Plan, price: int, max_change: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Tables of whole windows: (sources, outputs, widths)."""
+def _by_class(plan: Plan, price: int, max_change: int) -> NDArray[np.float64]:
     tables = Tables.of(plan.classes, price, max_change)
-    return tables.sources[:, :, 0], tables.outputs[:, :, 0], tables.widths
+    gains = np.zeros((plan.classes.shape[0], 2))
+    _gain(plan.counts, plan.classes, tables.sources[:, :, 0], tables.outputs[:, :, 0], tables.widths, gains)
+    return gains
 
 
 def _fit_all(counts: NDArray[np.float64], ends: NDArray[np.float64], rounds: int = 12) -> NDArray[np.int64]:
@@ -297,10 +305,11 @@ def _fit(counts: Any, ends: Any, classes: Any, rounds: Any) -> Any:
 
 
 @kernel
-def _gain(counts: Any, classes: Any, sources: Any, outputs: Any, widths: Any) -> Any:
-    """Expected (bits, squares): an error's slots spread over outputs in order; each gives log of source by output."""
-    total, squares = 0.0, 0.0
+def _gain(counts: Any, classes: Any, sources: Any, outputs: Any, widths: Any, gains: Any) -> Any:
+    """Expected (bits, squares) of each class: an error's slots spread over outputs in order; each gives log of source
+    by output."""
     for n in range(counts.shape[0]):
+        total, squares = 0.0, 0.0
         reach = widths[n]
         if reach == 0:
             continue
@@ -322,4 +331,4 @@ def _gain(counts: Any, classes: Any, sources: Any, outputs: Any, widths: Any) ->
                         total += share * np.log2(length / (y[at + 1] - y[at]))
                         squares += share * (at - k) * (at - k)
                     slot = end
-    return total, squares
+        gains[n, 0], gains[n, 1] = total, squares

@@ -58,9 +58,9 @@ def half_width(index: Any) -> Any:
 
 @dividing
 def _quotient(number: Any, divisor: Any) -> Any:
-    """number // divisor of int64 >= 0. A float's quotient is at most one off; of a number below 2^53 its floor is
-    exact, as the quotient's distance from the next whole number, a divisor's part, is more than it is rounded by.
-    This vectorises where a division of integers does not."""
+    """number // divisor of int64 >= 0, the quotient below 2^51. The float's is at most one off; of a number below 2^53
+    its floor is exact, as its distance from the next whole number, 1 / divisor or more, is more than what it is
+    rounded by. IEEE 754 makes that so on every machine; it vectorises where a division of integers does not."""
     guess = np.int64(np.float64(number) / np.float64(divisor))
     rest = number - guess * divisor
     return guess + (1 if rest >= divisor else 0) - (1 if rest < 0 else 0)

@@ -75,15 +75,17 @@ def forward(
     """
     original, need = work.copy(), 8.0 * len(stack)
     walk = _Walk(work, mask, bars, stack)
-    best: Plan | None = None
-    reached = 0
+    best: tuple[Plan, BitWriter, NDArray[np.int32]] | None = None
+    reached = worse = 0
     known: dict[int, float] = {}  # price: bits that the whole frame would take
     for _ in range(_TRIES):
         end = walk.go(plan, original)
         if end.left == 0 and end.stop >= _LEAST_USE * work.size:
             return _body(plan, end)
-        if end.left == 0 and (best is None or end.stop > reached):
-            best, reached = plan, end.stop
+        if end.left == 0 and end.stop > reached:
+            best, reached, worse = (plan, _body(plan, end), work.copy()), end.stop, 0
+        elif best is not None:
+            worse += 1
         done = max(1.0, (need - 8 * end.left) * work.size / max(1, end.stop))
         known[plan.price] = done
         model = expected(replace(plan, counts=end.seen), plan.price, plan.max_change)[0]
@@ -92,8 +94,11 @@ def forward(
         if plan.max_change != change:
             known.clear()
         plan = replace(plan, price=_between(known, plan.price, need * _SPARE))
+        if best is not None and (worse > 1 or (plan.price, plan.max_change) == (best[0].price, best[0].max_change)):
+            break  # the next would hardly be better
     if best is not None:
-        return _body(best, walk.go(best, original))
+        work[:] = best[2]
+        return best[1]
     for last in _widest(plan):
         end = walk.go(last, original)
         if end.left == 0:

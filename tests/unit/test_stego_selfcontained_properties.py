@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stego import bound, errortables
+from stego import bound, errortables, interpolation
 from stego.carriers import Ground, ground, segment
 from stego.cover import Cover
 from stego.errors import CarrierError, SealError
@@ -286,3 +286,40 @@ def test_the_bound_grows_and_needs_change() -> None:
     assert bound.bound(np.full((64, 64), 7, np.int32), 3.0, max_change=1) == float("inf")
     smooth = bound.smoothed(counts * 1.0)
     assert smooth.sum() == pytest.approx(counts.sum(), rel=1e-3)
+
+
+@CASES
+@given(st.integers(0, 2**62), st.integers(1 << 14, 2**48))
+def test_quotients_by_way_of_floats_are_exact(number: int, divisor: int) -> None:
+    for near in (number, number // divisor * divisor, max(0, number // divisor * divisor - 1)):
+        assert errortables._quotient(near, divisor) == near // divisor
+
+
+def test_parts_of_a_row_give_activity_and_prediction_as_defined() -> None:
+    rng = np.random.default_rng(3)
+    work = rng.integers(-(2**15), 2**16, (5, 9)).astype(np.int32)
+    weights = rng.integers(-interpolation.LIMIT, interpolation.LIMIT + 1, interpolation.FEATURES)
+    parts = np.empty((interpolation.PARTS, 9), np.int64)
+    interpolation.row_parts(work, 2, weights, parts)
+    work[2, 3] += 7  # a walk changes samples of its row
+    interpolation.set_steepness(work, 2, 3, parts)
+    inner, outer = interpolation.row_weights(weights)
+    out = np.empty(interpolation.FEATURES, np.int64)
+    for c in range(2, 7):
+        near = interpolation.features(work.reshape(-1), 2 * 9 + c, 9, out)
+        total = interpolation.UNIT * int(near) + sum(int(w) * int(f) for w, f in zip(weights, out, strict=True))
+        assert interpolation.quarters(work[2], c, parts, inner, outer) == (total + 128) // 256
+        assert interpolation.activity(work[2], c, parts) == _activity(work, c)
+
+
+def _activity(work: NDArray[np.int32], c: int) -> int:
+    """By the definition: differences along every row and column of the 5 x 5 around (2, c)."""
+    total = 0
+    for lines in (work[:, c - 2 : c + 3].astype(int), work[:, c - 2 : c + 3].astype(int).T):
+        for n, (a, b, middle, d, e) in enumerate(lines.tolist()):
+            if n == 2:
+                total += abs(a - b) + 2 * abs(b - d) + abs(d - e)
+            else:
+                twice = 2 if n in (1, 3) else 1
+                total += abs(a - b) + twice * (abs(b - middle) + abs(middle - d)) + abs(d - e)
+    return total
