@@ -52,6 +52,7 @@ class KeyRing:
         self.patients = PatientKeys(self._folder, self.master)
         #: told of every use of a key: what for, and the key's id. None: nobody asks.
         self.observer: Callable[[str, str], None] | None = None
+        self._moment: datetime | None = None  # see `as_of`
         #: whether archived objects are sealed to this patient key: such a one is never made anew
         self.in_use: Callable[[str], bool] = lambda key_id: False
         keyfile.check_owner_only(self._folder)
@@ -95,6 +96,16 @@ class KeyRing:
         """What wraps the patient keys: the remote master, or the ring's own `kek` keys."""
         return self._remote or state_master(self._state, lambda: self._add("kek"))
 
+    def as_of(self, moment: float) -> KeyRing:
+        """The same ring, whose current keys are those in use at `moment` (seconds since the epoch).
+
+        What was begun before a rotation is finished with the keys it was begun with, so that it stays the same object.
+        """
+        view = KeyRing.__new__(KeyRing)
+        view.__dict__.update(self.__dict__)
+        view._moment = datetime.fromtimestamp(moment, UTC)
+        return view
+
     # --- keys ---
 
     def kek_current(self) -> tuple[str, bytes]:
@@ -132,7 +143,7 @@ class KeyRing:
 
     def signing_key(self) -> tuple[str, bytes]:
         """(id, raw 32-byte Ed25519 private key) for new records."""
-        return self._noted("sign", self._state().current("sign"))
+        return self._noted("sign", self._state().current("sign", self._moment))
 
     def find_verify_key(self, key_id: str) -> bytes:
         """Raw 32-byte Ed25519 public key of this id. Raises UnknownKey."""
@@ -141,7 +152,7 @@ class KeyRing:
 
     def pseudonym_key(self) -> bytes:
         """32 bytes for new pseudonyms. After a rotation the same patient gets new pseudonyms."""
-        return self._noted("pseudonym", self._state().current("pseudo"))[1]
+        return self._noted("pseudonym", self._state().current("pseudo", self._moment))[1]
 
     def token_key(self) -> tuple[str, bytes]:
         """(id, 32 bytes) that sign new bearer tokens."""
@@ -153,7 +164,7 @@ class KeyRing:
 
     def stego_key(self) -> tuple[str, bytes]:
         """(id, 32 bytes) for new pixel carriers. Raises UnknownKey for an old ring that was only ever read."""
-        return self._noted("embed", self._state().current("stego"))
+        return self._noted("embed", self._state().current("stego", self._moment))
 
     def stego_keys(self) -> tuple[tuple[str, bytes], ...]:
         """All stego keys, newest first: what an extraction tries."""
@@ -161,7 +172,7 @@ class KeyRing:
 
     def pixel_key(self) -> tuple[str, bytes]:
         """(id, 32 bytes) that wraps new sealed bitmaps' keys. Raises as `stego_key`."""
-        return self._noted("wrap", self._state().current("pixel"))
+        return self._noted("wrap", self._state().current("pixel", self._moment))
 
     def find_pixel_key(self, key_id: str) -> bytes:
         """The pixel key of this id, 32 bytes. Raises UnknownKey."""

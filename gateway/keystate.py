@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
@@ -116,9 +117,14 @@ class RingState:
     recipients: tuple[Recipient, ...] = ()
     seal: Seal | None = field(default=None, repr=False)
 
-    def current(self, kind: str) -> Key:
-        """The newest key of a kind. Raises UnknownKey for a kind that an old ring does not have yet."""
+    def current(self, kind: str, at: datetime | None = None) -> Key:
+        """The newest key of a kind, or the one in use at a time (the oldest, before there was any).
+
+        Raises UnknownKey for a kind that an old ring does not have yet.
+        """
         found = self.of_kind(kind)
+        if at is not None and found:
+            found = tuple(key for key in found if datetime.fromisoformat(key.created) <= at) or found[-1:]
         if not found:
             raise UnknownKey("unknown-key", f"the key ring has no {kind} key yet: open it once for use")
         return found[0]

@@ -111,8 +111,8 @@ def _made(
     export, secrets = begun
     try:
         made = make_stego(
-            data, provenance(gw, row), gw.keys, mode=mode, profile=profile_of(rule), side=rule.restoration,
-            secrets=secrets,
+            data, provenance(gw, row), gw.keys.as_of(export.created_at), mode=mode, profile=profile_of(rule),
+            side=rule.restoration, secrets=secrets,
         )  # fmt: skip
         record_key, record_digest = _archive_restoration(gw, made)
     except (Unsupported, InvalidInstance):

@@ -20,9 +20,9 @@ from stego.record import Record, unpack_record
 from stego.seal import open_record
 from worker.attributes import Data, DataSet
 from worker.pixelrules import MAX_FRAMES_TRIED, cover_of, padding_values, words_of
-from worker.pixels import PixelSource, bytes_from_words, little_endian, open_pixels, swap_pairs
+from worker.pixels import Layout, PixelSource, bytes_from_words, little_endian, open_pixels, swap_pairs
 from worker.sealing import open_wraps
-from worker.splice import carry_out, read_object
+from worker.splice import carry_out, is_decompressed_plan, read_object
 from worker.stegoframe import MODES, FrameReading, Mode, read_frame
 from worker.stegoheader import find_container
 from worker.stegoside import Restoration, SidePart, parse_restoration, parse_restoration_envelope
@@ -144,7 +144,16 @@ def rebuild(source: PixelSource, reading: StegoReading, restoration: Restoration
     if side.layout.swapped:
         pixels = bytearray(swap_pairs(pixels + side.layout.pad))
     data = carry_out(side.steps, side.nonpixel, memoryview(pixels))
+    if side.compressed and not _is_decompressed(side, source, len(pixels)):
+        raise IntegrityError("restore-mismatch", "what was restored is not what was recorded")
     return _compared(data, digest.hexdigest(), side, reading)
+
+
+def _is_decompressed(side: SidePart, source: PixelSource, pixel_bytes: int) -> bool:
+    """As in `worker.restore`: what compressed input restores to is signed in parts only, so its plan is checked."""
+    if side.layout != Layout(source.fmt.bits_allocated // 8, False, False, False):
+        return False
+    return is_decompressed_plan(side.steps, side.nonpixel, pixel_bytes, side.layout.word_bytes)
 
 
 def _compared(data: bytes, pixel_sha256: str, side: SidePart, reading: StegoReading) -> RestoredStego:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -360,3 +361,21 @@ def test_a_replay_after_a_shredding_ends_and_holds_nobody_up(site: Site) -> None
     gw.index.forward_replay(row.id, "admin")
     done = site.forward(first)
     assert done.state is ForwardState.DEAD and done.reason == "identity-shredded"
+
+
+def test_a_rotation_between_two_tries_leaves_the_object_what_it_was(site: Site) -> None:
+    instance_id = site.take_in(picture())
+    row = site.gw.index.get(instance_id)
+    first = represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    created = site.gw.index.exports(instance_id=instance_id)[0].created_at
+    time.sleep(max(0.0, created + 1.1 - time.time()))  # keys' ages are in whole seconds
+    for kind in ("sign", "stego", "pseudo", "kek"):
+        site.gw.keys.rotate(kind)
+    again = represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    assert (again.name, again.data) == (first.name, first.data)
+    assert open_stego(again.data, site.gw.keys, restoration=_record(site, instance_id)).data == picture()
+
+
+def _record(site: Site, instance_id: int) -> bytes:
+    [export] = site.gw.index.exports(instance_id=instance_id)
+    return site.gw.archive.get(str(export.record_key), str(export.record_digest))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from gateway.errors import IntegrityError, PalimpsestError, PolicyRefused, Unsup
 from gateway.keys import KeyRing
 from stego.lattice import lattice
 from tests.object_makers import BIG, EXPLICIT, FACTS, IDENTITY, IMPLICIT, RLE, image, packaged, save
+from worker import stegoside
 from worker.candidate import Secrets, build_candidate
 from worker.deid_profile import Profile
 from worker.pixels import open_pixels, pixel_digest
 from worker.restore import restore
-from worker.splice import read_object
+from worker.splice import Op, Step, carry_out, read_object
 from worker.stegoframe import MODES, Mode
 from worker.stegoobject import StegoObject, make_stego, open_stego, read_stego
 from worker.stegoread import find_capsule
@@ -396,3 +398,28 @@ def test_damage_in_the_header_part_is_refused(ring: KeyRing) -> None:
 def test_secrets_are_not_shown() -> None:
     secrets = Secrets(b"\x01" * 16, b"\x02" * 32)
     assert "02" not in repr(replace(secrets))
+
+
+def test_a_holder_of_the_data_key_cannot_give_the_file_another_header(
+    ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opens the side part could seal another one: what is not signed must follow from what is."""
+    stego = made(image([grainy()], stored=12), ring, "self-contained")
+    real = stegoside.unpack_part
+
+    def forged(data: bytes) -> stegoside.SidePart:
+        part = real(data)
+        at = bytes(part.nonpixel).index(b"\x10\x00\x10\x00PN") + 8
+        first = next(index for index, step in enumerate(part.steps) if step.op is Op.COPY and step.length > at)
+        taken = sum(step.length for step in part.steps[:first] if step.op in (Op.COPY, Op.SKIP))
+        copied = part.steps[first].length - (at - taken) - 4
+        changed = (Step(Op.COPY, at - taken), Step(Op.SKIP, 4), Step(Op.INSERT, 4, b"EVE^"), Step(Op.COPY, copied))
+        steps = (*part.steps[:first], *changed, *part.steps[first + 1 :])
+        source = open_pixels(read_object(image([grainy()], stored=12)))
+        pixels = b"".join(words.astype("<u2").tobytes() for words in source)
+        file = carry_out(steps, part.nonpixel, memoryview(pixels))
+        assert b"EVE^" in file
+        return replace(part, compressed=True, steps=steps, restored_sha256=sha256(file).digest())
+
+    monkeypatch.setattr(stegoside, "unpack_part", forged)
+    assert refused(stego.part10, ring, stego.restoration).startswith("restore-mismatch")
