@@ -1,11 +1,12 @@
 """Distortion and time of the self-contained carrier beside the bound, on a folder of images.
 
-    python -m tests.acceptance.selfcontained_bound IMAGE... [--rates .02 .05 .1 .15 .25] [--no-bound]
+    python -m tests.acceptance.selfcontained_bound IMAGE... [--rates .02 .05 .1 .15 .25] [--no-bound] [--repeat N]
 
 For each image and rate: MSE of the recursive carrier and of plain prediction-error expansion, the bound of the same
 image over the samples that a carrier may change (stego.bound: rhombus errors in eight contexts; as counted, and
 smoothed where a class has too few samples to know its histogram), and CPU time of embedding (which includes its own
-extraction) and of extracting. Every message comes back and every image is restored, or the run ends with an error.
+extraction) and of extracting, the least of N. Every message comes back and every image is restored, or the run ends
+with an error.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pydicom
@@ -25,6 +28,7 @@ from stego.cover import Cover
 from stego.errors import CarrierError
 from stego.selfcontained import capacity, embed, extract
 
+Result = TypeVar("Result")
 KEYS = {"stego_key": bytes(range(32)), "salt": bytes(32)}
 
 
@@ -50,19 +54,27 @@ def changeable(cover: Cover) -> NDArray[np.bool_]:
     return np.asarray(free & (mask | land.mask))
 
 
-def measured(cover: Cover, message: bytes, method: str) -> tuple[str, float, float, float]:
+def measured(cover: Cover, message: bytes, method: str, repeat: int = 1) -> tuple[str, float, float, float]:
     """(MSE and largest change, MSE, embedding ms, extracting ms)."""
     try:
-        started = time.process_time()
-        out = embed(cover, message, method=method, **KEYS)
-        between = time.process_time()
+        out, embedding = least_time(repeat, lambda: embed(cover, message, method=method, **KEYS))
     except CarrierError as error:
         return error.reason, float("nan"), 0.0, 0.0
-    got, values = extract(Cover(out.values, cover.low, cover.high, cover.barred), **KEYS)
-    ended = time.process_time()
+    carrier = Cover(out.values, cover.low, cover.high, cover.barred)
+    (got, values), extracting = least_time(repeat, lambda: extract(carrier, **KEYS))
     if got != message or not np.array_equal(values, cover.values):
         raise SystemExit("not restored")
-    return f"{out.mse:.4f} ({out.max_change})", out.mse, 1000 * (between - started), 1000 * (ended - between)
+    return f"{out.mse:.4f} ({out.max_change})", out.mse, embedding, extracting
+
+
+def least_time(repeat: int, act: Callable[[], Result]) -> tuple[Result, float]:
+    """(what `act` gives, the least CPU time of `repeat` runs in ms)."""
+    times = []
+    for _ in range(repeat):
+        started = time.process_time()
+        result = act()
+        times.append(1000 * (time.process_time() - started))
+    return result, min(times)
 
 
 def main() -> None:
@@ -70,6 +82,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--rates", nargs="+", type=float, default=[0.02, 0.05, 0.1, 0.15, 0.25])
     parser.add_argument("--no-bound", action="store_true")
+    parser.add_argument("--repeat", type=int, default=1)
     options = parser.parse_args()
     print("| image | bpp | plain PEE: MSE (most) | ours: MSE (most) | bound | ratio | smoothed | ratio | ms |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -81,7 +94,7 @@ def main() -> None:
         for rate in options.rates:
             message = os.urandom(int(rate * cover.values.size / 8))
             plain = measured(cover, message, "plain_pee")[0]
-            ours, mse, embedding, extracting = measured(cover, message, "recursive")
+            ours, mse, embedding, extracting = measured(cover, message, "recursive", options.repeat)
             cells = [path.name, f"{rate:g}", plain, ours]
             for histograms in () if options.no_bound else (counts, bound.smoothed(counts)):
                 least = bound.at_rate(histograms, cover.values.size, rate).mse
