@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.errors import InvalidInstance, PolicyRefused, Unsupported
+from gateway.errors import InvalidInstance, NotFound, PolicyRefused, Unavailable, Unsupported
 
 if TYPE_CHECKING:
     from gateway.keys import KeyRing
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from palimpsest.payload_files import Embedded, Mode
     from worker.capacity import Capacity
     from worker.deid_profile import Profile
+    from worker.stegoseries import StegoSeries
 
 Home = Annotated[Path | None, typer.Option(help="Folder that holds a gateway's state.", metavar="DIR")]
 Keys = Annotated[
@@ -75,7 +76,7 @@ def _measured(path: Path, payload_bytes: int) -> dict[str, Any]:
 
     try:
         found = measure_capacity(read_file(path), payload_bytes)
-    except (InvalidInstance, Unsupported) as error:
+    except (InvalidInstance, NotFound, Unavailable, Unsupported) as error:
         console.print(f"{path}: {error.reason}: {error.message}", markup=False, highlight=False, soft_wrap=True)
         return {"path": str(path), "reason": error.reason}
     console.print(_capacity_table(path, found))
@@ -141,14 +142,23 @@ def payload_embed(
     home: Home = None,
 ) -> None:
     """Seal a file's identity into its image. The result was opened again and compared before it is written."""
-    from palimpsest.payload_files import attempts, check_free, embed, open_ring, read_file, record_use, write_result
+    from palimpsest.payload_files import (
+        attempts,
+        check_apart,
+        check_free,
+        embed,
+        open_ring,
+        read_file,
+        record_use,
+        write_embedded,
+    )
 
     chosen = _mode(mode, destination)
     if chosen == "hidden" and restoration is None:
         raise typer.BadParameter("hidden shows nothing in the image, so what restores it needs a place: --restoration")
-    for path in (None if file.is_dir() else out, restoration):
-        if path is not None:
-            check_free(path, force=force)
+    check_apart(out, restoration)
+    if not file.is_dir():
+        check_free(out, force=force)
     settings = _settings(home, policy)
     if file.is_dir():
         if chosen != "hidden" or restoration is None:
@@ -162,11 +172,9 @@ def payload_embed(
     if "hidden" in tries and restoration is None:
         raise typer.BadParameter("the policy may choose hidden here, which needs --restoration FILE")
     made = embed(data, ring, rules, tries, _profile(option, rule), restoration_apart=restoration is not None)
-    if made.restoration is not None and restoration is not None:
-        write_result(restoration, made.restoration, force=force)  # first: the image alone could not be restored
-    write_result(out, made.data, force=force)
     detail = {"representation": made.representation, "key_id": str(made.facts["patient key"]), "bytes": len(made.data)}
     record_use(settings, keys, "payload-embedded", detail)
+    write_embedded(out, made, restoration, force=force)
     _print_embedded(out, restoration, made, len(data))
 
 
@@ -177,10 +185,12 @@ def _embed_folder(
     from palimpsest.payload_files import open_ring, record_use
     from palimpsest.payload_series import embed_series
 
-    made = embed_series(folder, out, restoration, open_ring(settings, keys, create=create, write=True), profile,
-                        force=force)  # fmt: skip
-    detail = {"representation": "hidden", "key_id": made.patient_key, "count": len(made.images)}
-    record_use(settings, keys, "payload-embedded", detail)
+    def record(made: StegoSeries) -> None:
+        detail = {"representation": "hidden", "key_id": made.patient_key, "count": len(made.images)}
+        record_use(settings, keys, "payload-embedded", detail)
+
+    ring = open_ring(settings, keys, create=create, write=True)
+    made = embed_series(folder, out, restoration, ring, profile, force=force, record=record)
     shares = f"{min(made.shares)} to {max(made.shares)} bytes each, {min(made.changed)} to {max(made.changed)} samples"
     text = f"{out}: {len(made.images)} images share one payload: {shares}; opened again and compared"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -227,6 +237,8 @@ def _print_embedded(out: Path, restoration: Path | None, made: Embedded, size: i
     console.print(f"{out}: written, opened again and compared", markup=False, highlight=False, soft_wrap=True)
     if made.restoration is not None:
         console.print(f"{restoration}: keep it, nothing else restores this image", markup=False, soft_wrap=True)
+    elif restoration is not None:
+        console.print(f"{restoration}: not written, as this object needs none", markup=False, soft_wrap=True)
     console.print(table)
 
 
@@ -265,13 +277,16 @@ def payload_extract(
 def _extract_folder(
     settings: Settings, folder: Path, out: Path, restoration: Path | None, keys: Path | None, *, force: bool
 ) -> None:
-    from palimpsest.payload_files import open_ring, read_file, record_use
+    from palimpsest.payload_files import open_ring, record_use
     from palimpsest.payload_series import extract_series
 
     if restoration is None:
         raise typer.BadParameter("a series needs its restoration record: --restoration")
-    written = extract_series(folder, out, open_ring(settings, keys), read_file(restoration), force=force)
-    record_use(settings, keys, "payload-extracted", {"count": len(written), "exact": True})
+
+    def record(count: int) -> None:
+        record_use(settings, keys, "payload-extracted", {"count": count})
+
+    written = extract_series(folder, out, open_ring(settings, keys), restoration, force=force, record=record)
     console.print(f"{out}: {len(written)} files", markup=False, highlight=False, soft_wrap=True)
 
 

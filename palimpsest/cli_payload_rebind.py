@@ -37,7 +37,7 @@ def payload_rebind(
     from worker.orphan import Shape
     from worker.rebind import audited_rebind
 
-    check_free(out, force=False)
+    check_free(out, force=None)
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -48,7 +48,7 @@ def payload_rebind(
         found = audited_rebind(gateway, data, f"cli:{getpass.getuser()}", shape)
     finally:
         gateway.close()
-    write_result(out, found.data, force=False)
+    write_result(out, found.data, force=None)
     exactly = "byte for byte as received" if found.exact else "in its native form, every pixel as received"
     console.print(
         f"{out}: {exactly}; found by {found.found}, restored from the {found.restored_from}",

@@ -5,6 +5,7 @@ Nothing is written before it was proven by opening it, nothing partly, and nothi
 
 from __future__ import annotations
 
+import errno
 import getpass
 import os
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from gateway.errors import IntegrityError, NotFound, PolicyRefused, Unavailable, Unsupported
-from gateway.keyfile import RING_FILE, write_atomic
+from gateway.keyfile import RING_FILE, sync_folder, write_atomic, write_new
 from gateway.part10 import peek
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Mode = Literal["auto", "segmented", "self-contained", "hidden"]
 RAW_DATA: Final = "1.2.840.10008.5.1.4.1.1.66"
 SOURCE: Final = "file"
+#: what a file system without hard links says (FAT, some network shares)
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 REFUSED: Final = "refused: another key, damaged, or nothing of ours in it"
 
 
@@ -62,8 +65,11 @@ class Extracted:
 # --- files ---
 
 
-def write_result(path: Path, data: bytes, *, force: bool) -> None:
-    """Write whole or not at all, mode 0600. Raises PolicyRefused ``exists``, Unavailable ``unwritable``."""
+def write_result(path: Path, data: bytes, *, force: bool | None) -> None:
+    """Write whole or not at all, mode 0600. force: True replaces, False does not, None never can (see `check_free`).
+
+    Raises PolicyRefused ``exists``, Unavailable ``unwritable``.
+    """
     check_free(path, force=force)
     try:
         if force:
@@ -71,29 +77,76 @@ def write_result(path: Path, data: bytes, *, force: bool) -> None:
         else:
             _write_once(path, data)
     except FileExistsError:
-        raise _exists(path) from None
+        raise _exists(path, force) from None
     except OSError as error:
         raise Unavailable("unwritable", f"{path} cannot be written: {error.strerror}") from None
 
 
-def check_free(path: Path, *, force: bool) -> None:
+def check_free(path: Path, *, force: bool | None) -> None:
     """Refuse early what `write_result` would refuse late. Raises PolicyRefused ``exists``."""
     if path.exists() and not force:
-        raise _exists(path)
+        raise _exists(path, force)
 
 
-def _exists(path: Path) -> PolicyRefused:
-    return PolicyRefused("exists", f"{path} exists already; --force replaces it")
+def _exists(path: Path, force: bool | None) -> PolicyRefused:
+    what = " and is never replaced: name another file" if force is None else "; --force replaces it"
+    return PolicyRefused("exists", f"{path} exists already{what}")
+
+
+def check_apart(out: Path, restoration: Path | None) -> None:
+    """The image or images and what restores them need places of their own, and no earlier record makes room.
+
+    Raises PolicyRefused ``same-file``, ``exists``.
+    """
+    if restoration is None:
+        return
+    if restoration.resolve() == out.resolve() or (out.exists() and restoration.exists() and restoration.samefile(out)):
+        raise PolicyRefused("same-file", f"{out}: the image and what restores it are two files")
+    check_free(restoration, force=None)
+
+
+def write_embedded(out: Path, made: Embedded, restoration: Path | None, *, force: bool) -> None:
+    """The restoration record first, as the image alone could not be restored; neither without the other.
+
+    Raises as `write_result` and `check_apart`.
+    """
+    if made.restoration is None or restoration is None:
+        write_result(out, made.data, force=force)
+        return
+    write_result(restoration, made.restoration, force=None)
+    try:
+        if out.exists() and out.samefile(restoration):  # two names of one file, where case does not count
+            raise PolicyRefused("same-file", f"{out}: the image and what restores it are two files")
+        write_result(out, made.data, force=force)
+    except (PolicyRefused, Unavailable):
+        restoration.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, mode 0700. Raises Unavailable ``unwritable``."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable("unwritable", f"{path} cannot be written: {error.strerror}") from None
 
 
 def _write_once(path: Path, data: bytes) -> None:
-    """As `write_atomic`, but a file that came to be in the meantime is kept. Raises FileExistsError."""
+    """As `write_atomic`, but a file that came to be in the meantime is kept. Raises FileExistsError.
+
+    Where the file system has no links, an interrupted write may leave a part behind; still nothing is replaced.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
     try:
         write_atomic(temporary, data)
         os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        write_new(path, data)
     finally:
         temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)  # the name must last, too: a restoration record is the only way back
 
 
 def read_file(path: Path) -> bytes:

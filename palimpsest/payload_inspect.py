@@ -50,8 +50,9 @@ def _archive_facts(data: bytes) -> Facts:
     sections = box.parse(envelope.container)
     try:
         context = Context.parse(bytes(sections[SectionType.CONTEXT]))
+        wraps = box.unpack_wraps(sections[SectionType.WRAPS])
     except (SealError, KeyError):
-        raise IntegrityError("container-damaged", "the context is missing or broken") from None
+        raise IntegrityError("container-damaged", "the context or the wraps are missing or broken") from None
     restores = SectionType.FRAMES not in sections and SectionType.WHOLE not in sections
     facts: Facts = {
         "kind": "restoration record of a stego object" if restores else "archive object",
@@ -59,7 +60,7 @@ def _archive_facts(data: bytes) -> Facts:
         "object": context.object_id.hex(),
         "rows": context.rows, "columns": context.columns, "frames": context.frames,
         "bits stored": context.bits_stored, "signed": context.signed,
-        "sealed for": [_wrap_name(wrap) for wrap in box.unpack_wraps(sections[SectionType.WRAPS])],
+        "sealed for": [_wrap_name(wrap) for wrap in wraps],
         "sections": {kind.name.lower(): len(body) for kind, body in sections.items()},
         "bitstream SHA-256": envelope.bitstream_sha256,
     }  # fmt: skip
@@ -79,22 +80,20 @@ def _wrap_name(wrap: bytes) -> str:
 
 def _image_facts(data: bytes) -> Facts:
     from worker.attributes import read_data_set
-    from worker.stegoheader import find_container
-    from worker.stegoside import parse_restoration
+    from worker.stegoread import restoration_of
 
     try:
-        inline = find_container(read_data_set(data))
+        parsed = restoration_of(read_data_set(data), None)
     except Unsupported as error:
         return {"kind": "other object", "reason": f"{error.reason}: {error.message}"}
-    if inline is None:
+    if parsed is None:
         return {"kind": "image", "note": "whether it carries anything cannot be known without the key"}
-    parsed = parse_restoration(inline)
     return {
         "kind": "stego object",
         "carrier": parsed.context.mode,
         "object": parsed.context.object_id.hex(),
         "sealed for": [_wrap_name(wrap) for wrap in parsed.wraps],
-        "sealed part bytes": len(inline),
+        "sealed part bytes": len(parsed.sealed_record) + len(parsed.sealed_side),
     }
 
 

@@ -266,3 +266,114 @@ def test_a_folder_shares_one_payload(place: Path) -> None:
     next(Path("made").iterdir()).unlink()
     assert REFUSED in " ".join(call("extract", "made", "-o", "other", *keys, ok=False).split())
     assert not Path("other").exists()
+
+
+def series_of(count: int, **changes: object) -> None:
+    Path("series").mkdir()
+    for seed in range(count):
+        uid = {"SOPInstanceUID": f"1.2.3.{seed}", **changes}
+        Path(f"series/{seed}.dcm").write_bytes(image([grainy(200, 200, seed=seed)], stored=12, **uid))
+
+
+def test_the_image_never_replaces_its_own_restoration_record(place: Path) -> None:
+    options = ("--mode", "hidden", "--keys", "keys", "--create-keys", "--force")
+    for name in ("out.dcm", "./out.dcm", "../" + place.name + "/out.dcm"):
+        shown = call("embed", "in.dcm", "-o", "out.dcm", "--restoration", name, *options, ok=False)
+        assert "two files" in " ".join(shown.split())
+    assert listed() == {"in.dcm"}
+
+
+def test_a_restoration_record_is_never_replaced(place: Path) -> None:
+    """`--force` over one's own stego image would destroy the only way back to the original."""
+    embedded("--mode", "hidden", "--restoration", "rest.dcm")
+    before = Path("rest.dcm").read_bytes(), Path("out.dcm").read_bytes()
+    again = ("embed", "out.dcm", "-o", "out.dcm", "--keys", "keys", "--mode", "hidden", "--restoration", "rest.dcm")
+    assert "never replaced" in " ".join(call(*again, "--force", ok=False).split())
+    assert (Path("rest.dcm").read_bytes(), Path("out.dcm").read_bytes()) == before
+    series_of(4)
+    folder = ("embed", "series", "-o", "made", "--keys", "keys", "--mode", "hidden", "--restoration", "rest.dcm")
+    assert "never replaced" in " ".join(call(*folder, "--force", ok=False).split())
+    assert not Path("made").exists()
+
+
+def test_a_series_restoration_record_may_lie_beside_its_images(place: Path) -> None:
+    series_of(4)
+    keys = ("--keys", "keys", "--restoration", "made/rest.dcm")
+    call("embed", "series", "-o", "made", "--mode", "hidden", "--create-keys", *keys)
+    call("extract", "made", "-o", "back", *keys)
+    assert len(list(Path("back").iterdir())) == 4
+
+
+@pytest.mark.parametrize("uid", ["1.2.3.4", "../../none"])
+def test_images_of_one_uid_do_not_replace_each_other(place: Path, uid: str) -> None:
+    series_of(4, SOPInstanceUID=uid)
+    keys = ("--keys", "keys", "--restoration", "rest.dcm")
+    call("embed", "series", "-o", "made", "--mode", "hidden", "--create-keys", *keys)
+    call("extract", "made", "-o", "back", "--force", *keys)
+    given = {path.read_bytes() for path in Path("series").iterdir()}
+    assert {path.read_bytes() for path in Path("back").iterdir()} == given
+    assert len(given) == 4
+
+
+def test_a_folder_that_cannot_be_made_is_said_plainly(place: Path) -> None:
+    series_of(4)
+    keys = ("--keys", "keys", "--restoration", "rest.dcm")
+    shown = call("embed", "series", "-o", "in.dcm", "--mode", "hidden", "--create-keys", *keys, ok=False)
+    assert "cannot be written" in shown
+    assert "rest.dcm" not in listed()
+
+
+def test_nothing_is_given_out_that_the_trail_does_not_know_of(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gateway.errors import Unavailable
+    from palimpsest import payload_files
+
+    series_of(4)
+    rest = ("--keys", "keys", "--restoration", "rest.dcm")
+    call("embed", "series", "-o", "made", "--mode", "hidden", "--create-keys", *rest)
+    embedded()
+
+    def down(*_: object) -> None:
+        raise Unavailable("database", "the database is away")
+
+    before = listed()
+    monkeypatch.setattr(payload_files, "record_use", down)
+    call("extract", "made", "-o", "back", *rest, ok=False)
+    call("extract", "out.dcm", "-o", "back.dcm", "--keys", "keys", ok=False)
+    call("embed", "in.dcm", "-o", "new.dcm", "--keys", "keys", ok=False)
+    call("embed", "series", "-o", "new", "--mode", "hidden", "--keys", "keys", "--restoration", "r.dcm", ok=False)
+    assert listed() == before
+
+
+def test_inspect_of_a_container_without_sense_says_damaged(place: Path) -> None:
+    """Digests that fit, contents that do not: whoever can write a file can make one."""
+    from worker import container as box
+    from worker.container import SectionType
+    from worker.stegoheader import CREATOR
+
+    embedded()
+    for sections in ({SectionType.CONTEXT: b"x"}, dict.fromkeys(
+        (SectionType.CONTEXT, SectionType.WRAPS, SectionType.RECORD, SectionType.SIDE), b"")):  # fmt: skip
+        ds = as_dataset(Path("out.dcm").read_bytes())
+        ds.private_block(0x4D51, CREATOR)[0x10].value = box.build(sections)
+        ds.save_as("odd.dcm", enforce_file_format=True)
+        assert "damaged" in call("inspect", "odd.dcm", "--no-keys", ok=False)
+        assert REFUSED in " ".join(call("extract", "odd.dcm", "-o", "back.dcm", "--keys", "keys", ok=False).split())
+
+
+def test_capacity_goes_on_after_a_file_that_cannot_be_read(place: Path) -> None:
+    Path("folder").mkdir()
+    Path("folder/a.dcm").symlink_to("nowhere")
+    Path("folder/b.dcm").write_bytes(Path("in.dcm").read_bytes())
+    shown = call("capacity", "folder", "--json", "report.json")
+    assert "there is no such file" in " ".join(shown.split())
+    assert [row.get("reason") for row in json.loads(Path("report.json").read_bytes())] == ["no-such-file", None]
+
+
+def test_a_restoration_record_that_is_not_needed_is_not_silently_left_out(place: Path) -> None:
+    assert "rest.dcm: not written" in embedded("--mode", "segmented", "--restoration", "rest.dcm")
+
+
+def test_rebind_does_not_speak_of_an_option_that_it_has_not(place: Path) -> None:
+    shown = call("rebind", "in.dcm", "-o", "in.dcm", ok=False)
+    assert "exists" in shown
+    assert "--force" not in shown
