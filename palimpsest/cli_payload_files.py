@@ -142,23 +142,12 @@ def payload_embed(
     home: Home = None,
 ) -> None:
     """Seal a file's identity into its image. The result was opened again and compared before it is written."""
-    from palimpsest.payload_files import (
-        attempts,
-        check_apart,
-        check_free,
-        embed,
-        open_ring,
-        read_file,
-        record_use,
-        write_embedded,
-    )
+    from palimpsest.payload_files import attempts, embed, open_ring, read_file, record_use, write_embedded
 
     chosen = _mode(mode, destination)
     if chosen == "hidden" and restoration is None:
         raise typer.BadParameter("hidden shows nothing in the image, so what restores it needs a place: --restoration")
-    check_apart(out, restoration)
-    if not file.is_dir():
-        check_free(out, force=force)
+    _check_places(None if file.is_dir() else out, out, restoration, force=force)
     settings = _settings(home, policy)
     if file.is_dir():
         if chosen != "hidden" or restoration is None:
@@ -172,10 +161,19 @@ def payload_embed(
     if "hidden" in tries and restoration is None:
         raise typer.BadParameter("the policy may choose hidden here, which needs --restoration FILE")
     made = embed(data, ring, rules, tries, _profile(option, rule), restoration_apart=restoration is not None)
-    detail = {"representation": made.representation, "key_id": str(made.facts["patient key"]), "bytes": len(made.data)}
-    record_use(settings, keys, "payload-embedded", detail)
+    use = {"representation": made.representation, "key_id": str(made.facts["patient key"])}
+    record_use(settings, keys, "payload-embedded", {**use, "bytes": len(made.data)})
     write_embedded(out, made, restoration, force=force)
     _print_embedded(out, restoration, made, len(data))
+
+
+def _check_places(single: Path | None, out: Path, restoration: Path | None, *, force: bool) -> None:
+    """Refuse before any work what could not be written after it. single: `out` where it is a file, not a folder."""
+    from palimpsest.payload_files import check_apart, check_free
+
+    check_apart(out, restoration)
+    if single is not None:
+        check_free(single, force=force)
 
 
 def _embed_folder(
@@ -186,7 +184,8 @@ def _embed_folder(
     from palimpsest.payload_series import embed_series
 
     def record(made: StegoSeries) -> None:
-        detail = {"representation": "hidden", "key_id": made.patient_key, "count": len(made.images)}
+        count = len(made.images)
+        detail: dict[str, str | int | bool] = {"representation": "hidden", "key_id": made.patient_key, "count": count}
         record_use(settings, keys, "payload-embedded", detail)
 
     ring = open_ring(settings, keys, create=create, write=True)

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+from gateway.blobs import sync_folder
 from gateway.errors import IntegrityError, NotFound, PolicyRefused, Unavailable, Unsupported
-from gateway.keyfile import RING_FILE, sync_folder, write_atomic, write_new
+from gateway.keyfile import RING_FILE, write_atomic, write_new
 from gateway.part10 import peek
 
 if TYPE_CHECKING:

@@ -117,6 +117,8 @@ def read_frame(cover: Cover, fmt: PixelFormat, keys: RingKeys, modes: Iterable[s
     """
     found = list(keys)
     for mode in modes:
+        if mode not in _READERS:
+            continue  # a restoration record names the mode, and whoever can write a file can name any
         salt = fingerprint(cover.values, fmt.bits_stored, fmt.signed, mode)
         for key_id, ring_key in found:
             try:

@@ -137,11 +137,23 @@ def _derived(out: Dataset, mode: str, uid: str) -> None:
         frame_type.FrameType = ["DERIVED", *_values(frame_type, "FrameType")[1:]]
     if mode == "self-contained":
         out.DerivationCodeSequence = [_code("REVERSIBLE-1", CODING_SCHEME, "Reversible embedding of sealed identity")]
+    else:
+        _without_own_codes(out)
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = source_class, source_uid
     purpose = _code("121322", "DCM", "Source image for image processing operation")
     reference.PurposeOfReferenceCodeSequence = [purpose]
     out.SourceImageSequence = [reference]
+
+
+def _without_own_codes(out: Dataset) -> None:
+    """A source that was a self-contained object itself says so, which a hidden object made from it must not."""
+    codes = out.get("DerivationCodeSequence") or []
+    others = [code for code in codes if code.get("CodingSchemeDesignator") != CODING_SCHEME]
+    if len(others) < len(codes):
+        del out.DerivationCodeSequence
+        if others:
+            out.DerivationCodeSequence = others
 
 
 def _file_meta(out: Dataset, mode: str, uid: str) -> None:

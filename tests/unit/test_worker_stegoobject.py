@@ -19,9 +19,12 @@ from pydicom.dataset import Dataset
 from gateway.errors import IntegrityError, PalimpsestError, PolicyRefused, Unsupported
 from gateway.keys import KeyRing
 from stego.lattice import lattice
+from stego.seal import Context
 from tests.object_makers import BIG, EXPLICIT, FACTS, IDENTITY, IMPLICIT, RLE, image, packaged, save
-from worker import stegoside
+from worker import container as box
+from worker import stegoheader, stegoside
 from worker.candidate import Secrets, build_candidate
+from worker.container import SectionType
 from worker.deid_profile import Profile
 from worker.pixels import open_pixels, pixel_digest
 from worker.restore import restore
@@ -209,6 +212,13 @@ def test_a_hidden_object_shows_nothing_of_ours(ring: KeyRing) -> None:
     assert ds.file_meta.ImplementationClassUID == pydicom.uid.PYDICOM_IMPLEMENTATION_UID
 
 
+def test_a_hidden_object_made_from_a_self_contained_one_shows_nothing_of_ours_either(ring: KeyRing) -> None:
+    inner = made(image([grainy()], stored=12), ring, "self-contained")
+    outer = made(inner.part10, ring, "hidden")
+    assert b"palimpsest" not in outer.part10.lower()
+    assert open_stego(outer.part10, ring, restoration=outer.restoration).data == inner.part10
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_pixels_change_by_no_more_than_the_report_says(ring: KeyRing, mode: Mode) -> None:
     stego = made(image([grainy()], stored=12), ring, mode)
@@ -384,6 +394,22 @@ def test_a_truncated_object_is_refused(ring: KeyRing) -> None:
     for size in (200, len(stego.part10) // 2, len(stego.part10) - 1):
         with pytest.raises(PalimpsestError):
             open_stego(stego.part10[:size], ring)
+
+
+@pytest.mark.parametrize("mode", ["self-Contained", "hidden\0", "segmented"])
+def test_a_record_that_names_no_mode_of_ours_is_refused_like_any_other(ring: KeyRing, mode: str) -> None:
+    """The container's digest has no key, so whoever can write a file can make one that fits."""
+    stego = made(image([grainy()], stored=12), ring, "self-contained")
+    ds = as_dataset(stego.part10)
+    element = ds.private_block(stegoheader.PRIVATE_GROUP, stegoheader.CREATOR)[0x10]
+    sections = {kind: bytes(body) for kind, body in box.parse(element.value).items()}
+    context = Context.parse(sections[SectionType.CONTEXT])
+    element.value = box.build({**sections, SectionType.CONTEXT: replace(context, mode=mode).aad()})
+    out = io.BytesIO()
+    ds.save_as(out, enforce_file_format=True)
+    with pytest.raises(IntegrityError) as refused:
+        open_stego(out.getvalue(), ring)
+    assert refused.value.reason == "seal-refused"
 
 
 def test_damage_in_the_header_part_is_refused(ring: KeyRing) -> None:
