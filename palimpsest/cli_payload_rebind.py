@@ -15,6 +15,12 @@ console = Console()
 def payload_rebind(
     file: Annotated[Path, typer.Argument(help="A stego object, an archive object, or what is left of one.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New file for the original; never overwritten.")],
+    restoration: Annotated[
+        Path | None,
+        typer.Option(
+            "--restoration", help="The restoration record, if it is kept outside the archive.", metavar="FILE"
+        ),
+    ] = None,
     rows: Annotated[int | None, typer.Option(min=1, max=65535, help="Rows, where the file does not say.")] = None,
     columns: Annotated[int | None, typer.Option(min=1, max=65535, help="Columns, where the file does not say.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames of raw pixels. Default: 1.")] = None,
@@ -31,21 +37,19 @@ def payload_rebind(
     database only makes it slower. Every try is in the audit trail.
     """
     from gateway.bootstrap import build
-    from gateway.errors import InvalidInstance
     from gateway.settings import load_settings
-    from palimpsest.payload_files import check_free, write_result
+    from palimpsest.payload_files import check_free, read_file, write_result
     from worker.orphan import Shape
     from worker.rebind import audited_rebind
 
     check_free(out, force=None)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InvalidInstance("unreadable", f"{file} cannot be read ({type(error).__name__})") from None
+    if allocated not in (None, 8, 16):
+        raise typer.BadParameter("bits allocated are 8 or 16")
+    data, apart = read_file(file), None if restoration is None else read_file(restoration)
     shape = Shape(rows, columns, frames, allocated, stored, signed)
     gateway = build(load_settings(**({"home": home} if home else {})))
     try:
-        found = audited_rebind(gateway, data, f"cli:{getpass.getuser()}", shape)
+        found = audited_rebind(gateway, data, f"cli:{getpass.getuser()}", shape, apart)
     finally:
         gateway.close()
     write_result(out, found.data, force=None)

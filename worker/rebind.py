@@ -55,11 +55,13 @@ class Rebound:
     exact: bool
 
 
-def audited_rebind(gw: Gateway, data: bytes, actor: str, shape: Shape | None = None) -> Rebound:
+def audited_rebind(
+    gw: Gateway, data: bytes, actor: str, shape: Shape | None = None, apart: bytes | None = None
+) -> Rebound:
     """`rebind`, and an audit event of its success or refusal. Raises Unavailable if that cannot be written."""
     with used_keys() as use:
         try:
-            made = rebind(gw, data, shape)
+            made = rebind(gw, data, shape, apart)
         except PalimpsestError as error:
             detail: dict[str, str | bool] = {"reason": error.reason, "key_id": use.ids()}
             gw.index.audit(AuditEvent("rebind", actor, "failure", detail=detail))
@@ -70,13 +72,14 @@ def audited_rebind(gw: Gateway, data: bytes, actor: str, shape: Shape | None = N
     return made
 
 
-def rebind(gw: Gateway, data: bytes, shape: Shape | None = None) -> Rebound:
-    """The original of an orphan. shape: what is known of its pixels where the file does not say it.
+def rebind(gw: Gateway, data: bytes, shape: Shape | None = None, apart: bytes | None = None) -> Rebound:
+    """The original of an orphan. shape: what is known of its pixels where the file does not say it. apart: its
+    restoration record (a Raw Data object), where somebody has it outside the archive.
 
     Raises IntegrityError: ``seal-refused`` when nothing in the file opens with the ring's keys, whatever the cause;
     ``restoration-missing`` when the pixels told who it is, and what restores the file is nowhere.
     """
-    found = _by_container(gw, data) or _by_pixels(gw, data, shape or Shape()) or _by_uid(gw, data)
+    found = _by_container(gw, data) or _by_pixels(gw, data, shape or Shape(), apart) or _by_uid(gw, data)
     if found is None:
         raise IntegrityError("seal-refused", "nothing in this file opens with these keys")
     return found
@@ -119,13 +122,13 @@ def _archived(gw: Gateway, uid: str, found: str, file_sha256: str = "") -> Rebou
 # --- pixels ---
 
 
-def _by_pixels(gw: Gateway, data: bytes, shape: Shape) -> Rebound | None:
+def _by_pixels(gw: Gateway, data: bytes, shape: Shape, apart: bytes | None) -> Rebound | None:
     tried: list[Reading] = []
     for reading in readings(data, shape):
         tried.append(reading)
         told = _told(gw, reading, reading.paddings)
         if told is not None:
-            return _restored(gw, data, reading, told)
+            return _restored(gw, data, reading, told, apart)
     return _by_fingerprint(gw, tried)
 
 
@@ -139,9 +142,9 @@ def _told(gw: Gateway, reading: Reading, paddings: tuple[tuple[int, ...], ...]) 
         return None
 
 
-def _restored(gw: Gateway, data: bytes, reading: Reading, told: StegoReading) -> Rebound:
+def _restored(gw: Gateway, data: bytes, reading: Reading, told: StegoReading, apart: bytes | None) -> Rebound:
     """The file from the pixels and their restoration record, wherever that lies; else from its archive object."""
-    for place, restoration in _restorations(gw, data, told.found.capsule.object_id):
+    for place, restoration in _restorations(gw, data, told.found.capsule.object_id, apart):
         try:
             back = rebuild(reading.source, told, restoration)
         except NOT_THIS:
@@ -159,8 +162,11 @@ def _restored(gw: Gateway, data: bytes, reading: Reading, told: StegoReading) ->
     raise IntegrityError("restoration-missing", message)
 
 
-def _restorations(gw: Gateway, data: bytes, object_id: bytes) -> Iterator[tuple[str, Restoration]]:
-    """(place, record) of the object: in the file, by the index, by the name that follows from the id, by searching."""
+def _restorations(gw: Gateway, data: bytes, object_id: bytes, apart: bytes | None) -> Iterator[tuple[str, Restoration]]:
+    """(place, record) of the object: given, in the file, by the index, by the name that follows from the id, by
+    searching."""
+    if apart is not None:
+        yield from _parsed("file", partial(parse_restoration_envelope, apart), object_id)
     for found in containers(data):
         yield from _parsed("file", partial(parse_restoration, found), object_id)
     for export in gw.index.exports(object_id=object_id.hex()):

@@ -373,6 +373,17 @@ def test_a_restoration_record_that_is_not_needed_is_not_silently_left_out(place:
     assert "rest.dcm: not written" in embedded("--mode", "segmented", "--restoration", "rest.dcm")
 
 
+def test_rebind_takes_a_restoration_record_that_was_kept_by_hand(place: Path) -> None:
+    call("embed", "in.dcm", "-o", "out.dcm", "--create-keys", "--mode", "hidden", "--restoration", "rest.dcm")
+    whole = Path("out.dcm").read_bytes()
+    Path("pixels.raw").write_bytes(whole[whole.index(b"\xe0\x7f\x10\x00") + 12 :])
+    shape = ("--rows", "288", "--columns", "272")
+    call("rebind", "pixels.raw", "-o", "back.dcm", *shape, ok=False)
+    assert "8 or 16" in call("rebind", "pixels.raw", "-o", "back.dcm", *shape, "--allocated", "12", ok=False)
+    call("rebind", "pixels.raw", "-o", "back.dcm", *shape, "--restoration", "rest.dcm")
+    assert Path("back.dcm").read_bytes() == Path("in.dcm").read_bytes()
+
+
 def test_rebind_does_not_speak_of_an_option_that_it_has_not(place: Path) -> None:
     shown = call("rebind", "in.dcm", "-o", "in.dcm", ok=False)
     assert "exists" in shown
