@@ -233,11 +233,16 @@ def open_series(images: Sequence[Data], ring: KeyRing, restoration: bytes) -> li
         parsed = parse_restoration_envelope(restoration)
         if parsed.context != series.context(capsule.object_id):
             raise IntegrityError("restoration-other", "the restoration record belongs to another series")
-        unpack_record(parsed.record(data_key), find_verify_key=ring.find_verify_key)
+        record = unpack_record(parsed.record(data_key), find_verify_key=ring.find_verify_key)
         sides = _sides(open_side(parsed.sealed_side, data_key=data_key, context=parsed.context, label=LABEL))
     except SealError as error:
         raise IntegrityError("seal-refused", "nothing in these images opens with these keys") from error
-    return [_restored(series, place, sides) for place in range(len(images))]
+    files = [_restored(series, place, sides) for place in range(len(images))]
+    signed = series.seats.places[0]
+    exact = sha256(files[signed]).hexdigest() == record.file_sha256
+    if not exact and not sides[series.seats.prints[signed]].compressed:
+        raise IntegrityError("restore-mismatch", "what was restored is not what was recorded")
+    return files
 
 
 def _gathered(series: _Series, ring: KeyRing) -> Capsule:

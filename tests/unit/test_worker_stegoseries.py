@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -11,8 +13,11 @@ import pytest
 
 from gateway.errors import IntegrityError, PolicyRefused, Unsupported
 from gateway.keys import KeyRing
+from stego.record import Record
 from tests.object_makers import FACTS, IDENTITY, image
 from tests.unit.test_worker_stegoobject import grainy
+from worker import stegoseries
+from worker.identity import identify
 from worker.stegoseries import StegoSeries, make_series, open_series
 
 SHAPES = ((160, 160), (240, 200), (288, 272), (200, 200))
@@ -95,3 +100,15 @@ def test_what_does_not_fit_is_refused(ring: KeyRing, files: list[bytes]) -> None
         make_series([image([grainy(), grainy(seed=2)], stored=12)], FACTS, ring)
     with pytest.raises(Unsupported, match="look the same"):
         make_series([files[0], files[0]], FACTS, ring)
+
+
+def test_the_restored_file_is_compared_with_the_signed_record(
+    ring: KeyRing, files: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*arguments: Any) -> Record:
+        return replace(identify(*arguments), file_sha256="0" * 64)
+
+    monkeypatch.setattr(stegoseries, "identify", other)
+    with pytest.raises(IntegrityError) as refused:
+        make_series(files[:4], FACTS, ring)
+    assert refused.value.reason == "restore-mismatch"
