@@ -34,6 +34,7 @@ REASONS: Final = {
     "few-bits": "fewer than 8 bits stored",
     "unused-bits": "the bits around the sample hold something else, such as an overlay",
     "padding": "the padding range takes out most of the values",
+    "too-large": "the frame has more than 2^26 samples: hiding in it would take gigabytes of memory",
     "flat": "almost no sample may change: the frame is empty, constant or saturated",
     "no-room": "the frame cannot hold the payload in this mode",
     "smooth": "too little noise to hide in",
@@ -55,6 +56,7 @@ MODALITY_LUT = 0x00283000
 PLATEAU_SHARE, PLATEAU_LEAST = 200, 8
 MAX_BARRED = 256
 MIN_RANGE = 16
+MAX_SAMPLES = 1 << 26  # of a frame; a reader tries carriers, keys and frames, each at about 32 bytes a sample
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,10 @@ def cover_of(values: NDArray[np.int32], fmt: PixelFormat, padding: tuple[int, ..
     """The frame's rules: the range, less padding at its ends, and barred values: other padding, and plateaus.
 
     values: int32 (rows, columns). Equal `low`, `high` and `barred` for an image and its stego image.
-    Raises Unsupported ``padding`` when what is left is no range, or has more holes than carriers should have to mind.
+    Raises Unsupported ``too-large``; ``padding`` when what is left is no range, or has more holes than carriers should mind.
     """
+    if values.size > MAX_SAMPLES:
+        raise refusal("too-large")
     barred = {*padding, *plateaus(values)}
     low, high = value_range(fmt)
     while low in barred and low < high:

@@ -80,6 +80,14 @@ def test_a_plain_image_is_a_cover() -> None:
     assert np.array_equal(found[0].words(found[0].cover.values), noisy())
 
 
+def test_a_frame_beyond_the_bound_of_memory_is_refused_for_writing_and_reading() -> None:
+    fmt = opened(image([noisy()], stored=12)).fmt
+    vast = np.broadcast_to(np.int32(7), (1 << 13, (1 << 13) + 1))
+    with pytest.raises(Unsupported) as caught:
+        cover_of(vast, fmt)
+    assert caught.value.reason == "too-large"
+
+
 def test_colour_is_refused() -> None:
     rgb = np.random.default_rng(1).integers(0, 255, (32, 32, 3)).astype(np.uint8)
     assert reason_of(image([rgb])) == "colour"
