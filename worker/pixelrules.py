@@ -124,7 +124,7 @@ def cover_of(values: NDArray[np.int32], fmt: PixelFormat, padding: tuple[int, ..
     """The frame's rules: the range, less padding at its ends, and barred values: other padding, and plateaus.
 
     values: int32 (rows, columns). Equal `low`, `high` and `barred` for an image and its stego image.
-    Raises Unsupported ``too-large``; ``padding`` when what is left is no range, or has more holes than carriers should mind.
+    Raises Unsupported ``too-large``; ``padding`` when what is left is no range, or has too many holes to mind.
     """
     if values.size > MAX_SAMPLES:
         raise refusal("too-large")
