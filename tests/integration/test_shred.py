@@ -30,6 +30,7 @@ from gateway.settings import Settings
 from palimpsest.cli import app
 from stego.errors import SealError
 from stego.seal import unwrap_key
+from tests.proving import InProcess
 from worker import container as box
 from worker.envelope import parse_envelope
 from worker.indexing import index_instance
@@ -38,21 +39,10 @@ from worker.restore import exact_image, restore
 from worker.retrieve import original_bytes, retrieve
 from worker.shred import Patient, find_patient, shred, verify_statement
 from worker.sweep import release_spool, sweep_once
-from worker.verify import VerifyReport, check_envelope
 
 PATIENT, OTHER = "SHRED-4711", "KEEP-1815"
 NAME = "Mustermann^Erika"
 PASSPHRASE = "correct horse battery staple"
-
-
-class InProcess:
-    """The proof without a process of its own."""
-
-    def __init__(self, keys: KeyRing) -> None:
-        self._keys = keys
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._keys)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from gateway.policy import ArchiveRule, Policy
 from gateway.settings import Settings
 from stego import recipients
 from tests.object_makers import image, noisy
+from tests.proving import InProcess
 from worker.encrypted_attributes import open_attributes
 from worker.indexing import index_instance
 from worker.pipeline import process_instance
@@ -29,19 +30,8 @@ from worker.restore import StegoImage, exact_image, read_image, restore
 from worker.retrieve import original_bytes, retrieve
 from worker.shred import find_patient, shred
 from worker.sweep import release_spool
-from worker.verify import VerifyReport, check_envelope
 
 PATIENT = "PID-77120-X"
-
-
-class InProcess:
-    """The proof without a process of its own."""
-
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def archived(gw: Gateway, data: bytes, **rule: object) -> tuple[InstanceRow, byt
     incoming.write_bytes(data)
     row = accept_instance(gw, incoming, source="stow", calling_ae="TEST").row
     index_instance(gw, row.id)
-    process_instance(gw, InProcess(gw), row.id, "test")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), row.id, "test")  # type: ignore[arg-type]
     release_spool(gw)
     row = gw.index.get(row.id)
     return row, gw.archive.get(str(row.archive_key), str(row.archive_digest))

@@ -22,10 +22,10 @@ from gateway.keys import KeyRing
 from gateway.settings import load_settings
 from palimpsest.cli import app
 from palimpsest.drill import drill
+from tests.proving import InProcess
 from worker.pipeline import process_instance
 from worker.retrieve import original_bytes
 from worker.sweep import clean_incoming
-from worker.verify import VerifyReport, check_envelope
 
 runner = CliRunner()
 PASSPHRASE = "correct horse battery"
@@ -53,23 +53,13 @@ def secret(tmp_path: Path) -> str:
     return str(tmp_path / "passphrase")
 
 
-class InProcess:
-    """A verifier without its process."""
-
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
-
-
 def archived(gw: Gateway, *names: str) -> list[int]:
     ids = []
     for name in names:
         incoming = gw.spool.incoming()
         copyfile(str(get_testdata_file(name, download=False)), incoming)
         ids.append(accept_instance(gw, incoming, source="stow", calling_ae="TEST").row.id)
-        assert process_instance(gw, InProcess(gw), ids[-1], "w") == State.ARCHIVED  # type: ignore[arg-type]
+        assert process_instance(gw, InProcess(gw.keys), ids[-1], "w") == State.ARCHIVED  # type: ignore[arg-type]
     return ids
 
 

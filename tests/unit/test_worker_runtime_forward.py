@@ -22,12 +22,12 @@ from gateway.instance import ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
 from tests.fakes import NoStego
+from tests.proving import InProcess
 from worker.candidate import build_passthrough
 from worker.delivery import destination_lock, forward_instance, record_forward_failure
 from worker.forward import Delivery, DicomSender, FolderSender, classify_status
 from worker.identity import Provenance
 from worker.pipeline import process_instance
-from worker.verify import VerifyReport, check_envelope
 
 
 def free_port() -> int:
@@ -81,19 +81,11 @@ def make_gateway(home: Path, *destinations: Destination, max_attempts: int = 12)
     return build(settings, queue=MemoryQueue())
 
 
-class Prover:
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
-
-
 def archive_one(gw: Gateway, name: str = "rtplan.dcm") -> int:
     incoming = gw.spool.incoming()
     copyfile(str(get_testdata_file(name, download=False)), incoming)
     instance_id = accept_instance(gw, incoming, source="stow", calling_ae="TEST").row.id
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     return instance_id
 
 

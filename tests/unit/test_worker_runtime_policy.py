@@ -15,9 +15,9 @@ from gateway.jobs import MemoryQueue
 from gateway.policy import DeliveryRule, Policy
 from gateway.settings import Settings
 from tests.object_makers import image, noisy
+from tests.proving import InProcess
 from worker.pipeline import process_instance
 from worker.rules import delivery_rule, modality_of
-from worker.verify import VerifyReport, check_envelope
 
 POLICY = """
 version = 1
@@ -30,14 +30,6 @@ name = "plans"
 sop_class = "RTPlanStorage"
 shreddable = false
 """
-
-
-class Prover:
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def archive(gw: Gateway, data: bytes) -> int:
     incoming = gw.spool.incoming()
     incoming.write_bytes(data)
     instance_id = accept_instance(gw, incoming, source="stow", calling_ae="TEST").row.id
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     return instance_id
 
 

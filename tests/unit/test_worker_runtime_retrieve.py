@@ -20,6 +20,7 @@ from gateway.errors import IntegrityError, InvalidInstance, NotFound, Unavailabl
 from gateway.jobs import QUEUE_OF, MemoryQueue
 from gateway.settings import Settings
 from tests.fakes import NoStego
+from tests.proving import InProcess
 from worker import retrieve
 from worker.delivery import forward_instance
 from worker.indexing import index_instance
@@ -27,15 +28,6 @@ from worker.pipeline import process_instance
 from worker.retrieve import original_bytes, retrieve_failure
 from worker.sweep import release_spool
 from worker.tasks import TASKS, Runtime, register
-from worker.verify import VerifyReport, check_envelope
-
-
-class Prover:
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def take_in(gw: Gateway, name: str = "CT_small.dcm") -> int:
 
 def release(gw: Gateway, instance_id: int) -> None:
     index_instance(gw, instance_id)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     for row in gw.index.forwards(instance_id):
         forward_instance(gw, row.id, "test-1", NoStego())
     assert release_spool(gw) == 1
@@ -140,7 +132,7 @@ def test_a_damaged_archive_object_gives_no_pixels_but_an_alert(gw: Gateway) -> N
 def test_what_does_not_open_leaves_nothing_behind(gw: Gateway, kind: str) -> None:
     """Keys gone: no cache entry, no part of a file, whatever was asked for."""
     instance_id = take_in(gw)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     row = gw.index.get(instance_id)
     gw.spool.remove(row.digest)
     gw.keys.destroy_patient_key(str(row.patient_key), b"test")
@@ -153,7 +145,7 @@ def test_what_does_not_open_leaves_nothing_behind(gw: Gateway, kind: str) -> Non
 
 def test_a_damaged_spool_file_is_replaced_by_the_archive(gw: Gateway) -> None:
     instance_id = take_in(gw)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     row = gw.index.get(instance_id)
     gw.spool.path(row.digest).write_bytes(b"rotten")
     assert original_bytes(gw, row) == received("CT_small.dcm")
@@ -256,7 +248,7 @@ def test_a_forward_that_breaks_gives_its_row_back(
     app: Celery, runtime: Runtime, gw: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     instance_id = take_in(gw)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     [row] = gw.index.forward_add(instance_id, ["gone"])
     assert app.tasks["palimpsest.forward"](row.id) == {"delivered": 0}
 

@@ -20,21 +20,13 @@ from gateway.instance import ForwardState, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
 from tests.fakes import NoStego
+from tests.proving import InProcess
 from worker import sweep
 from worker.delivery import forward_instance
 from worker.indexing import index_instance
 from worker.pipeline import Work, make_candidate, process_instance
-from worker.verify import VerifyReport, check_envelope
 
 LONG_AGO = 1_000_000.0
-
-
-class Prover:
-    def __init__(self, gw: Gateway) -> None:
-        self._gw = gw
-
-    def check(self, envelope: bytes) -> VerifyReport:
-        return check_envelope(envelope, self._gw.keys)
 
 
 def settings_for(home: Path, profile: str = "demo") -> Settings:
@@ -72,7 +64,7 @@ def take_in(gw: Gateway, name: str = "rtplan.dcm") -> int:
 def finish(gw: Gateway, instance_id: int) -> None:
     """Index, archive, forward."""
     index_instance(gw, instance_id)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     for row in gw.index.forwards(instance_id):
         forward_instance(gw, row.id, "test-1", NoStego())
 
@@ -111,7 +103,7 @@ def test_a_wiped_queue_is_filled_again_from_the_rows(gw: Gateway, queue: MemoryQ
 
 def test_lost_forwards_are_sent_again(gw: Gateway, queue: MemoryQueue) -> None:
     instance_id = take_in(gw)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     sweep.send_outbox(gw)
     wipe(queue)
     age_rows(gw)
@@ -157,7 +149,7 @@ def test_the_source_goes_only_after_every_proof(gw: Gateway) -> None:
     digest = gw.index.get(instance_id).digest
     for step in (
         lambda: None,
-        lambda: process_instance(gw, Prover(gw), instance_id, "test-1"),  # type: ignore[arg-type]
+        lambda: process_instance(gw, InProcess(gw.keys), instance_id, "test-1"),  # type: ignore[arg-type]
         lambda: index_instance(gw, instance_id),
     ):
         step()
@@ -173,7 +165,7 @@ def test_the_source_goes_only_after_every_proof(gw: Gateway) -> None:
 def test_a_dead_letter_holds_the_source(gw: Gateway) -> None:
     instance_id = take_in(gw)
     index_instance(gw, instance_id)
-    process_instance(gw, Prover(gw), instance_id, "test-1")  # type: ignore[arg-type]
+    process_instance(gw, InProcess(gw.keys), instance_id, "test-1")  # type: ignore[arg-type]
     [row] = gw.index.forwards(instance_id)
     gw.index.forward_claim(row.id, "test-1", 60.0)
     gw.index.forward_failed(row.id, "test-1", "no-presentation-context", due_at=None)
@@ -251,7 +243,7 @@ def test_only_candidates_that_nobody_needs_are_cleaned(gw: Gateway) -> None:
     needed = take_in(gw)
     row = gw.index.claim(needed, "dead-1", 60.0)
     assert row is not None
-    make_candidate(Work(gw, Prover(gw), row, "dead-1"))  # type: ignore[arg-type]
+    make_candidate(Work(gw, InProcess(gw.keys), row, "dead-1"))  # type: ignore[arg-type]
     stray = gw.candidates.put(b"a candidate whose commit never came")
     young = gw.candidates.put(b"a candidate whose commit is about to come")
     age_files(gw.settings.candidates_dir)
