@@ -45,6 +45,9 @@ def encode_frame(
     fmt: PixelFormat,
     *,
     levels: LevelTable | None = None,
+    previous: Words | None = None,
+    shared: bytes | None = None,
+    adapters: Sequence[bytes] = (),
     coders: Sequence[str] = ALL_CODERS,
     threads: int = 1,
     effort: int | None = None,
@@ -53,9 +56,10 @@ def encode_frame(
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
-    `levels` may be any superset of the levels used. `effort` is JPEG XL's; None: quick, and full where the quick
-    result says that it might win. `tile_samples`: about how many samples the dual path codes as one independent tile
-    (the unit of threads). `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
+    `levels` may be any superset of the levels used. `previous` (words of the frame before, of the same format),
+    `shared` (an adapter that the object holds once) and `adapters` (that travel in the blob) may be used; the coders of
+    version 1 do not. `effort` is JPEG XL's; None: quick, and full where the quick result says that it might win.
+    `tile_samples`: about how many samples the dual path codes as one independent tile (the unit of threads). `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
     stored. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces
     the words.
     """
@@ -152,7 +156,16 @@ def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int) -> bool:
     return frame.fmt == fmt and np.array_equal(frame.words, words)
 
 
-def decode_frame(blob: bytes, *, threads: int = 1, limits: Limits = DEFAULT_LIMITS) -> Frame:
-    """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time."""
+def decode_frame(
+    blob: bytes,
+    *,
+    previous: Words | None = None,
+    shared: bytes | None = None,
+    threads: int = 1,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Frame:
+    """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time.
 
+    `previous`, `shared`: what the blob was coded with; more than it needs does no harm.
+    """
     return decode_with(blob, KernelEngine(threads), limits)
