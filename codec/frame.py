@@ -59,9 +59,9 @@ def encode_frame(
     `levels` may be any superset of the levels used. `previous` (words of the frame before, of the same format),
     `shared` (an adapter that the object holds once) and `adapters` (that travel in the blob) may be used; the coders of
     version 1 do not. `effort` is JPEG XL's; None: quick, and full where the quick result says that it might win.
-    `tile_samples`: about how many samples the dual path codes as one independent tile (the unit of threads). `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
-    stored. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces
-    the words.
+    `tile_samples`: about how many samples the dual path codes as one independent tile (the unit of threads).
+    `prove` False leaves out the proof by decoding: to time the coder alone, never for what is stored. Raises
+    UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces the words.
     """
     unknown = set(coders) - set(ALL_CODERS)
     if unknown or not coders:
