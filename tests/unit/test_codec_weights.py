@@ -1,0 +1,157 @@
+"""Weight files: read and written alike, found by digest, never trusted, never removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Iterator
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codec import weights
+from codec.errors import CorruptBitstream
+from codec.weights import BadWeights, UnknownWeights, Weights, parse, write_weights
+from tests.codec_weights import placeholder
+
+DATA = placeholder()
+
+#: full SHA-256 of everything that was ever released. Add; a line that goes is an archive that cannot be read.
+PINNED: dict[str, str] = {}
+
+
+@pytest.fixture
+def added() -> Iterator[Weights]:
+    found = weights.add(DATA)
+    yield found
+    weights.drop(found)
+
+
+def test_released_weights_are_never_removed() -> None:
+    listed = {entry.file: entry.sha256 for entry in weights.RELEASED}
+    assert listed == PINNED
+
+
+@pytest.mark.parametrize("entry", weights.RELEASED, ids=lambda entry: entry.file)
+def test_released_files_are_what_their_digest_says(entry: weights.Released) -> None:
+    data = weights.released_bytes(entry.sha256)
+    assert sha256(data).hexdigest() == entry.sha256
+    assert len(data) <= 2 << 20
+    found = weights.load(entry.sha256)
+    assert found.name == entry.name
+    assert set(entry.profiles) <= set(found.profiles)
+    assert weights.load(bytes.fromhex(entry.sha256)[:4]) is found
+
+
+def test_every_file_in_models_is_listed() -> None:
+    from importlib.resources import files
+
+    there = {each.name for each in files("codec").joinpath("models").iterdir() if each.name.endswith(".bin")}
+    assert there == {entry.file for entry in weights.RELEASED}
+
+
+def test_ids_of_released_weights_differ() -> None:
+    assert len({entry.sha256[:8] for entry in weights.RELEASED}) == len(weights.RELEASED)
+
+
+def test_written_is_what_is_read() -> None:
+    found = parse(DATA, sha256(DATA).hexdigest())
+    assert (found.name, found.networks) == ("placeholder", ("frame", "volume"))
+    assert found.id == sha256(DATA).digest()[:4]
+    assert write_weights(found.name, found.profiles, dict(found.arrays), dict(found.facts)) == DATA
+    layers = found.layers("volume")
+    assert layers["w1"].shape == (16, 80)
+    assert all(array.dtype == np.int32 and array.flags.writeable for array in layers.values())
+    with pytest.raises(ValueError, match="read-only"):
+        found.arrays["frame.b1"][0] = 1
+    with pytest.raises(BadWeights):
+        found.layers("other")
+
+
+def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
+    assert weights.load(added.id) is weights.load(added.sha256) is weights.load("placeholder") is added
+    assert weights.add(DATA) is added
+    weights.drop(added)
+    with pytest.raises(UnknownWeights):
+        weights.load(added.id)
+    assert issubclass(UnknownWeights, CorruptBitstream)
+
+
+def test_another_file_of_the_same_id_is_refused(added: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = placeholder(2)
+    monkeypatch.setattr(Weights, "id", property(lambda self: added.sha256[:4]))
+    weights._ADDED[added.id] = added  # type: ignore[index]
+    with pytest.raises(BadWeights, match="same first four"):
+        weights.add(other)
+    del weights._ADDED[added.id]
+
+
+def test_other_bytes_than_the_digest_says_are_refused() -> None:
+    with pytest.raises(BadWeights, match="not the one"):
+        parse(DATA, "0" * 64)
+    with pytest.raises(BadWeights, match="released"):
+        weights.released_bytes("0" * 64)
+
+
+@pytest.mark.parametrize("end", [0, 3, 11, 12, 40, len(DATA) - 1])
+def test_truncated_and_longer_files_are_refused(end: int) -> None:
+    with pytest.raises(BadWeights):
+        parse(DATA[:end])
+    with pytest.raises(BadWeights):
+        parse(DATA + bytes(1))
+    with pytest.raises(BadWeights):
+        parse(DATA + bytes(3 << 20))
+
+
+def with_header(**changes: object) -> bytes:
+    size = struct.unpack_from("<I", DATA, 8)[0]
+    header = {**json.loads(DATA[12 : 12 + size]), **changes}
+    text = json.dumps({key: value for key, value in header.items() if value is not None}, sort_keys=True)
+    text = text.replace(", ", ",").replace(": ", ":")
+    return DATA[:8] + struct.pack("<I", len(text)) + text.encode() + DATA[12 + size :]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "../x"}, {"name": 3}, {"name": None}, {"profiles": "max"}, {"profiles": [1]}, {"facts": []},
+        {"extra": 1}, {"arrays": []}, {"arrays": [["a", "|i1", [1 << 40]]]}, {"arrays": [["a", "<f4", [1]]]},
+        {"arrays": [["a", "|i1", [-1]]]}, {"arrays": [["a", "|i1", [True]]]}, {"arrays": [["a", "|i1"]]},
+        {"arrays": [[["a"], "|i1", [1]]]}, {"arrays": [["a", ["|i1"], [1]]]}, {"arrays": [["a", "|i1", [1]]] * 300},
+        {"arrays": [["frame.w1", "|i1", [4, 4]]]},
+    ],
+)  # fmt: skip
+def test_hostile_headers_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(BadWeights):
+        parse(with_header(**changes))
+
+
+def test_networks_that_do_not_fit_or_could_overflow_are_refused() -> None:
+    arrays = dict(parse(DATA).arrays)
+    for key, array in (
+        ("frame.w2", np.zeros((16, 15), np.int8)),
+        ("frame.b1", np.zeros(15, np.int32)),
+        ("frame.b3", np.full(9, 1 << 30, np.int32)),
+        ("frame.w3", np.zeros((0, 16), np.int8)),
+        ("frame.g1", np.full(16, 256, np.int16)),
+        ("frame.w1", np.zeros((16, 64, 1), np.int8)),
+    ):
+        with pytest.raises(BadWeights):
+            write_weights("x", (), {**arrays, key: array})
+    with pytest.raises(BadWeights):
+        write_weights("x", (), {"a": np.zeros(4, np.float32)})  # type: ignore[dict-item]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_change_of_a_byte_goes_unnoticed_or_does_harm(data: st.DataObject) -> None:
+    changed = bytearray(DATA)
+    changed[data.draw(st.integers(0, min(900, len(DATA) - 1)))] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(BadWeights):
+        parse(bytes(changed), sha256(DATA).hexdigest())
+    with contextlib.suppress(BadWeights):
+        parse(bytes(changed))  # without a digest: a typed error or weights
