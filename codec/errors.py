@@ -11,3 +11,10 @@ class UnsupportedFrame(CodecError):
 
 class CorruptBitstream(CodecError):
     """The bytes are not a frame of this format: truncated, changed, trailing, hostile or of another version."""
+
+
+class MissingContext(CorruptBitstream):
+    """The blob needs something that it does not hold and that was not given, or another one than was given.
+
+    A previous frame, a shared adapter, the global part from a group's stack, or a weight file.
+    """

@@ -15,8 +15,8 @@ from codec.pixelformat import MAX_SIDE, PixelFormat
 from codec.wire import Reader, inflate, put_crc, put_signed, put_varint
 
 MAGIC = 0x50
-VERSION = 1
-CODERS = ("raw", "jxl", "jpegls", "htj2k", "dual")  # wire numbers 0..4
+CODERS = ("raw", "jxl", "jpegls", "htj2k", "dual", "learned")  # wire numbers 0..5
+VERSIONS = {1: CODERS[:5], 2: CODERS[5:]}  # version -> its coders: what one version can hold, no other does
 UNUSED_ZERO, UNUSED_SIGN, UNUSED_STORED = 0, 1, 2
 
 
@@ -47,7 +47,7 @@ def classify_unused(values: NDArray[np.int32], unused: NDArray[np.uint16] | None
 def write_header(header: Header) -> bytes:
     """The header's bytes, its CRC-32 included."""
     fmt, levels = header.fmt, header.levels
-    out = bytearray((MAGIC, VERSION))
+    out = bytearray((MAGIC, next(version for version, coders in VERSIONS.items() if header.coder in coders)))
     out.append(
         fmt.signed
         | (fmt.samples == 3) << 1
@@ -80,11 +80,11 @@ def read_header(reader: Reader, limits: Limits) -> Header:
     if reader.byte() != MAGIC:
         raise CorruptBitstream("not a frame of this format")
     version = reader.byte()
-    if version != VERSION:
+    if version not in VERSIONS:
         raise CorruptBitstream(f"bitstream version {version} is unknown")
     flags, layout, coder = reader.byte(), reader.byte(), reader.byte()
     unused_kind = flags >> 3 & 3
-    if flags >> 6 or unused_kind == 3 or coder >= len(CODERS):
+    if flags >> 6 or unused_kind == 3 or coder >= len(CODERS) or CODERS[coder] not in VERSIONS[version]:
         raise CorruptBitstream("reserved flag or coder number")
     rows, columns = reader.varint(MAX_SIDE), reader.varint(MAX_SIDE)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.bitplane import Words as FrameWords
 from codec.blob import Frame, decode_with
 from codec.dualformat import RADIUS, TileJob, Words
 from codec.errors import CorruptBitstream
@@ -34,7 +35,9 @@ ERROR_WEIGHTS = (
 )  # fmt: skip
 
 
-def decode_frame_reference(blob: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Frame:
+def decode_frame_reference(
+    blob: bytes, *, previous: FrameWords | None = None, shared: bytes | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Frame:
     """Decode a blob like codec.frame.decode_frame, the dual coder's part by this module alone."""
     return decode_with(blob, ReferenceEngine(), limits)
 
@@ -44,7 +47,7 @@ class ReferenceEngine:
 
     def taps(self, words: Words, sets: int) -> NDArray[np.int32]:
         """Coefficients of the least-squares predictors."""
-        stream = _Stream(words)
+        stream = Stream(words)
         out = np.zeros((sets, len(TAPS)), np.int32)
         for row in range(sets):
             for tap in range(len(TAPS)):
@@ -65,8 +68,8 @@ class ReferenceEngine:
         """All tiles, one after another."""
         out = np.empty(job.shape, np.int32)
         for first, rows, anchor, words in job.tiles:
-            stream = _Stream(words)
-            upper = _decode_global(stream, rows, job.shape[1], job.highest >> job.plan.k)
+            stream = Stream(words)
+            upper = decode_global(stream, rows, job.shape[1], job.highest >> job.plan.k)
             tile = _Tile(job, rows, anchor)
             for row in range(rows):
                 for column in range(job.shape[1]):
@@ -77,7 +80,7 @@ class ReferenceEngine:
         return out
 
 
-class _Stream:
+class Stream:
     """A rANS stream and its adaptive binary decisions."""
 
     def __init__(self, words: Words) -> None:
@@ -135,7 +138,7 @@ class _Stream:
             raise CorruptBitstream("stream does not end where it should")
 
 
-def _decode_global(stream: _Stream, rows: int, columns: int, highest: int) -> list[list[int]]:
+def decode_global(stream: Stream, rows: int, columns: int, highest: int) -> list[list[int]]:
     """The plane G of a tile."""
     plane = [[0] * columns for _ in range(rows)]
     if highest == 0:
@@ -245,7 +248,7 @@ class _Tile:
         self.errors = [[[0] * 16 for _ in range(width)] for _ in range(self.rows + 2)]
         self.signed = [[0] * width for _ in range(self.rows + 1)]
 
-    def sample(self, stream: _Stream, row: int, column: int, upper: int) -> None:
+    def sample(self, stream: Stream, row: int, column: int, upper: int) -> None:
         """Decode one sample and learn from it."""
         p, top = column + 8, 64 * self.job.highest
         line, above, above2 = self.lines[row + 4], self.lines[row + 3], self.lines[row + 2]
@@ -314,7 +317,7 @@ class _Tile:
             out.append(((w + n) * (1024 - sum(row_taps)) + 2 * dot) >> 5)
         return out
 
-    def pick(self, stream: _Stream, law: _Law, upper: int) -> int:
+    def pick(self, stream: Stream, law: _Law, upper: int) -> int:
         """Decode the sample's symbol by the law truncated to G's interval, then its raw bits."""
         k, raw = self.job.plan.k, self.job.plan.raw
         low = upper << k

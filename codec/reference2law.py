@@ -1,0 +1,277 @@
+"""The law of a sample in the learned coder, plainly: Python integers, no kernels, no speed. Part of the format.
+
+One function or method for each paragraph of docs/bitstream.md, part 2, section 5. Values are exact integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.dualformat import Plan
+from codec.learnedformat import PREVIOUS_TAPS
+from codec.tables import LOGISTIC, TAPS
+
+if TYPE_CHECKING:
+    from codec.net import Network
+
+LANES, SKEW = 16, 5
+ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
+INPUT_LIMIT = 1023
+SCALES = 400
+LOGISTIC_LIST = [int(entry) for entry in LOGISTIC]
+INVERSE = [math.floor(float(1 << 26) / math.pow(2.0, q / 16) + 0.5) for q in range(SCALES)]
+NEAR_PLACES = (
+    (0, -1, 2), (-1, 0, 2), (-1, -1, 1), (-1, 1, 1), (0, -2, 1), (-2, 0, 1), (-2, 1, 1), (-2, -1, 1), (-1, 2, 1),
+    (-1, -2, 1),
+)  # fmt: skip
+SEEN = tuple((0, column) for column in (-1, -2, -3)) + tuple(
+    (row, column) for row, reach in ((-1, 3), (-2, 3), (-3, 2), (-4, 1)) for column in range(-reach, reach + 1)
+)
+SIGNED_PLACES = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0))
+
+
+def log256(number: int) -> int:
+    """L: the piecewise linear base-2 logarithm in 1/256, of 1 <= number < 2^24."""
+    exponent = number.bit_length() - 1
+    return (exponent << 8) + ((number << 8 >> exponent) - 256)
+
+
+def falling(distance: int) -> int:
+    """E: 2^16 * 2^(-distance / 256), piecewise linear; 0 from 17 octaves on."""
+    octaves = distance >> 8
+    return 0 if octaves > 16 else ((1 << 17) - ((distance & 255) << 8)) >> (octaves + 1)
+
+
+def clamp(number: int, low: int, high: int) -> int:
+    """The number nearest to `number` in low..high."""
+    return min(max(number, low), high)
+
+
+def coding_order(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """(row, column) of every sample of a tile in the order in which they are coded."""
+    period = max(columns + 9, 80)
+    places = []
+    for row in range(rows):
+        lane = row % LANES
+        start = row // LANES * period + SKEW * lane
+        places += [(start + column, lane, row, column) for column in range(columns)]
+    for _, _, row, column in sorted(places):
+        yield row, column
+
+
+def logistic(offset: int, inverse: int) -> int:
+    """2^26 times the logistic function at offset / scale, piecewise linear between table entries."""
+    place = (offset * inverse >> 13) + 18 * 32 * 256
+    entry = place >> 8
+    if place <= 0:
+        return 0
+    if entry >= 2 * 18 * 32:
+        return LOGISTIC_LIST[2 * 18 * 32]
+    step = LOGISTIC_LIST[entry + 1] - LOGISTIC_LIST[entry]
+    return LOGISTIC_LIST[entry] + (step * (place & 255) >> 8)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The law of one sample: weights, centres (1/64 level) and inverse scales of its logistics."""
+
+    weights: list[int]
+    centres: list[int]
+    inverses: list[int]
+
+    def below(self, level: int) -> int:
+        """C: mixture mass below a level."""
+        edge = 64 * level - 32
+        parts = zip(self.weights, self.centres, self.inverses, strict=True)
+        return sum(weight * logistic(edge - centre, inverse) for weight, centre, inverse in parts) >> 16
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The intervals of the symbols first..last of one sample in 0..2^28, by its law truncated to them."""
+
+    law: Mixture
+    first: int
+    last: int
+    raw: int
+    scale: int
+
+    def start(self, symbol: int) -> int:
+        """Where the interval of a symbol begins; 2^28 for last + 1."""
+        if symbol > self.last:
+            return 1 << 28
+        base = self.law.below(self.first << self.raw)
+        return (self.law.below(symbol << self.raw) - base + symbol - self.first) * self.scale >> 24
+
+    @staticmethod
+    def of(law: Mixture, first: int, last: int, raw: int) -> Slots:
+        """The intervals under a law."""
+        span = law.below(last + 1 << raw) - law.below(first << raw) + last - first + 1
+        return Slots(law, first, last, raw, (1 << 52) // span)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the samples of a tile are coded with. `previous`: int32[rows + 2, columns + 2] or None, see learnedformat."""
+
+    rows: int
+    columns: int
+    highest: int
+    plan: Plan
+    network: Network
+    previous: NDArray[np.int32] | None
+
+
+@dataclass
+class Tile:
+    """A tile being coded: the samples so far and the errors that they left."""
+
+    shape: Shape
+    anchor: int
+    samples: list[list[int]] = field(default_factory=list)
+    errors: list[list[list[int]]] = field(default_factory=list)  # 15 absolute ones and the blend's signed one
+    guesses: list[int] = field(default_factory=list)
+    mean: int = 0
+    near: list[int] = field(default_factory=list)
+    logs: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.samples = [[0] * self.shape.columns for _ in range(self.shape.rows)]
+        self.errors = [[[0] * 16 for _ in range(self.shape.columns)] for _ in range(self.shape.rows)]
+
+    # 5.1 neighbours
+
+    def sample_at(self, row: int, column: int) -> int:
+        """A sample or its padding."""
+        if row < 0 or (column < 0 and row == 0):
+            return self.anchor
+        if column < 0:
+            return self.samples[row - 1][0]
+        return self.samples[row][min(column, self.shape.columns - 1)]
+
+    def errors_at(self, row: int, column: int) -> list[int]:
+        """The errors that a sample left, or their padding."""
+        if row < 0 or (column < 0 and row == 0):
+            return [0] * 16
+        if column < 0:
+            return self.errors[row - 1][0]
+        return self.errors[row][min(column, self.shape.columns - 1)]
+
+    # 5.2 predictions
+
+    def predict(self, y: int, x: int) -> list[int]:
+        """The 14 predictions, 1/64 level."""
+        w, n, nw, ne = (self.sample_at(y + dy, x + dx) for dy, dx in ((0, -1), (-1, 0), (-1, -1), (-1, 1)))
+        ww, nn, nne = (self.sample_at(y + dy, x + dx) for dy, dx in ((0, -2), (-2, 0), (-2, 1)))
+        med = min(w, n) if nw >= max(w, n) else max(w, n) if nw <= min(w, n) else w + n - nw
+        out = [
+            64 * w, 64 * n, 64 * (w + n - nw), 64 * ne, 64 * (w + ne - n), 64 * (2 * w - ww), 64 * (2 * n - nn),
+            32 * (w + n) + 16 * (ne - nw), 64 * med, 32 * (w + ne), 16 * (3 * (w + n) - 2 * nw), 64 * (n + ne - nne),
+        ]  # fmt: skip
+        activity = abs(w - nw) + abs(n - nw) + abs(n - ne) + abs(w - ww) + abs(n - nn)
+        out += self.least_squares(y, x, w + n, activity) or [out[7], out[8]]
+        return [clamp(guess, 0, 64 * self.shape.highest) for guess in out]
+
+    def least_squares(self, y: int, x: int, pair: int, activity: int) -> list[int]:
+        """Predictions by set 0 and by the set of the activity's class; none without sets."""
+        predictors = self.shape.plan.predictors
+        sets = predictors.taps.shape[0]
+        if sets == 0:
+            return []
+        around = [self.sample_at(y + dy, x + dx) for dy, dx in TAPS]
+        if self.shape.previous is not None:
+            around += [int(self.shape.previous[y + 1 + dy, x + 1 + dx]) for dy, dx in PREVIOUS_TAPS]
+        own = 0 if sets == 1 else 1 + sum(activity > int(threshold) for threshold in predictors.thresholds)
+        return [
+            (pair << 5) + (sum(int(c) * (2 * v - pair) for c, v in zip(predictors.taps[s], around, strict=True)) >> 5)
+            for s in (0, own)
+        ]
+
+    # 5.3 errors and blend
+
+    def blend(self, y: int, x: int) -> int:
+        """The prediction weighted by local errors; notes the local errors and their logarithms."""
+        places = [(self.errors_at(y + dy, x + dx), times) for dy, dx, times in NEAR_PLACES]
+        self.near = [min(sum(times * errors[i] for errors, times in places), NEAR_CAP) for i in range(15)]
+        self.logs = [log256(near + 96) for near in self.near]
+        least = min(self.logs[:14])
+        weights = [falling(4 * (log - least)) for log in self.logs[:14]]
+        total = sum(weights)
+        return (sum(w * p for w, p in zip(weights, self.guesses, strict=True)) + (total >> 1)) // total
+
+    # 5.4 inputs
+
+    def inputs(self, y: int, x: int) -> list[int]:
+        """The network's inputs, 1/64 octave."""
+        scale, level = self.scale()
+
+        def slog(d: int) -> int:
+            size = min((log256(min(abs(d), DISTANCE_CAP) + scale) - level) >> 2, INPUT_LIMIT)
+            return size if d >= 0 else -size
+
+        out = [slog(64 * self.sample_at(y + dy, x + dx) - self.mean) for dy, dx in SEEN]
+        out += [slog(guess - self.mean) for guess in self.guesses]
+        out += [slog(self.errors_at(y + dy, x + dx)[15]) for dy, dx in SIGNED_PLACES]
+        out += [clamp((log - self.logs[14]) >> 2, -INPUT_LIMIT, INPUT_LIMIT) for log in self.logs[:14]]
+        out.append((level >> 2) - 512)
+        out += [slog(self.mean) >> 2, slog(64 * self.shape.highest - self.mean) >> 2]
+        return out
+
+    def scale(self) -> tuple[int, int]:
+        """The blend's local scale (1/64 level) and its logarithm."""
+        scale = (self.near[14] * 85 >> 10) + 16
+        return scale, log256(scale)
+
+    # 5.5 network
+
+    def run(self, inputs: list[int]) -> list[int]:
+        """The outputs of the last layer."""
+        net = self.shape.network
+        values = np.zeros(net.w1.shape[1], np.int64)
+        values[: len(inputs)] = inputs
+        for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
+            sums = b.astype(np.int64) + w.astype(np.int64) @ values
+            values = np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT)
+        out: list[int] = (net.b3.astype(np.int64) + net.w3.astype(np.int64) @ values).tolist()
+        return out
+
+    def mixture(self, outputs: list[int]) -> Mixture:
+        """The law from the network's outputs: weights u, offsets o and log scales t."""
+        parts = len(outputs) // 3
+        u, o, t = outputs[:parts], outputs[parts : 2 * parts], outputs[2 * parts : 3 * parts]
+        scale, level = self.scale()
+        size = min(scale, 1 << 20)
+        weights = [falling(max(0, (max(u) - one) >> 4)) + 1 for one in u]
+        centres = [self.mean + (clamp(one >> 5, -INPUT_LIMIT, INPUT_LIMIT) * size >> 7) for one in o]
+        centres = [clamp(centre, 0, 64 * self.shape.highest) for centre in centres]
+        places = [clamp((level >> 4) + (one >> 8), 0, SCALES - 1) for one in t]
+        return Mixture(weights, centres, [INVERSE[place] for place in places])
+
+    # 5.6 and 5.7: the sample
+
+    def law(self, y: int, x: int) -> Mixture:
+        """The law of the sample at (y, x), from what was coded before it."""
+        self.guesses = self.predict(y, x)
+        self.mean = self.blend(y, x)
+        return self.mixture(self.run(self.inputs(y, x)))
+
+    def slots(self, y: int, x: int, upper: int) -> Slots | None:
+        """The intervals of the sample's symbols inside G's interval; None if only one is possible."""
+        k, raw = self.shape.plan.k, self.shape.plan.raw
+        law = self.law(y, x)
+        low = upper << k
+        first, last = low >> raw, min(low + (1 << k) - 1, self.shape.highest) >> raw
+        return Slots.of(law, first, last, raw) if last > first else None
+
+    def keep(self, y: int, x: int, sample: int) -> None:
+        """Store the sample and the errors that it leaves."""
+        self.samples[y][x] = sample
+        exact = 64 * sample
+        errors = [min(abs(exact - guess), ERROR_CAP) for guess in (*self.guesses, self.mean)]
+        self.errors[y][x] = [*errors, exact - self.mean]
