@@ -6,13 +6,12 @@ the logistic table. The fast decoder must give the same words for every stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from codec.errors import CorruptBitstream
-from codec.learnedformat import Job, Plane, Words
+from codec.learneddecode import Job, Plane
+from codec.learnedformat import Words
 from codec.reference import Stream, decode_global
 from codec.reference2law import Shape, Tile, coding_order
 
@@ -31,20 +30,20 @@ class Streams:
         if any(not LOWEST <= state < 1 << 63 for state in self.states):
             raise CorruptBitstream("impossible state")
 
-    def take(self, row: int, find: Callable[[int], tuple[int, int, int]]) -> int:
-        """The next symbol of a sample in `row`; `find` gives (symbol, start, frequency) of the slot it is asked for."""
+    def slot(self, row: int) -> int:
+        """The slot, 0..2^28 - 1, that the interval of the next symbol of a sample in `row` holds."""
+        return self.states[row % 16 % len(self.states)] & (1 << 28) - 1
+
+    def remove(self, row: int, start: int, freq: int) -> None:
+        """Take the symbol [start, start + freq) off the row's state."""
         own = row % 16 % len(self.states)
-        state = self.states[own]
-        slot = state & (1 << 28) - 1
-        symbol, start, freq = find(slot)
-        state = freq * (state >> 28) + slot - start
+        state = freq * (self.states[own] >> 28) + self.slot(row) - start
         if state < LOWEST:
             if self.next == len(self.words):
                 raise CorruptBitstream("stream too short")
             state = state << 32 | self.words[self.next]
             self.next += 1
         self.states[own] = state
-        return symbol
 
     def close(self) -> None:
         """Check that the stream ends here."""
@@ -53,7 +52,7 @@ class Streams:
 
 
 class LearnedReference:
-    """See codec.learnedformat.Engine."""
+    """See codec.learneddecode.Engine."""
 
     def taps(self, words: Words, sets: int, radius: NDArray[np.int64]) -> Plane:
         """Coefficients of the least-squares predictors."""
@@ -76,16 +75,18 @@ class LearnedReference:
 
     def plane(self, job: Job) -> Plane:
         """All tiles, one after another."""
-        out = np.empty(job.shape, np.int32)
-        for tile in job.tiles:
-            end = tile.first + tile.rows
-            previous = None if job.previous is None else job.previous[tile.first : end + 2]
+        out, setting = np.empty(job.shape, np.int32), job.setting
+        for number, tile in enumerate(job.tiles):
+            first = number * job.tile_rows
+            rows = min(job.tile_rows, job.shape[0] - first)
+            end = first + rows
+            previous = None if job.previous is None else job.previous[first : end + 2]
             if job.upper is None:
-                upper = self._upper(tile.upper, (tile.rows, job.shape[1]), job.highest >> job.plan.k)
+                upper = self._upper(tile.upper, (rows, job.shape[1]), setting.highest >> setting.k)
             else:
-                upper = job.upper[tile.first : end].tolist()
-            shape = Shape(tile.rows, job.shape[1], job.highest, job.plan, job.network, previous)
-            out[tile.first : end] = decode_tile(Tile(shape, tile.anchor), Streams(tile.words, job.states), upper)
+                upper = job.upper[first:end].tolist()
+            shape = Shape(rows, job.shape[1], setting, previous)
+            out[first:end] = decode_tile(Tile(shape, tile.anchor), Streams(tile.words, setting.states), upper)
         return out
 
     @staticmethod
@@ -101,23 +102,17 @@ class LearnedReference:
 
 def decode_tile(tile: Tile, streams: Streams, upper: list[list[int]]) -> list[list[int]]:
     """The samples of a tile given G."""
-    raw = tile.shape.plan.raw
+    k, raw = tile.shape.setting.k, tile.shape.setting.raw
     for y, x in coding_order(tile.shape.rows, tile.shape.columns):
+        sample = upper[y][x] << k >> raw
         slots = tile.slots(y, x, upper[y][x])
-        symbol = upper[y][x] << tile.shape.plan.k >> raw
         if slots is not None:
-
-            def find(slot: int) -> tuple[int, int, int]:
-                low, high = slots.first, slots.last + 1
-                while high - low > 1:
-                    middle = (low + high) // 2
-                    low, high = (middle, high) if slots.start(middle) <= slot else (low, middle)
-                return low, slots.start(low), slots.start(low + 1) - slots.start(low)
-
-            symbol = streams.take(y, find)
+            sample = slots.find(streams.slot(y))
+            streams.remove(y, slots.start(sample), slots.start(sample + 1) - slots.start(sample))
         if raw:
-            width = 28 - raw
-            symbol = symbol << raw | streams.take(y, lambda slot: (slot >> width, slot >> width << width, 1 << width))
-        tile.keep(y, x, symbol)
+            low = streams.slot(y) >> 28 - raw
+            streams.remove(y, low << 28 - raw, 1 << 28 - raw)
+            sample = sample << raw | low
+        tile.keep(y, x, sample)
     streams.close()
     return tile.samples

@@ -8,17 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.dualformat import Plan
-from codec.learnedformat import PREVIOUS_TAPS
+from codec.learneddecode import PREVIOUS_TAPS, Setting
 from codec.tables import LOGISTIC, TAPS
-
-if TYPE_CHECKING:
-    from codec.net import Network
 
 LANES, SKEW = 16, 5
 ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
@@ -109,6 +104,14 @@ class Slots:
         base = self.law.below(self.first << self.raw)
         return (self.law.below(symbol << self.raw) - base + symbol - self.first) * self.scale >> 24
 
+    def find(self, slot: int) -> int:
+        """The symbol whose interval holds a slot."""
+        low, high = self.first, self.last + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.start(middle) <= slot else (low, middle)
+        return low
+
     @staticmethod
     def of(law: Mixture, first: int, last: int, raw: int) -> Slots:
         """The intervals under a law."""
@@ -118,13 +121,11 @@ class Slots:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the samples of a tile are coded with. `previous`: int32[rows + 2, columns + 2] or None, see learnedformat."""
+    """What a tile is coded with. `previous`: int32[rows + 2, columns + 2] or None, see learneddecode.Job."""
 
     rows: int
     columns: int
-    highest: int
-    plan: Plan
-    network: Network
+    setting: Setting
     previous: NDArray[np.int32] | None
 
 
@@ -176,11 +177,11 @@ class Tile:
         ]  # fmt: skip
         activity = abs(w - nw) + abs(n - nw) + abs(n - ne) + abs(w - ww) + abs(n - nn)
         out += self.least_squares(y, x, w + n, activity) or [out[7], out[8]]
-        return [clamp(guess, 0, 64 * self.shape.highest) for guess in out]
+        return [clamp(guess, 0, 64 * self.shape.setting.highest) for guess in out]
 
     def least_squares(self, y: int, x: int, pair: int, activity: int) -> list[int]:
         """Predictions by set 0 and by the set of the activity's class; none without sets."""
-        predictors = self.shape.plan.predictors
+        predictors = self.shape.setting.predictors
         sets = predictors.taps.shape[0]
         if sets == 0:
             return []
@@ -220,7 +221,7 @@ class Tile:
         out += [slog(self.errors_at(y + dy, x + dx)[15]) for dy, dx in SIGNED_PLACES]
         out += [clamp((log - self.logs[14]) >> 2, -INPUT_LIMIT, INPUT_LIMIT) for log in self.logs[:14]]
         out.append((level >> 2) - 512)
-        out += [slog(self.mean) >> 2, slog(64 * self.shape.highest - self.mean) >> 2]
+        out += [slog(self.mean) >> 2, slog(64 * self.shape.setting.highest - self.mean) >> 2]
         return out
 
     def scale(self) -> tuple[int, int]:
@@ -232,7 +233,7 @@ class Tile:
 
     def run(self, inputs: list[int]) -> list[int]:
         """The outputs of the last layer."""
-        net = self.shape.network
+        net = self.shape.setting.network
         values = np.zeros(net.w1.shape[1], np.int64)
         values[: len(inputs)] = inputs
         for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
@@ -249,7 +250,7 @@ class Tile:
         size = min(scale, 1 << 20)
         weights = [falling(max(0, (max(u) - one) >> 4)) + 1 for one in u]
         centres = [self.mean + (clamp(one >> 5, -INPUT_LIMIT, INPUT_LIMIT) * size >> 7) for one in o]
-        centres = [clamp(centre, 0, 64 * self.shape.highest) for centre in centres]
+        centres = [clamp(centre, 0, 64 * self.shape.setting.highest) for centre in centres]
         places = [clamp((level >> 4) + (one >> 8), 0, SCALES - 1) for one in t]
         return Mixture(weights, centres, [INVERSE[place] for place in places])
 
@@ -263,10 +264,10 @@ class Tile:
 
     def slots(self, y: int, x: int, upper: int) -> Slots | None:
         """The intervals of the sample's symbols inside G's interval; None if only one is possible."""
-        k, raw = self.shape.plan.k, self.shape.plan.raw
+        k, raw = self.shape.setting.k, self.shape.setting.raw
         law = self.law(y, x)
         low = upper << k
-        first, last = low >> raw, min(low + (1 << k) - 1, self.shape.highest) >> raw
+        first, last = low >> raw, min(low + (1 << k) - 1, self.shape.setting.highest) >> raw
         return Slots.of(law, first, last, raw) if last > first else None
 
     def keep(self, y: int, x: int, sample: int) -> None:
