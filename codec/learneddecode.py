@@ -1,0 +1,178 @@
+"""From the learned coder's bytes to level indices, with either decoder of its streams. No kernels.
+
+docs/bitstream.md, part 2, section 4.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec import color
+from codec.bitplane import LevelTable
+from codec.dualformat import HIGHEST_TAP, RADIUS, Predictors
+from codec.errors import CorruptBitstream, MissingContext
+from codec.learnedformat import ADAPTER_SHARED, CodedFrame, CodedPlane, Preface, Tile, Words
+
+if TYPE_CHECKING:
+    from codec.net import Network
+
+# the nine samples of the previous frame around the co-located one follow the 35 causal taps, row by row
+PREVIOUS_TAPS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
+PREVIOUS_RADIUS = np.array([abs(row) + abs(column) for row, column in PREVIOUS_TAPS], np.int64)
+Plane = NDArray[np.int32]
+
+
+def radius_of(previous: bool) -> NDArray[np.int64]:
+    """Each tap's distance class 0, 1, 2, the contexts of its coefficient: int64[35], or [44] with a previous frame."""
+    return np.concatenate((RADIUS, PREVIOUS_RADIUS)) if previous else RADIUS
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a blob may need beside itself.
+
+    `network(weights, adapter, previous)`: the network of a weight file (4 bytes of its SHA-256) under an adapter
+    (empty: none), for frames with or without a previous one; raises CorruptBitstream for what it does not have.
+    `previous`: sample values (int32, the frame's shape) of the previous frame, `previous_crc` of its words;
+    `shared`: an adapter's bytes; `upper`: the planes of G (int32, (rows, columns)), one for each plane that has one.
+    """
+
+    network: Callable[[bytes, bytes, bool], Network]
+    previous: Plane | None = None
+    previous_crc: int = 0
+    shared: bytes | None = None
+    upper: Sequence[Plane] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the samples of one plane are coded: everything but the samples."""
+
+    highest: int
+    k: int
+    raw: int
+    predictors: Predictors
+    network: Network
+    states: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything needed to decode one plane.
+
+    `previous`: the previous frame's plane, edge-replicated by one sample (int32[rows + 2, columns + 2]), or None.
+    `upper`: G of the plane where it comes from a group's stack, else None.
+    """
+
+    shape: tuple[int, int]
+    setting: Setting
+    tile_rows: int
+    tiles: tuple[Tile, ...]
+    previous: Plane | None
+    upper: Plane | None
+
+
+class Engine(Protocol):
+    """A decoder of the learned coder's streams. Both raise CorruptBitstream when a stream does not end as it should."""
+
+    def taps(self, words: Words, sets: int, radius: NDArray[np.int64]) -> Plane:
+        """Coefficients, int32[sets, radius.size], before the multiplication by 2^precision."""
+
+    def plane(self, job: Job) -> Plane:
+        """The samples of a plane, int32 of job.shape."""
+
+
+def previous_index(values: Plane, levels: LevelTable) -> Plane:
+    """Where a previous frame's values lie among this frame's levels: how many levels are below each, int32."""
+    if levels.table is None:
+        place = values - np.int32(levels.minimum)
+    else:
+        place = np.searchsorted(levels.table, values).astype(np.int32)
+    return np.clip(place, 0, levels.count - 1).astype(np.int32)
+
+
+def previous_planes(values: Plane, levels: LevelTable, transform: int | None) -> list[Plane]:
+    """The previous frame's planes under this frame's levels and colour transform."""
+    index = previous_index(values, levels)
+    return [index] if transform is None else list(color.forward(index.astype(np.uint16), transform))
+
+
+def framed(plane: Plane, low: int, highest: int) -> Plane:
+    """A plane of the previous frame in a plane's range 0..highest, edge-replicated by one sample."""
+    return np.asarray(np.pad(np.clip(plane - np.int32(low), 0, highest), 1, mode="edge"), np.int32)
+
+
+def decode_learned(
+    coded: CodedFrame, shape: tuple[int, ...], levels: LevelTable, context: Context, engine: Engine
+) -> Plane:
+    """Level indices (int32, `shape`, below levels.count). Raises CorruptBitstream, MissingContext."""
+    side, preface = (shape[0], shape[1]), coded.preface
+    earlier: list[Plane] | None = None
+    if preface.previous_crc is not None:
+        values = context.previous
+        if values is None or values.shape != shape or context.previous_crc != preface.previous_crc:
+            raise MissingContext("the frame needs its previous frame")
+        earlier = previous_planes(values, levels, coded.transform)
+    upper = iter(_stacked(coded, side, context))
+    network: Network | None = None
+    planes = []
+    for number, plane in enumerate(coded.planes):
+        if plane.highest == 0:
+            planes.append(np.full(side, plane.low, np.int32))
+            continue
+        network = _network(preface, context) if network is None else network
+        setting = Setting(
+            plane.highest, plane.k, plane.raw, _predictors(plane, engine, earlier is not None), network, preface.states
+        )
+        before = None if earlier is None else framed(earlier[number], plane.low, plane.highest)
+        above = next(upper) if preface.stacked and plane.top else None
+        samples = engine.plane(Job(side, setting, plane.tile_rows, plane.tiles, before, above))
+        if int(samples.min()) < 0 or int(samples.max()) > plane.highest:
+            raise CorruptBitstream("sample outside the plane's range")
+        planes.append(samples + np.int32(plane.low))
+    if coded.transform is None:
+        return planes[0]
+    index = color.inverse((planes[0], planes[1], planes[2]), coded.transform)
+    if int(index.min()) < 0 or int(index.max()) >= levels.count:
+        raise CorruptBitstream("sample outside the frame's levels")
+    return index
+
+
+def _network(preface: Preface, context: Context) -> Network:
+    """The network that the frame names."""
+    adapter = preface.adapter
+    if preface.adapter_kind == ADAPTER_SHARED:
+        if context.shared is None or zlib.crc32(context.shared) != preface.shared_crc:
+            raise MissingContext("the frame needs a shared adapter that was not given")
+        adapter = context.shared
+    return context.network(preface.weights, adapter, preface.previous_crc is not None)
+
+
+def _stacked(coded: CodedFrame, shape: tuple[int, int], context: Context) -> list[Plane]:
+    """The planes of G out of the group's stack, checked."""
+    tops = [plane.top for plane in coded.planes if plane.top]
+    if not coded.preface.stacked or not tops:
+        return []
+    if context.upper is None or len(context.upper) != len(tops):
+        raise MissingContext("the frame's global part lies in a group's stack that was not given")
+    planes = [np.ascontiguousarray(plane, np.int32) for plane in context.upper]
+    for plane, top in zip(planes, tops, strict=True):
+        if plane.shape != shape or int(plane.min()) < 0 or int(plane.max()) > top:
+            raise MissingContext("the global part belongs to another frame")
+    return planes
+
+
+def _predictors(plane: CodedPlane, engine: Engine, previous: bool) -> Predictors:
+    """The plane's least-squares predictors."""
+    radius = radius_of(previous)
+    taps = np.zeros((0, radius.size), np.int32)
+    if plane.sets:
+        wide = engine.taps(plane.taps, plane.sets, radius).astype(np.int64) << plane.precision
+        taps = np.clip(wide, -HIGHEST_TAP, HIGHEST_TAP).astype(np.int32)
+    return Predictors(np.array(plane.thresholds, np.int64), taps)
