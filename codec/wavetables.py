@@ -1,0 +1,72 @@
+"""Geometry, constants and tables of the learned local path (law 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from codec.tables import LOGISTIC, TAPS, Z_LAST, Z_LIMIT, Z_STEPS
+
+inner: Any = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
+outer: Any = njit(nogil=True, cache=True, error_model="numpy")
+
+# The wavefront: lane l codes rows l, l + 16, ...; it is SKEW steps behind lane l - 1.
+SKEW = 5
+SHORTEST = 80  # steps between a lane's rows, at least: 16 SKEW, so that lane 0 follows lane 15
+GAP = 9  # steps between the end of a row and the start of the lane's next: 4 right of it, 5 left of the other
+
+# Samples: a buffer of LEVEL_STEPS steps of LEVEL_STRIDE int32, lane 0 at LEVEL_FIRST, before it the rows above.
+LEVEL_STRIDE, LEVEL_FIRST, LEVEL_ABOVE = 32, 16, 4
+LEVEL_KEPT, LEVEL_STEPS = 32, 128  # when the buffer is full its last LEVEL_KEPT steps move to the front
+# Errors: a ring of ERROR_STEPS steps of SLOTS slots of ERROR_STRIDE int32.
+ERROR_STRIDE, ERROR_FIRST, ERROR_ABOVE, ERROR_STEPS = 20, 4, 2, 16
+PREDICTORS, BLEND, SIGNED, SLOTS = 14, 14, 15, 16
+ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
+
+FRACTION = 6
+INPUT_LIMIT, ACTIVATION_LIMIT, OFFSET_LIMIT = 1023, 1023, 1023
+MOST_INPUTS, MOST_HIDDEN, MOST_COMPONENTS = 256, 512, 8
+MOST_SETS = 16
+
+# The 25 neighbours that the network sees.
+SEEN = tuple((0, x) for x in (-1, -2, -3)) + tuple(
+    (-y, x) for y, reach in ((1, 3), (2, 3), (3, 2), (4, 1)) for x in range(-reach, reach + 1)
+)
+
+
+def level_offset(dy: int, dx: int) -> int:
+    """Where the neighbour at (dy, dx) lies in the samples' buffer, relative to the sample."""
+    return (dx + SKEW * dy) * LEVEL_STRIDE + dy
+
+
+SEEN_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in SEEN], np.int64)
+TAP_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in TAPS], np.int64)
+
+SCALES = 400  # scales 2^(q / 16) / 64 levels, q = 0..SCALES - 1
+SCALE_BIAS = -8  # the widths that the network says nothing of, against s0, in 1/16 octave
+Z_SHIFT = 13
+Z_PLACE = Z_LIMIT * Z_STEPS << 8
+Z_END = (Z_LAST << 8) - 1
+MASS_SHIFT = 17
+SCALE_BITS = 52
+SLOT_SHIFT = 24
+
+
+def real_inverse(q: int) -> float:
+    """2^20 over the scale 2^(q/16) / 64."""
+    return float(1 << 26) / math.pow(2.0, q / 16)
+
+
+def _inverse() -> NDArray[np.int32]:
+    return np.array([math.floor(real_inverse(q) + 0.5) for q in range(SCALES)], np.int32)
+
+
+INVERSE = _inverse()
+# Beyond this many 1/64 levels from the centre the law is flat; so the product with INVERSE fits 32 bits.
+REACH = ((np.int64(Z_PLACE) << Z_SHIFT) // INVERSE + 1).astype(np.int32)
+RISE = LOGISTIC[: Z_LAST + 1].astype(np.int32)
+SLOPE = np.append(np.diff(LOGISTIC[: Z_LAST + 1]), 0).astype(np.int32)
