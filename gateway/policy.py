@@ -24,6 +24,8 @@ _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 
 Representation = Literal["envelope", "self-contained", "hidden"]
 Fallback = Literal["self-contained", "envelope", "refuse"]
+CodecProfile = Literal["fast", "default", "max"]
+Adaptation = Literal["none", "image", "series"]
 Option = Literal[
     "retain-safe-private", "retain-uids", "retain-device-identity", "retain-institution-identity",
     "retain-patient-characteristics", "retain-full-dates", "retain-modified-dates", "clean-descriptors",
@@ -130,6 +132,15 @@ class ArchiveRule(Rule):
         default=(),
         description="names of RSA recipients that get the identity as CMS EnvelopedData in (0400,0500), PS3.15 E.1",
     )
+    profile: CodecProfile | None = Field(
+        default=None,
+        description="how hard the codec tries: fast, default or max (smallest). Left out: the setting codec_profile",
+    )
+    adapt: Adaptation | None = Field(
+        default=None,
+        description="what the codec's weights are fitted to: none, each image, or each series (one adapter for all of "
+        "it); costs the encoder time, bounded by the setting codec_fit_seconds. Left out: the setting codec_adapt",
+    )
 
     @field_validator("carrier", mode="before")
     @classmethod
@@ -140,6 +151,10 @@ class ArchiveRule(Rule):
                 "carrier = 'initial-bits' is not offered: this codec has no bits-back stack yet; use 'auto'",
             )
         return value
+
+    def coded(self, profile: CodecProfile, adapt: Adaptation) -> ArchiveRule:
+        """The same rule, saying how to code: its own words, else those given (the settings')."""
+        return self.model_copy(update={"profile": self.profile or profile, "adapt": self.adapt or adapt})
 
     @model_validator(mode="after")
     def _combinations(self) -> ArchiveRule:

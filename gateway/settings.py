@@ -81,7 +81,24 @@ class Settings(BaseSettings):
         description="free bytes under which nothing more is taken in",
     )
 
+    codec_profile: Literal["fast", "default", "max"] = Field(
+        default="default", description="how hard the codec tries where no rule of the policy says it"
+    )
+    codec_adapt: Literal["none", "image", "series"] = Field(
+        default="none", description="what the codec's weights are fitted to where no rule of the policy says it"
+    )
+    codec_fit_seconds: float = Field(
+        default=4.0, gt=0, description="that one fit, of an image or a series, may take of a worker"
+    )
     encode_processes: int = Field(default=2, ge=1)
+    gpu_devices: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(), description="comma-separated CUDA device numbers, one worker process each; empty: no GPU is used"
+    )
+    gpu_batch: int = Field(
+        default=32, ge=1, description="instances of one series that a GPU worker carries at once, if they are waiting"
+    )
+    gpu_batch_bytes: int = Field(default=GIB // 2, ge=1, description="received bytes of such a batch, at most")
+    gpu_provers: int = Field(default=2, ge=1, description="proving processes of a GPU worker: proofs stay CPU work")
     retrieve_processes: int = Field(default=1, ge=1, description="reserved: they never encode")
     forward_processes: int = Field(default=1, ge=1)
     lease_seconds: float = Field(default=60.0, gt=0, description="a worker silent for so long has lost its row")
@@ -136,6 +153,20 @@ class Settings(BaseSettings):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
 
+    @field_validator("gpu_devices", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+    @field_validator("gpu_devices", mode="after")
+    @classmethod
+    def _devices(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(number < 0 for number in value):
+            raise ValueError("a CUDA device number is 0 or more")
+        return value
+
     @field_validator(
         "redis_url", "database_url", "vault_ca_file", "vault_token_file", "vault_secret_id_file", mode="before"
     )
@@ -157,6 +188,11 @@ class Settings(BaseSettings):
     def destination(self, name: str) -> Destination | None:
         """The destination of that name, or None if it is not configured any more."""
         return next((d for d in self.destinations if d.name == name), None)
+
+    @property
+    def encode_queue(self) -> str:
+        """Where the first wake-up for an encode goes; what lies there for long is offered to `encode` by the sweep."""
+        return "gpu" if self.gpu_devices else "encode"
 
     @property
     def require_key_backup(self) -> bool:
@@ -276,6 +312,10 @@ def child_environment(settings: Settings) -> dict[str, str]:
     env["PALIMPSEST_PROFILE"] = settings.profile
     env["PALIMPSEST_DICOM_PORT"] = str(settings.dicom_port)
     env["PALIMPSEST_HTTP_PORT"] = str(settings.http_port)
+    env["PALIMPSEST_CODEC_PROFILE"] = settings.codec_profile
+    env["PALIMPSEST_CODEC_ADAPT"] = settings.codec_adapt
+    env["PALIMPSEST_CODEC_FIT_SECONDS"] = str(settings.codec_fit_seconds)
+    env["PALIMPSEST_GPU_DEVICES"] = ",".join(map(str, settings.gpu_devices))
     env["PALIMPSEST_DESTINATIONS"] = json.dumps([d.model_dump() for d in settings.destinations])
     env["NUMBA_CACHE_DIR"] = str(settings.numba_cache_dir)
     named = (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url))

@@ -20,9 +20,10 @@ def modality_of(data: Data) -> str:
 
 
 def archive_rule(gw: Gateway, row: InstanceRow, data: Data) -> ArchiveRule:
-    """The rule under which `data`, the file as received, is archived."""
+    """The rule under which `data`, the file as received, is archived; it says how to code, too."""
     modality = modality_of(data) if _asks_for_modality(gw.policy.archive) else ""
-    return gw.policy.archive_rule(row.sop_class, modality)
+    rule = gw.policy.archive_rule(row.sop_class, modality)
+    return rule.coded(gw.settings.codec_profile, gw.settings.codec_adapt)
 
 
 def delivery_rule(gw: Gateway, row: InstanceRow, destination: str) -> DeliveryRule:

@@ -63,6 +63,14 @@ def test_without_a_policy_all_is_as_it_was_with_patient_keys() -> None:
     assert NO_POLICY.archive_rule(CT, "CT") is DEFAULT_ARCHIVE
     assert (DEFAULT_ARCHIVE.carrier, DEFAULT_ARCHIVE.seal_bitmap, DEFAULT_ARCHIVE.shreddable) == ("auto", False, True)
     assert (DEFAULT_ARCHIVE.recipients, DEFAULT_ARCHIVE.cms) == ((), ())
+    assert (DEFAULT_ARCHIVE.profile, DEFAULT_ARCHIVE.adapt) == (None, None)
+
+
+def test_how_to_code_is_said_by_the_rule_or_else_by_the_settings() -> None:
+    rule = DEFAULT_ARCHIVE.coded("fast", "image")
+    assert (rule.profile, rule.adapt) == ("fast", "image")
+    own = ArchiveRule(name="own", profile="max", adapt="none").coded("fast", "image")
+    assert (own.profile, own.adapt) == ("max", "none")
     assert NO_POLICY.delivery_rule("anywhere", CT, "CT") is DEFAULT_DELIVERY
     assert DEFAULT_DELIVERY.attempts == ("envelope",)
 
