@@ -45,6 +45,7 @@ def encode_frame(
     fmt: PixelFormat,
     *,
     levels: LevelTable | None = None,
+    profile: str = "default",
     previous: Words | None = None,
     shared: bytes | None = None,
     adapters: Sequence[bytes] = (),
@@ -53,12 +54,15 @@ def encode_frame(
     effort: int | None = None,
     tile_samples: int = TILE_SAMPLES,
     prove: bool = True,
+    without: frozenset[str] = frozenset(),
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
     `levels` may be any superset of the levels used. `previous` (words of the frame before, of the same format),
     `shared` (an adapter that the object holds once) and `adapters` (that travel in the blob) may be used; the coders of
-    version 1 do not. `effort` is JPEG XL's; None: quick, and full where the quick result says that it might win.
+    version 1 do not. `profile`: fast, default or max; `without`: parts of the learned coder that are left out, to see
+    what they are worth (least-squares, network, adapters, split, vae, previous). `effort` is JPEG XL's; None: quick,
+    and full where the quick result says that it might win.
     `tile_samples`: about how many samples the dual path codes as one independent tile (the unit of threads).
     `prove` False leaves out the proof by decoding: to time the coder alone, never for what is stored. Raises
     UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces the words.
