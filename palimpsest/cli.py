@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care, cli_keys, cli_payload, cli_policy
+from palimpsest import cli_care, cli_codec, cli_keys, cli_payload, cli_policy
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -57,6 +57,7 @@ app = typer.Typer(
 )  # fmt: skip
 cli_keys.register(app)
 cli_care.register(app)
+cli_codec.register(app)
 cli_policy.register(app)
 cli_payload.register(app)
 
@@ -221,16 +222,18 @@ def serve(home: Home = None) -> None:
 
 @app.command(rich_help_panel="Single processes")
 def work(
-    queues: Annotated[str, typer.Option(help="Comma-separated: index, encode, forward, retrieve.")] = "index,encode",
+    queues: Annotated[str, typer.Option(help="From: index, encode, forward, retrieve, gpu.")] = "index,encode",
     concurrency: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     name: Annotated[str, typer.Option(help="Name in logs and leases.")] = "worker",
+    device: Annotated[int | None, typer.Option(min=0, help="CUDA device to code on; default: this processor.")] = None,
     home: Home = None,
 ) -> None:
     """Run only workers, for the queues named."""
     _settings(home)
     from worker.process import main
 
-    main(["--queues", queues, "--concurrency", str(concurrency), "--name", name])
+    on_device = [] if device is None else ["--device", str(device)]
+    main(["--queues", queues, "--concurrency", str(concurrency), "--name", name, *on_device])
 
 
 @app.command(rich_help_panel="Single processes")

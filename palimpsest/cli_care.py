@@ -1,4 +1,4 @@
-"""Commands for those who care for a gateway: audit trail, codec measurements, and what they share with `keys`."""
+"""Commands for those who care for a gateway: the audit trail, and what they share with `keys`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,11 @@ audit = typer.Typer(
     help="The audit trail: who did what to which object, in a chain that shows every later change.",
     no_args_is_help=True,
 )
-codec = typer.Typer(help="The image codec by itself.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command groups to the command line."""
+    """Add the command group to the command line."""
     app.add_typer(audit, name="audit", rich_help_panel="Care")
-    app.add_typer(codec, name="codec", rich_help_panel="Care")
 
 
 @contextmanager
@@ -106,20 +104,3 @@ def audit_export(
         with out.open("w", encoding="utf-8") as stream:
             count = export(database, stream, since)
     console.print(f"{count} events in {out}", highlight=False, soft_wrap=True)
-
-
-@codec.command("bench")
-def codec_bench(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM files, or folders that hold some.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.", metavar="FILE")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of our coder; the others run in one.")] = 1,
-) -> None:
-    """Measure our coder against JPEG XL (effort 9), JPEG-LS and HTJ2K on your files: bytes and speed. Sends nothing."""
-    from worker.bench import bench, format_table
-
-    with console.status("measuring") as status:
-        report = bench(paths, json_file, threads, lambda row: status.update(f"measured {Path(row.path).name}"))
-    typer.echo(format_table(report))
-    for path, reason in report.skipped.items():
-        typer.echo(f"skipped {path}: {reason}")
-    raise typer.Exit(0 if report.rows else 1)

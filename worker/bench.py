@@ -1,24 +1,27 @@
-"""`palimpsest codec bench`: our bytes beside those of the standard codecs, per object and as geometric means.
+"""`palimpsest codec bench`: our bytes beside those of the standard codecs, frame by frame, and as geometric means.
 
 Every figure is measured here and now on the files given. The standard codecs get the sample values with their minimum
 subtracted and no sign, which is the form they code best; for JPEG-LS the shorter counts: CharLS through imagecodecs or
 our plain encoder, which declares the true precision. Libraries run with one thread; `threads` is for our coder.
+A frame of ours may use the frame before it in its file, as in the archive; with `adapt` 'series' the files of a series
+are coded like a group envelope: one adapter for all, and the frame before may lie in the file before. Of a volume one
+frame and the one before it are in memory.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import resource
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from codec.bitplane import Words, split_words
 from codec.errors import CodecError
@@ -27,226 +30,233 @@ from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
 from gateway.errors import PalimpsestError
 from gateway.keys import KeyRing
+from gateway.policy import Adaptation, ArchiveRule, CodecProfile
+from worker.bench_figures import FrameRow, ObjectRow, summary
+from worker.bench_fit import SERIES_SAMPLE, Fitted, Sample, fit
+from worker.bench_inputs import Choice, Input, Opened, groups, list_inputs, open_input, trained_sources
 from worker.candidate import build_candidate
 from worker.identity import Provenance
 from worker.jpegls_baseline import encode_jpegls
-from worker.pixels import PixelSource, open_pixels
-from worker.splice import read_object
+from worker.pixels import PixelSource
 
 T = TypeVar("T")
-JXL_EFFORT = 9
-CODECS = ("jxl", "jpegls", "htj2k")
-ALLOWED_SHARE, ALLOWED_BYTES = 0.005, 48  # codec.md rule 4: never worse than the best standard codec by more than this
+LIBRARIES = {"jxl9": ("jxl", 9), "jxl7": ("jxl", 7), "jpegls": ("jpegls", 0), "htj2k": ("htj2k", 0)}
 ENCAPSULATION_BYTES = 12 + 8 + 8  # pixel data header, empty offset table item, sequence delimiter; 8 more per frame
+INDEPENDENT_EVERY = 16  # codec.md rule 3: an independent frame at least every so many
 
 
 @dataclass(frozen=True)
-class BenchRow:
-    """One object. Bytes: coded frames alone, by coder; `objects`: whole files. Speeds in 10^6 samples a second.
+class Plan:
+    """How our coder is run. without: parts of it that are left out (see encode_frame); objects: whole objects too.
 
-    `worst_excess`: of its frames, the largest excess of our bytes over the best standard codec beyond what is allowed.
-    """
+    fit_seconds: that one fit may take."""
 
-    path: str
-    modality: str
-    rows: int
-    columns: int
-    samples: int
-    bits_stored: int
-    frames: int
-    raw: int
-    coder: str
-    bytes: dict[str, int]
-    objects: dict[str, int]
-    encode_mps: dict[str, float]
-    decode_mps: dict[str, float]
-    worst_excess: float
+    profile: CodecProfile = "default"
+    adapt: Adaptation = "none"
+    threads: int = 1
+    without: frozenset[str] = frozenset()
+    objects: bool = True
+    fit_seconds: float = 4.0
+    choice: Choice = field(default_factory=Choice)
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """All rows, what was skipped with the reason, and geometric means of byte ratios over the rows."""
+    """All rows, whole objects, the summary, and what was skipped with the reason."""
 
-    rows: list[BenchRow]
+    frames: list[FrameRow]
+    objects: list[ObjectRow]
+    summary: dict[str, Any]
     skipped: dict[str, str]
-    means: dict[str, float]
-    violations: list[str]
-    threads: int
-    seconds: float
+
+    def as_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 @dataclass
-class _Tally:
-    """Bytes and seconds per coder while the frames of one object go by."""
+class Context:
+    """What coded frames leave for the next one of their chain."""
 
-    sizes: Counter[str] = field(default_factory=Counter)
-    encode: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    decode: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    coders: Counter[str] = field(default_factory=Counter)
-    worst: float = -math.inf
+    previous: Words | None = None
+    fmt: PixelFormat | None = None
+    since: int = 0
+
+    def before(self, fmt: PixelFormat) -> Words | None:
+        """The frame before, if the next one may use it."""
+        return self.previous if self.fmt == fmt and self.since < INDEPENDENT_EVERY else None
+
+    def coded(self, words: Words, fmt: PixelFormat, used: bool) -> None:
+        """Remember a frame."""
+        self.previous, self.fmt, self.since = words, fmt, self.since + 1 if used else 1
 
 
-def bench(
-    paths: Sequence[Path],
-    json_path: Path | None = None,
-    threads: int = 1,
-    progress: Callable[[BenchRow], None] | None = None,
-) -> BenchReport:
-    """Measure every DICOM file in `paths` (folders are searched). Writes the report as JSON to `json_path`."""
-    started = time.monotonic()
-    rows: list[BenchRow] = []
-    skipped: dict[str, str] = {}
-    _warm(threads)
+def bench(paths: Sequence[Path], plan: Plan, progress: Callable[[FrameRow], None] | None = None) -> BenchReport:
+    """Measure every DICOM, NIfTI and PNG file in `paths` (folders are searched). Raises Unsupported, InvalidInstance
+    for a plan or a manifest that cannot be carried out.
+    """
+    started, skipped = time.monotonic(), dict[str, str]()
+    inputs = list_inputs(paths, plan.choice, skipped)
+    trained = trained_sources(plan.choice.manifest)
+    rows: list[FrameRow] = []
+    objects: list[ObjectRow] = []
+    warm(plan)
     with tempfile.TemporaryDirectory() as folder:
         ring = KeyRing.load_or_create(Path(folder) / "keys")  # throw-away keys: only the size of the envelope counts
-        for path in find_files(paths):
-            try:
-                row = measure(path, path.read_bytes(), ring, threads)
-            except (PalimpsestError, CodecError) as error:
-                skipped[str(path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
-                continue
-            rows.append(row)
-            if progress is not None:
-                progress(row)
-    violations = [row.path for row in rows if row.worst_excess > 0]
-    report = BenchReport(rows, skipped, _means(rows), violations, threads, time.monotonic() - started)
-    if json_path is not None:
-        json_path.write_text(json.dumps(asdict(report), indent=1) + "\n", encoding="utf-8")
-    return report
+        for members in groups(inputs, by_series=plan.adapt == "series"):
+            for row in _measure_group(members, plan, ring, objects, skipped):
+                row.held_out = row.source not in trained
+                rows.append(row)
+                if progress is not None:
+                    progress(row)
+    facts = {
+        "profile": plan.profile,
+        "adapt": plan.adapt,
+        "threads": plan.threads,
+        "without": sorted(plan.without),
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+    return BenchReport(rows, objects, {**summary(rows, objects), **facts}, skipped)
 
 
-def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Files named, and all files below folders named, in order."""
-    found: list[Path] = []
-    for path in paths:
-        found += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return found
-
-
-def measure(path: Path, data: bytes, ring: KeyRing, threads: int) -> BenchRow:
-    """One object. Raises Unsupported or InvalidInstance for what is not coded."""
-    source = open_pixels(read_object(data))
-    tally = _Tally()
-    for words in source:
-        _measure_frame(words, source, tally, threads)
-    fmt, million = source.fmt, source.fmt.rows * source.fmt.columns * source.fmt.samples * source.frames / 1e6
-    return BenchRow(
-        path=str(path),
-        modality=source.spans.dataset.ascii(0x00080060),
-        rows=fmt.rows,
-        columns=fmt.columns,
-        samples=fmt.samples,
-        bits_stored=fmt.bits_stored,
-        frames=source.frames,
-        raw=source.pixel_bytes,
-        coder="+".join(name for name, _ in tally.coders.most_common()),
-        bytes=dict(tally.sizes),
-        objects=_objects(data, source, tally.sizes, ring, threads),
-        encode_mps={name: round(million / max(spent, 1e-9), 3) for name, spent in tally.encode.items()},
-        decode_mps={name: round(million / max(spent, 1e-9), 3) for name, spent in tally.decode.items()},
-        worst_excess=round(tally.worst, 1),
-    )
-
-
-def _measure_frame(words: Words, source: PixelSource, tally: _Tally, threads: int) -> None:
-    values, _ = split_words(words, source.fmt)
-    plane = values - values.min()
-    plane = plane.astype(np.uint8 if plane.max() < 256 else np.uint16)
-    standard = []
-    for name in CODECS:
-        coder = STANDARD[name]
+def _measure_group(
+    members: Sequence[Input], plan: Plan, ring: KeyRing, objects: list[ObjectRow], skipped: dict[str, str]
+) -> list[FrameRow]:
+    """Rows of files that are coded together."""
+    context, rows = Context(), list[FrameRow]()
+    fitted = Fitted(each=plan.adapt == "image", profile=plan.profile, limit=plan.fit_seconds, threads=plan.threads)
+    if plan.adapt == "series":
+        fitted = _fit_series(members, plan)
+    for each in members:
         try:
-            blob, spent = _timed(partial(coder.encode, plane, JXL_EFFORT))
+            with open_input(each, plan.choice) as opened:
+                if fitted.each:
+                    fitted = replace(fitted, prior=opened.prior)
+                chosen = plan.choice.frames(opened.frames)
+                mine = [_measure_frame(each, opened, index, context, plan, fitted) for index in chosen]
+                if opened.source is not None and plan.objects and len(mine) == opened.frames:
+                    objects.append(_measure_object(each, opened, opened.source, mine, ring, plan))
+        except (PalimpsestError, CodecError) as error:
+            skipped[str(each.path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
+            context = Context()
+            continue
+        rows += mine
+    _share_out(rows, fitted)
+    return rows
+
+
+def _share_out(rows: Sequence[FrameRow], fitted: Fitted) -> None:
+    """What a series shares is paid by its frames in equal parts: the adapter's bytes if any frame uses it, the fit."""
+    used = any(row.adapter == "shared" for row in rows)
+    for row in rows:
+        row.fit_s += fitted.seconds / len(rows)
+        if used and fitted.shared:
+            row.bytes["ours"] += len(fitted.shared) / len(rows)
+
+
+def _fit_series(members: Sequence[Input], plan: Plan) -> Fitted:
+    """One adapter for a series, fitted to frames spread over it."""
+    started, samples, prior = time.perf_counter(), list[Sample](), ("", "", "")
+    step = max(1, len(members) // SERIES_SAMPLE)
+    for each in members[step // 2 :: step][:SERIES_SAMPLE]:
+        try:
+            with open_input(each, plan.choice) as opened:
+                prior = opened.prior
+                wanted = max(1, SERIES_SAMPLE // len(members))
+                for index in range(0, opened.frames, max(1, opened.frames // wanted)):
+                    if len(samples) < SERIES_SAMPLE:
+                        before = opened.frame(index - 1) if index else None
+                        samples.append((opened.frame(index), opened.fmt, before))
+        except (PalimpsestError, CodecError):
+            continue  # it is skipped, with its reason, when its turn comes
+    adapter = fit(samples, plan.profile, prior, plan.fit_seconds, plan.threads) if samples else b""
+    return Fitted(shared=adapter or None, seconds=time.perf_counter() - started)
+
+
+def _measure_frame(each: Input, opened: Opened, index: int, context: Context, plan: Plan, fitted: Fitted) -> FrameRow:
+    """Code one frame by every coder; `context` moves on to it."""
+    fmt, words = opened.fmt, opened.frame(index)
+    row = FrameRow(
+        path=str(each.path), frame=index, modality=each.modality, source=each.source, rows=fmt.rows,
+        columns=fmt.columns, samples=fmt.samples, bits_stored=fmt.bits_stored,
+    )  # fmt: skip
+    _measure_standards(words, fmt, row)
+    previous = None if "previous" in plan.without else context.before(fmt)
+    adapters, row.fit_s = fitted.inline(words, fmt, previous)
+    best, row.encode_s["ours"] = timed(
+        lambda: encode_frame(
+            words, fmt, profile=plan.profile, adapters=adapters, shared=fitted.shared, previous=previous,
+            threads=plan.threads, without=plan.without,
+        )
+    )  # fmt: skip
+    frame, row.decode_s["ours"] = timed(
+        lambda: decode_frame(best.blob, previous=previous, shared=fitted.shared, threads=plan.threads)
+    )
+    row.exact = frame.fmt == fmt and bool(np.array_equal(frame.words, words))
+    row.bytes["ours"], row.coder, row.lengths = len(best.blob), best.coder, dict(best.lengths)
+    row.previous = best.details.get("previous", 0) == 1
+    row.adapter = next((name for name in ("inline", "shared") if best.details.get(name)), "none")
+    context.coded(words, fmt, row.previous)
+    return row
+
+
+def _measure_standards(words: Words, fmt: PixelFormat, row: FrameRow) -> None:
+    """The library codecs; a frame that one refuses counts as raw."""
+    plane = standard_plane(words, fmt)
+    for name, (library, effort) in LIBRARIES.items():
+        coder = STANDARD[library]
+        try:
+            blob, row.encode_s[name] = timed(partial(coder.encode, plane, effort))
         except (RuntimeError, ValueError):
-            blob, spent = bytes(plane.nbytes), 0.0  # a frame that the library refuses counts as raw
-        else:
-            tally.decode[name] += _timed(partial(coder.decode, blob))[1]
-        size = min(len(blob), len(encode_jpegls(plane))) if name == "jpegls" else len(blob)
-        standard.append(size)
-        tally.sizes[name] += size
-        tally.encode[name] += spent
-    best, spent = _timed(lambda: encode_frame(words, source.fmt, threads=threads))
-    tally.sizes["ours"] += len(best.blob)
-    tally.encode["ours"] += spent
-    tally.decode["ours"] += _timed(lambda: decode_frame(best.blob, threads=threads))[1]
-    tally.coders[best.coder] += 1
-    _measure_dual(words, source, tally, threads)
-    allowed = max(ALLOWED_SHARE * min(standard), ALLOWED_BYTES)
-    tally.worst = max(tally.worst, len(best.blob) - min(standard) - allowed)
+            row.bytes[name] = plane.nbytes
+            continue
+        row.decode_s[name] = timed(partial(coder.decode, blob))[1]
+        row.bytes[name] = min(len(blob), len(encode_jpegls(plane))) if name == "jpegls" else len(blob)
 
 
-def _measure_dual(words: Words, source: PixelSource, tally: _Tally, threads: int) -> None:
-    dual, spent = _timed(lambda: encode_frame(words, source.fmt, coders=("dual",), threads=threads, prove=False))
-    tally.sizes["dual"] += len(dual.blob)
-    tally.encode["dual"] += spent
-    tally.decode["dual"] += _timed(lambda: decode_frame(dual.blob, threads=threads))[1]
+def standard_plane(words: Words, fmt: PixelFormat) -> NDArray[Any]:
+    """Sample values less their minimum, uint8 or uint16, in the shape of the frame: what the standard codecs get."""
+    values, _ = split_words(words, fmt)
+    plane = values - values.min()
+    narrow: NDArray[Any] = plane.astype(np.uint8 if plane.max() < 256 else np.uint16)
+    return narrow
 
 
-def _objects(data: bytes, source: PixelSource, sizes: Counter[str], ring: KeyRing, threads: int) -> dict[str, int]:
-    """Whole files: ours, the file as received, and the same header with JPEG XL, JPEG-LS or HTJ2K pixels."""
+def _measure_object(
+    each: Input, opened: Opened, source: PixelSource, rows: Sequence[FrameRow], ring: KeyRing, plan: Plan
+) -> ObjectRow:
+    """Whole files: archived by us, as received, and the same header with JPEG XL, JPEG-LS or HTJ2K pixels."""
     facts = Provenance("1970-01-01T00:00:00+00:00", "dimse", "BENCH", "palimpsest bench")
     around = len(source.spans.nonpixel()) + ENCAPSULATION_BYTES + 8 * source.frames
-    found = {name: around + sizes[name] for name in CODECS}
-    found["received"] = len(data)
-    found["envelope"] = len(build_candidate(data, facts, ring, threads=threads).envelope)
-    return found
+    sizes = {name: around + round(sum(row.bytes[name] for row in rows)) for name in LIBRARIES}
+    made = build_candidate(opened.data, facts, ring, threads=plan.threads, rule=_rule(plan))
+    sizes |= {"received": len(opened.data), "archived": len(made.envelope)}
+    return ObjectRow(str(each.path), each.modality, opened.frames, made.coder or made.reason, sizes)
 
 
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
+def _rule(plan: Plan) -> ArchiveRule:
+    """The archive rule that codes as the plan says."""
+    return ArchiveRule(name="bench", profile=plan.profile, adapt=plan.adapt)
+
+
+def timed(call: Callable[[], T]) -> tuple[T, float]:
+    """The result of a call, and the seconds that it took."""
     started = time.perf_counter()
     result = call()
     return result, time.perf_counter() - started
 
 
-def _warm(threads: int) -> None:
-    """Compile the kernels before anything is timed."""
+def warm(plan: Plan) -> None:
+    """Compile the kernels before anything is timed: grey, after a frame before, and colour."""
     ramp = np.add.outer(np.arange(64), 3 * np.arange(64)).astype(np.uint16)
     noise = (ramp + np.random.default_rng(1).integers(0, 32, ramp.shape)).astype(np.uint16)
-    blob = encode_frame(noise, PixelFormat(64, 64, 1, 16, 12, 11, False), coders=("dual",), threads=threads).blob
-    decode_frame(blob, threads=threads)
-
-
-def _means(rows: Sequence[BenchRow]) -> dict[str, float]:
-    """Geometric means of ours/other for coded bytes and for whole objects; grey objects also by themselves."""
-    grey = [row for row in rows if row.samples == 1]
-    means: dict[str, float] = {}
-    for label, chosen in (("", rows), ("grey ", grey)):
-        for name in (*CODECS, "dual"):
-            means[f"{label}ours/{name}"] = _geometric([r.bytes["ours"] / r.bytes[name] for r in chosen])
-        for name in CODECS:
-            means[f"{label}dual/{name}"] = _geometric([r.bytes["dual"] / r.bytes[name] for r in chosen])
-        for name in (*CODECS, "received"):
-            means[f"{label}envelope/{name} object"] = _geometric(
-                [r.objects["envelope"] / r.objects[name] for r in chosen]
-            )
-    return {name: round(value, 4) for name, value in means.items() if not math.isnan(value)}
-
-
-def _geometric(ratios: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
-
-
-HEADINGS = ("object", "mod", "frames", "raw", "dual", "ours", "coder", "jxl e9", "jpeg-ls", "htj2k", "enc", "dec", "")
-
-
-def format_table(report: BenchReport) -> str:
-    """A plain-text table: bytes, speeds of the dual path in million samples a second, then the means."""
-    lines = [HEADINGS, *(_line(row) for row in report.rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
-    text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    text += ["", *(f"{name:>32}  {100 * (value - 1):+7.2f} %" for name, value in report.means.items())]
-    for name in ("dual", "ours"):
-        encode = _geometric([row.encode_mps[name] for row in report.rows])
-        decode = _geometric([row.decode_mps[name] for row in report.rows])
-        text.append(f"{name:>32}  {encode:.2f} MP/s encode, {decode:.2f} MP/s decode, {report.threads} thread(s)")
-    text += [f"{len(report.rows)} objects, {len(report.skipped)} skipped, {len(report.violations)} worse than allowed"]
-    return "\n".join(text)
-
-
-def _line(row: BenchRow) -> tuple[str, ...]:
-    sizes = [str(row.bytes[name]) for name in ("dual", "ours")]
-    others = [str(row.bytes[name]) for name in CODECS]
-    speeds = [f"{speed['dual']:.2f}" for speed in (row.encode_mps, row.decode_mps)]
-    mark = f"WORSE by {row.worst_excess:.0f}" if row.worst_excess > 0 else ""
-    head = (Path(row.path).name[-28:], row.modality, str(row.frames), str(row.raw))
-    return (*head, *sizes, row.coder, *others, *speeds, mark)
+    grey, colour = PixelFormat(64, 64, 1, 16, 12, 11, False), PixelFormat(64, 64, 3, 16, 12, 11, False)
+    frames: tuple[tuple[Words, PixelFormat, Words | None], ...] = (
+        (noise, grey, None),
+        (noise + np.uint16(3), grey, noise),
+        (np.stack([noise, noise + np.uint16(1), noise[::-1]], axis=-1), colour, None),
+    )
+    for words, fmt, previous in frames:
+        blob = encode_frame(words, fmt, previous=previous, profile=plan.profile, threads=plan.threads).blob
+        decode_frame(blob, previous=previous, threads=plan.threads)

@@ -103,7 +103,7 @@ def _open_png(data: bytes, grey_rgb: bool) -> ImageFile:
     words = _decode_png(data, fmt)
     if grey_rgb and fmt.samples == 3 and bool((words == words[..., :1]).all()):
         fmt = _format(rows, columns, 1, bits)
-        words = np.ascontiguousarray(words[..., 0])
+        words = cast("Words", np.ascontiguousarray(words[..., 0]))
     return ImageFile(fmt, 1, lambda index: words)
 
 

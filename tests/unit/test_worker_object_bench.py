@@ -1,39 +1,181 @@
-"""The bench: figures that add up, skipped files with a reason, JSON that says the same."""
+"""The bench: figures that add up, what counts as context, skipped files with a reason, JSON that says the same."""
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import imagecodecs
+import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from palimpsest.cli import app
 from tests.object_makers import image, noisy, packaged
-from worker.bench import CODECS, bench, format_table
+from tests.unit.test_worker_imagefiles import nifti
+from worker.bench import Context, Plan, bench
+from worker.bench_ablation import PARTS, WHOLE, ablate, format_ablation
+from worker.bench_figures import STANDARDS, FrameRow, figures, summary
+from worker.bench_inputs import Choice, groups, list_inputs, trained_sources
+from worker.bench_table import format_table
+
+SUMMARY = (
+    "n", "geomean_vs_jpegxl9", "worst_vs_jpegxl9", "geomean_vs_jpegls", "geomean_vs_htj2k", "encode_mp_s", "fit_s",
+    "decode_mp_s", "exact",
+)  # fmt: skip
 
 
-def test_report(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.dcm").write_bytes(image([noisy(32, 32), noisy(32, 32, seed=2)], stored=12))
-    (tmp_path / "in" / "b.dcm").write_bytes(packaged("rtplan.dcm"))
-    (tmp_path / "in" / "c.txt").write_bytes(b"no dicom")
-    seen = []
-    report = bench([tmp_path / "in"], tmp_path / "out.json", 1, seen.append)
-    assert [row.path for row in report.rows] == [row.path for row in seen] == [str(tmp_path / "in" / "a.dcm")]
-    assert set(report.skipped.values()) == {"no-pixels", "not-part10"}
-    row = report.rows[0]
-    assert (row.frames, row.raw, row.samples, row.bits_stored) == (2, 2 * 32 * 32 * 2, 1, 12)
-    assert all(row.bytes[name] > 0 for name in (*CODECS, "dual", "ours"))
-    assert row.bytes["ours"] <= row.bytes["dual"]
-    assert row.objects["envelope"] > row.bytes["ours"]
-    assert row.objects["jxl"] > row.bytes["jxl"]
-    assert report.means["ours/jxl"] == pytest.approx(row.bytes["ours"] / row.bytes["jxl"], abs=1e-4)
-    assert json.loads((tmp_path / "out.json").read_text())["rows"][0]["bytes"] == row.bytes
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A multi-frame object, an object without pixels, a text, a volume and a picture."""
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    (inputs / "a.dcm").write_bytes(image([noisy(32, 32), noisy(32, 32, seed=2)], stored=12))
+    (inputs / "b.dcm").write_bytes(packaged("rtplan.dcm"))
+    (inputs / "c.txt").write_bytes(b"no dicom")
+    (inputs / "d.nii").write_bytes(nifti(np.stack([noisy(24, 40, seed=k) for k in range(3)]).astype("u2"), 512))
+    (inputs / "e.png").write_bytes(imagecodecs.png_encode(noisy(20, 30).astype(np.uint8)))
+    return inputs
+
+
+def test_report(folder: Path) -> None:
+    seen: list[FrameRow] = []
+    report = bench([folder], Plan(), seen.append)
+    assert report.frames == seen
+    assert [(Path(row.path).name, row.frame) for row in seen] == [
+        ("a.dcm", 0), ("a.dcm", 1), ("d.nii", 0), ("d.nii", 1), ("d.nii", 2), ("e.png", 0),
+    ]  # fmt: skip
+    assert {Path(path).name: reason for path, reason in report.skipped.items()} == {
+        "b.dcm": "no-pixels", "c.txt": "not-part10",
+    }  # fmt: skip
+    for row in report.frames:
+        assert row.exact
+        assert all(row.bytes[name] > 0 for name in ("ours", *STANDARDS))
+        assert all(row.encode_s[name] > 0 for name in ("ours", *STANDARDS))
+        assert all(row.decode_s[name] > 0 for name in ("ours", *STANDARDS))
+        assert row.bytes["ours"] == min(row.lengths.values())
+    assert set(SUMMARY) <= set(report.summary)
+    assert report.summary["n"] == 6
+    assert report.summary["exact"] is True
+    assert report.summary["worst_vs_jpegxl9"] == pytest.approx(max(r.ratio("jxl9") for r in seen), abs=1e-5)
+    (one,) = report.objects
+    assert one.bytes["archived"] > sum(row.bytes["ours"] for row in seen[:2])
+    assert one.bytes["jxl9"] > sum(row.bytes["jxl9"] for row in seen[:2])
+    again = json.loads(report.as_json())
+    assert again["frames"][0]["bytes"] == seen[0].bytes
+    assert again["summary"] == json.loads(json.dumps(report.summary))
     table = format_table(report)
-    assert "a.dcm" in table
-    assert "1 objects, 2 skipped" in table
+    assert "a.dcm#1" in table
+    assert "6 frames, all exact, 2 files skipped" in table
 
 
 def test_nothing_to_measure(tmp_path: Path) -> None:
-    report = bench([tmp_path])
-    assert (report.rows, report.means) == ([], {})
-    assert format_table(report).endswith("0 objects, 0 skipped, 0 worse than allowed")
+    report = bench([tmp_path], Plan())
+    assert (report.frames, report.objects, report.summary["n"], report.summary["exact"]) == ([], [], 0, False)
+    assert format_table(report).startswith("0 frames")
+
+
+def test_max_frames_are_neighbours_from_the_middle() -> None:
+    assert Choice(max_frames=4).frames(11) == [3, 4, 5, 6]
+    assert Choice(max_frames=4).frames(3) == [0, 1, 2]
+    assert Choice().frames(3) == [0, 1, 2]
+
+
+def test_an_object_of_which_not_all_was_measured_has_no_line_of_its_own(folder: Path) -> None:
+    report = bench([folder / "a.dcm"], Plan(choice=Choice(max_frames=1)))
+    assert (len(report.frames), report.objects) == (1, [])
+
+
+def row(path: str, ours: float, jxl9: float, *, exact: bool = True, **other: float) -> FrameRow:
+    sizes = {"ours": ours, "jxl9": jxl9, "jxl7": jxl9, "jpegls": 2 * jxl9, "htj2k": 2 * jxl9, **other}
+    seconds = {"ours": 0.5, "jxl9": 1.0, "jxl7": 1.0, "jpegls": 1.0, "htj2k": 1.0}
+    return FrameRow(path, 0, "MR", "s", 1000, 1000, 1, 12, sizes, seconds, dict(seconds), exact=exact)
+
+
+def test_figures_by_hand() -> None:
+    rows = [row("a", 90_000, 100_000), row("b", 100_000, 100_000), row("c", 100_600, 100_000, exact=False)]
+    rows[0].fit_s = 1.5
+    found = summary(rows, [])
+    assert found["geomean_vs_jpegxl9"] == pytest.approx((0.9 * 1.0 * 1.006) ** (1 / 3), abs=1e-5)
+    assert found["geomean_vs_jpegls"] == pytest.approx(found["geomean_vs_jpegxl9"] / 2, abs=1e-5)
+    assert found["encode_mp_s"] == pytest.approx(3 / (1.5 + 1.5))
+    assert found["decode_mp_s"] == pytest.approx(3 / 1.5)
+    assert (found["fit_s"], found["exact"], found["mismatches"]) == (1.5, False, 1)
+    assert [each["path"] for each in found["worse_than_allowed"]] == ["c"]
+    assert found["worse_than_allowed"][0]["excess_bytes"] == pytest.approx(100)  # beyond 0.5 %
+    assert [each["path"] for each in found["worst"]] == ["c", "b", "a"]
+    assert found["by_modality"]["MR"]["n"] == found["by_source"]["s"]["n"] == 3
+    assert figures([]) == {"n": 0}
+
+
+def test_small_frames_may_be_48_bytes_over() -> None:
+    assert row("a", 148, 100).excess == 0
+    assert row("a", 149, 100).excess > 0
+
+
+def test_a_frame_before_counts_only_if_it_is_of_the_same_kind_and_not_too_long_ago() -> None:
+    from codec.pixelformat import PixelFormat
+
+    context, fmt = Context(), PixelFormat(4, 4, 1, 8, 8, 7, False)
+    words = np.zeros((4, 4), np.uint8)
+    used = []
+    for _ in range(40):
+        before = context.before(fmt)
+        used.append(before is not None)
+        context.coded(words, fmt, before is not None)
+    assert [place for place, each in enumerate(used) if not each] == [0, 16, 32]
+    assert context.before(PixelFormat(4, 4, 1, 8, 7, 6, False)) is None
+
+
+def manifest(folder: Path) -> Path:
+    path = folder / "MANIFEST.csv"
+    lines = [("a.dcm", "measure", "one", "MR"), ("d.nii", "train", "one", "CT"), ("e.png", "benchmark", "two", "CR")]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "use", "source_repo", "modality"), *lines])
+    return path
+
+
+def test_manifest(folder: Path) -> None:
+    path, skipped = manifest(folder), dict[str, str]()
+    found = list_inputs([folder], Choice(manifest=path, use=("measure", "benchmark")), skipped)
+    assert [(each.path.name, each.source, each.modality) for each in found] == [
+        ("a.dcm", "one", "MR"), ("e.png", "two", "CR"),
+    ]  # fmt: skip
+    assert skipped == {}
+    assert trained_sources(path) == {"one"}
+    assert len(list_inputs([folder], Choice(manifest=path), skipped)) == 3
+    report = bench([folder], Plan(objects=False, choice=Choice(manifest=path, use=("measure", "benchmark"))))
+    assert report.summary["by_source"]["one"]["n"] == 2
+    assert report.summary["sources_held_out"]["n"] == 1
+
+
+def test_files_of_a_series_stand_side_by_side(folder: Path) -> None:
+    inputs = list_inputs([folder / "a.dcm", folder / "d.nii", folder / "a.dcm", folder / "e.png"], Choice(), {})
+    parts = [[each.path.name for each in part] for part in groups(inputs, by_series=True)]
+    assert parts == [["a.dcm", "a.dcm"], ["d.nii", "e.png"]]
+    assert [len(part) for part in groups(inputs, by_series=False)] == [1, 1, 1, 1]
+
+
+def test_ablation(folder: Path) -> None:
+    found = ablate([folder], Plan(choice=Choice(max_frames=2)))
+    assert set(found["parts"]) == {WHOLE, *PARTS}
+    for part in found["parts"].values():
+        assert (part["n"], part["exact"]) == (5, True)
+    assert found["parts"][WHOLE]["geomean_vs_whole"] == 1
+    assert len(found["skipped"]) == 2
+    assert "least-squares" in format_ablation(found)
+
+
+def test_command(folder: Path) -> None:
+    out = folder / "out.json"
+    done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--json", str(out), "--profile", "fast"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["summary"]["profile"] == "fast"
+    done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--json", "-"])
+    assert json.loads(done.stdout)["summary"]["n"] == 1
+    done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--ablate", "--json", "-"])
+    assert json.loads(done.stdout)["parts"][WHOLE]["n"] == 1
+    done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--without", "nonsense"])
+    assert done.exit_code == 2
+    assert CliRunner().invoke(app, ["codec", "bench", str(folder / "c.txt")]).exit_code == 1
