@@ -12,13 +12,19 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, models, register_model
+from numba import extending, types
+from numba.core import cgutils as untyped_cgutils
+from numba.core.typing import templates
 
+cgutils: Any = untyped_cgutils
+ConcreteTemplate: Any = templates.ConcreteTemplate
+infer_global: Any = templates.infer_global
+signature: Any = templates.signature
+intrinsic: Any = extending.intrinsic
+models: Any = extending.models
+lower_builtin: Any = extending.lower_builtin
 LANES = 16
 FEATURES = {} if os.environ.get("PALIMPSEST_PORTABLE") else dict(llvmlite.binding.get_host_cpu_features())
 WIDE = bool(FEATURES.get("avx512f"))
@@ -29,7 +35,7 @@ ELEMENTS = {"int32": I32, "float32": ir.FloatType(), "float64": ir.DoubleType(),
 VI, VF, VD, VM = (ir.VectorType(element, LANES) for element in ELEMENTS.values())
 
 
-class Lanes(types.Type):  # type: ignore[misc]
+class Lanes(types.Type):
     """Sixteen values of one kind."""
 
     def __init__(self, kind: str) -> None:
@@ -37,7 +43,7 @@ class Lanes(types.Type):  # type: ignore[misc]
         super().__init__(name=f"lanes({kind})")
 
 
-@register_model(Lanes)
+@extending.register_model(Lanes)
 class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     """Held as one LLVM vector."""
 
@@ -79,11 +85,7 @@ def _define(function: Any, operand: Lanes, scalar: Any, result: Lanes, emit: Cal
     """Make `function` work on two vectors, or on a vector and a scalar."""
     cases = [(operand, operand), (operand, scalar), (scalar, operand)]
 
-    class Template(ConcreteTemplate):  # type: ignore[misc]
-        """Result types of the operator."""
-
-    Template.cases = [signature(result, *pair) for pair in cases]
-    infer_global(function)(Template)
+    infer_global(function)(type("Template", (ConcreteTemplate,), {"cases": [signature(result, *p) for p in cases]}))
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         element = ELEMENTS[operand.kind]
@@ -99,19 +101,32 @@ def _define(function: Any, operand: Lanes, scalar: Any, result: Lanes, emit: Cal
         lower_builtin(function, *pair)(lower)
 
 
-for _function, _name in ((operator.add, "add"), (operator.sub, "sub"), (operator.mul, "mul"), (operator.and_, "and_"),
-                         (operator.or_, "or_"), (operator.xor, "xor"), (operator.lshift, "shl"),
-                         (operator.rshift, "ashr")):  # fmt: skip
-    _define(_function, V, types.int64, V, lambda b, x, y, name=_name: getattr(b, name)(x, y))
-for _function, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
-                         (operator.truediv, "fdiv")):  # fmt: skip
-    _define(_function, D, types.float64, D, lambda b, x, y, name=_name: getattr(b, name)(x, y))
-for _function, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="),
-                         (operator.eq, "=="), (operator.ne, "!=")):  # fmt: skip
-    _define(_function, V, types.int64, M, lambda b, x, y, sign=_sign: b.icmp_signed(sign, x, y))
-    _define(_function, D, types.float64, M, lambda b, x, y, sign=_sign: b.fcmp_ordered(sign, x, y))
-for _function, _name in ((operator.and_, "and_"), (operator.or_, "or_"), (operator.xor, "xor")):
-    _define(_function, M, types.boolean, M, lambda b, x, y, name=_name: getattr(b, name)(x, y))
+def _define_all() -> None:
+    """The arithmetic of V and D, comparisons, and the logic of M."""
+    for kind, scalar, table in (
+        (V, types.int64, {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.and_: "and_",
+                          operator.or_: "or_", operator.lshift: "shl", operator.rshift: "ashr"}),
+        (D, types.float64, {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul",
+                            operator.truediv: "fdiv"}),
+        (M, types.boolean, {operator.and_: "and_", operator.or_: "or_"}),
+    ):  # fmt: skip
+        for function, name in table.items():
+            _define(function, kind, scalar, kind, _instruction(name))
+    for function, sign in (
+        (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "=="),
+    ):  # fmt: skip
+        _define(function, V, types.int64, M, _comparison(sign))
+
+
+def _instruction(name: str) -> Callable[[Any, Any, Any], Any]:
+    return lambda builder, x, y: getattr(builder, name)(x, y)
+
+
+def _comparison(sign: str) -> Callable[[Any, Any, Any], Any]:
+    return lambda builder, x, y: builder.icmp_signed(sign, x, y)
+
+
+_define_all()
 
 
 @intrinsic

@@ -22,8 +22,11 @@ from codec.lanes import (
     vmax,
     vmin,
 )
-from codec.net import pack
+from codec.wavenet import pack
 from codec.wavetables import (
+    AROUND_FIRST,
+    AROUND_STEPS,
+    AROUND_STRIDE,
     BLEND,
     DISTANCE_CAP,
     ERROR_CAP,
@@ -41,8 +44,6 @@ from codec.wavetables import (
     TAP_OFFSETS,
     inner,
 )
-
-OWN_INPUTS = 25 + PREDICTORS + 6 + PREDICTORS + 3  # without previous frame, G or contexts
 
 
 @inner
@@ -94,8 +95,18 @@ def fixed_predictions(level: Any, at: Any, guess: Any) -> Any:
 
 
 @inner
-def fitted_predictions(level: Any, at: Any, activity: Any, thresholds: Any, taps: Any, sets: Any, guess: Any) -> None:
-    """p12 (set 0) and p13 (the set of the activity's class) by least squares; `taps` int32[35 * 16], sets innermost."""
+def around(plane: Any, step: Any, dy: Any, dx: Any) -> Any:
+    """The samples at (dy, dx), both -1..1, from the lanes' own, of a plane known in advance (`skew_around`)."""
+    return load(plane, (step + AROUND_STEPS + dx + SKEW * dy) * AROUND_STRIDE + AROUND_FIRST + dy)
+
+
+@inner
+def fitted_predictions(level: Any, at: Any, activity: Any, previous: Any, step: Any, thresholds: Any, taps: Any,
+                       sets: Any, guess: Any) -> None:  # fmt: skip
+    """p12 (set 0) and p13 (the set of the activity's class) by least squares; sums wrap.
+
+    `taps` int32[35 or 44 (with a previous frame) * 16], sets innermost.
+    """
     if sets == 0:
         store(guess, 192, load(guess, 112))
         store(guess, 208, load(guess, 128))
@@ -111,6 +122,12 @@ def fitted_predictions(level: Any, at: Any, activity: Any, thresholds: Any, taps
         far = (load(level, at + TAP_OFFSETS[j]) << 1) - base
         first = first + far * splat_at(taps, j * 16)
         second = second + far * pick(load(taps, j * 16), own)
+    if previous.size > 0:
+        for j in range(9):
+            far = (around(previous, step, j // 3 - 1, j % 3 - 1) << 1) - base
+            p = (TAP_OFFSETS.size + j) * 16
+            first = first + far * splat_at(taps, p)
+            second = second + far * pick(load(taps, p), own)
     store(guess, 192, (base << 5) + (first >> 5))
     store(guess, 208, (base << 5) + (second >> 5))
 
@@ -164,8 +181,8 @@ def signed_log(d: Any, s0: Any, ls: Any) -> Any:
 
 @inner
 def own_inputs(level: Any, at: Any, error: Any, step: Any, top: Any, guess: Any, near: Any, logs: Any, mean: Any,
-               s0: Any, x: Any) -> Any:  # fmt: skip
-    """The network's inputs that a tile gives by itself, into `x` int32[inputs * 16]; returns how many."""
+               s0: Any, x: Any) -> None:  # fmt: skip
+    """The network's first OWN_INPUTS inputs, which a tile gives by itself, into `x` int32[inputs * 16]."""
     ls = log256(s0)
     for j in range(SEEN_OFFSETS.size):
         store(x, j * LANES, signed_log((load(level, at + SEEN_OFFSETS[j]) << 6) - mean, s0, ls))
@@ -186,7 +203,41 @@ def own_inputs(level: Any, at: Any, error: Any, step: Any, top: Any, guess: Any,
     store(x, (count + 6) * LANES, clamp((ls >> 2) - 512, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
     store(x, (count + 7) * LANES, signed_log(mean, s0, ls) >> 2)
     store(x, (count + 8) * LANES, signed_log(splat(top) - mean, s0, ls) >> 2)
-    return count + 9
+
+
+@inner
+def upper_inputs(upper: Any, step: Any, k: Any, highest: Any, mean: Any, s0: Any, x: Any, first: Any) -> None:
+    """The inputs that G gives: its interval's ends and the middles of the intervals of samples yet to come."""
+    ls = log256(s0)
+    low = around(upper, step, 0, 0) << k
+    high = vmin(low + ((1 << k) - 1), splat(highest))
+    store(x, first * LANES, signed_log((low << 6) - 32 - mean, s0, ls))
+    store(x, (first + 1) * LANES, signed_log((high << 6) + 32 - mean, s0, ls))
+    middle = (32 << k) - mean
+    store(x, (first + 2) * LANES, signed_log((around(upper, step, 0, 1) << (6 + k)) + middle, s0, ls))
+    for j in range(3):
+        far = (around(upper, step, 1, j - 1) << (6 + k)) + middle
+        store(x, (first + 3 + j) * LANES, signed_log(far, s0, ls))
+
+
+@inner
+def previous_inputs(level: Any, at: Any, previous: Any, step: Any, mean: Any, s0: Any, x: Any, first: Any) -> None:
+    """The inputs that the previous frame gives: its 3 x 3, how neighbours changed, and two predictions from both."""
+    ls = log256(s0)
+    for j in range(9):
+        far = (around(previous, step, j // 3 - 1, j % 3 - 1) << 6) - mean
+        store(x, (first + j) * LANES, signed_log(far, s0, ls))
+    w = neighbour(level, at, 0, -1) - around(previous, step, 0, -1)
+    n = neighbour(level, at, -1, 0) - around(previous, step, -1, 0)
+    nw = neighbour(level, at, -1, -1) - around(previous, step, -1, -1)
+    ne = neighbour(level, at, -1, 1) - around(previous, step, -1, 1)
+    store(x, (first + 9) * LANES, signed_log(w << 6, s0, ls))
+    store(x, (first + 10) * LANES, signed_log(n << 6, s0, ls))
+    store(x, (first + 11) * LANES, signed_log(nw << 6, s0, ls))
+    store(x, (first + 12) * LANES, signed_log(ne << 6, s0, ls))
+    far = (around(previous, step, 0, 0) << 6) - mean
+    store(x, (first + 13) * LANES, signed_log(far + ((w + n) << 5), s0, ls))
+    store(x, (first + 14) * LANES, signed_log(far + ((w + n - nw) << 6), s0, ls))
 
 
 @inner

@@ -60,9 +60,7 @@ def set_mixture(sums: Any, components: Any, mean: Any, s0: Any, top: Any, mix: A
         q = clamp(q0 + (load(sums, (2 * components + k) * LANES) >> 8), splat(0), splat(SCALES - 1))
         store(mix, at + REACHES * LANES, gather(REACH, q))
         store(mix, at + RATE * LANES, gather(INVERSE, q))
-        # The difference may wrap for outputs that no trained network has; `& 2^31 - 1` keeps it a distance.
-        far = ((best - load(sums, k * LANES)) & 0x7FFFFFFF) >> 4
-        store(mix, at + WEIGHT * LANES, power(far) + 1)
+        store(mix, at + WEIGHT * LANES, power((best - load(sums, k * LANES)) >> 4) + 1)
 
 
 @inner

@@ -28,9 +28,12 @@ PREDICTORS, BLEND, SIGNED, SLOTS = 14, 14, 15, 16
 ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
 
 FRACTION = 6
-INPUT_LIMIT, ACTIVATION_LIMIT, OFFSET_LIMIT = 1023, 1023, 1023
+INPUT_LIMIT, OFFSET_LIMIT = 1023, 1023
 MOST_INPUTS, MOST_HIDDEN, MOST_COMPONENTS = 256, 512, 8
 MOST_SETS = 16
+
+# Planes known in advance (G, the previous frame): steps of AROUND_STRIDE int32, lanes -1..16 from AROUND_FIRST - 1 on.
+AROUND_STRIDE, AROUND_FIRST, AROUND_STEPS = 20, 2, SKEW + 1  # AROUND_STEPS: steps before the first and after the last
 
 # The 25 neighbours that the network sees.
 SEEN = tuple((0, x) for x in (-1, -2, -3)) + tuple(
@@ -46,11 +49,14 @@ def level_offset(dy: int, dx: int) -> int:
 SEEN_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in SEEN], np.int64)
 TAP_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in TAPS], np.int64)
 
-SCALES = 400  # scales 2^(q / 16) / 64 levels, q = 0..SCALES - 1
+OWN_INPUTS = len(SEEN) + 2 * PREDICTORS + 9  # then those of G, then those of the previous frame
+UPPER_INPUTS, PREVIOUS_INPUTS = 6, 15
+
+SCALES = 400  # scales 2^(q/16) / 64 levels, q = 0..SCALES - 1
 SCALE_BIAS = -8  # the widths that the network says nothing of, against s0, in 1/16 octave
 Z_SHIFT = 13
 Z_PLACE = Z_LIMIT * Z_STEPS << 8
-Z_END = (Z_LAST << 8) - 1
+Z_END = Z_LAST << 8
 MASS_SHIFT = 17
 SCALE_BITS = 52
 SLOT_SHIFT = 24

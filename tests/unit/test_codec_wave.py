@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from codec.errors import CorruptBitstream
-from codec.net import Network
-from codec.wave import count_tile, decode_tile, encode_tile
-from codec.wavelaw import OWN_INPUTS
+from codec.dualformat import Predictors
+from codec.learneddecode import Setting
+from codec.network import Network
+from codec.wave import count_tile, decode_tile, encode_tile, features_tile, survey_tile
+from codec.wavetables import OWN_INPUTS, PREVIOUS_INPUTS, UPPER_INPUTS
+
+ALL_INPUTS = OWN_INPUTS + UPPER_INPUTS + PREVIOUS_INPUTS
+SHAPES = [(1, 1), (1, 40), (17, 3), (33, 200), (16, 71), (5, 72), (40, 130)]
+RANGES = [(1, 1, 0), (4095, 12, 0), (65535, 16, 3), (1000, 6, 2), (255, 1, 1), (4095, 9, 0)]
 
 
-def random_network(rng: np.random.Generator, hidden: tuple[int, int] = (16, 8), components: int = 3) -> Network:
+def random_network(rng: np.random.Generator, inputs: int = ALL_INPUTS, components: int = 3) -> Network:
     """Small random weights: a bad law, but a law."""
 
     def draw(*shape: int) -> Any:
         return rng.integers(-40, 41, shape).astype(np.int32)
 
-    first, second = hidden
     return Network(
-        draw(first, OWN_INPUTS), draw(first) * 100, draw(first) + 64,
-        draw(second, first), draw(second) * 100, draw(second) + 64,
-        draw(3 * components, second), draw(3 * components) * 100,
+        draw(16, inputs), draw(16) * 100, draw(16) + 64, draw(8, 16), draw(8) * 100, draw(8) + 64,
+        draw(3 * components, 8), draw(3 * components) * 100,
     )  # fmt: skip
 
 
@@ -35,44 +39,76 @@ def picture(rng: np.random.Generator, rows: int, columns: int, highest: int, smo
     return (slope % (highest + 1)).astype(np.int32)
 
 
-def laws(rng: np.random.Generator, sets: int) -> tuple[Any, Any]:
-    """Thresholds and taps of so many sets."""
-    taps = rng.integers(-200, 201, (sets, 35)).astype(np.int32)
-    return np.arange(max(0, sets - 2), dtype=np.int32) * 7 + 3, taps
-
-
-SHAPES = [(1, 1), (1, 40), (17, 3), (33, 200), (16, 71), (5, 72), (40, 130)]
+def setting_of(rng: np.random.Generator, highest: int, k: int, raw: int, states: int, previous: bool) -> Setting:
+    """Random taps and a random network."""
+    sets = int(rng.choice([0, 1, 2, 6, 15]))
+    taps = rng.integers(-200, 201, (sets, 44 if previous else 35)).astype(np.int32)
+    predictors = Predictors(np.arange(max(0, sets - 2), dtype=np.int64) * 7 + 3, taps)
+    inputs = int(rng.choice([24, OWN_INPUTS, OWN_INPUTS + UPPER_INPUTS, ALL_INPUTS]))
+    network = random_network(rng, inputs, int(rng.integers(1, 5)))
+    assert network.fits()
+    return Setting(highest, k, raw, predictors, network, states)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("smooth", [False, True])
-@pytest.mark.parametrize("highest,k,raw", [(1, 1, 0), (4095, 12, 0), (65535, 16, 3), (1000, 6, 2), (255, 1, 1)])
-def test_round_trip(shape: tuple[int, int], smooth: bool, highest: int, k: int, raw: int) -> None:
-    rng = np.random.default_rng([*shape, highest, k, smooth])
-    samples = picture(rng, *shape, highest, smooth)
-    bits = int(highest).bit_length()
-    upper = samples >> k if k < bits else None
-    thresholds, taps = laws(rng, int(rng.choice([0, 1, 2, 6, 15])))
-    network = random_network(rng, components=int(rng.integers(1, 5)))
+@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("highest,k,raw", RANGES)
+def test_round_trip(shape: tuple[int, int], smooth: bool, previous: bool, highest: int, k: int, raw: int) -> None:
+    rng = np.random.default_rng([*shape, highest, k, smooth, previous])
+    tile = picture(rng, *shape, highest, smooth)
     states = int(rng.choice([1, 2, 4, 8, 16]))
-    anchor = int(samples[0, 0])
-    law = (highest, k, raw, thresholds, taps, network, states)
-    words = encode_tile(samples, None, upper, anchor, *law)
-    assert words.dtype == np.uint32
-    assert (decode_tile(words, *shape, anchor, None, upper, *law) == samples).all()
-    cost = count_tile(samples, None, upper, anchor, *law)
+    setting = setting_of(rng, highest, k, raw, states, previous)
+    before = None
+    if previous:
+        noisy = np.clip(tile + rng.integers(-3, 4, shape), 0, highest)
+        before = np.pad(noisy, 1, mode="edge").astype(np.int32)
+    known = (int(tile[0, 0]), tile >> k, before, setting)
+    words = encode_tile(tile, *known)
+    out = np.full_like(tile, -1)
+    assert decode_tile(out, words, *known)
+    assert (out == tile).all()
+    cost = count_tile(tile, *known)
     assert cost - 34 <= 32 * words.size - 32 * states <= 1.002 * cost + 32 * states + 32
 
 
 @pytest.mark.parametrize("states", [1, 2, 4, 8, 16])
-def test_broken_words(states: int) -> None:
+@pytest.mark.parametrize("raw", [0, 2])
+def test_broken_words(states: int, raw: int) -> None:
     rng = np.random.default_rng(states)
-    samples = picture(rng, 20, 90, 4095, True)
-    law = (4095, 12, 0, *laws(rng, 6), random_network(rng), states)
-    words = encode_tile(samples, None, None, 5, *law)
-    assert (decode_tile(words, 20, 90, 5, None, None, *law) == samples).all()
+    tile = picture(rng, 20, 90, 4000, True)
+    known = (5, None, None, setting_of(rng, 4000, 12, raw, states, False))
+    words = encode_tile(tile, *known)
+    out = np.empty_like(tile)
+    assert decode_tile(out, words, *known)
+    assert (out == tile).all()
     hostile = [words[:0], words[: 2 * states], words[:-1], np.append(words, words[-1:]), rng.permutation(words)]
     hostile += [rng.integers(0, 1 << 31, words.size).astype(np.uint32) for _ in range(20)]
     for spoiled in hostile:
-        with pytest.raises(CorruptBitstream):
-            decode_tile(spoiled, 20, 90, 5, None, None, *law)
+        assert not decode_tile(out, spoiled, *known)
+        assert out.min() >= 0 and out.max() <= 4000
+
+
+def test_survey_agrees_with_the_count() -> None:
+    rng = np.random.default_rng(4)
+    tile = picture(rng, 40, 100, 4095, True)
+    setting = setting_of(rng, 4095, 12, 0, 1, False)
+    setting = replace(setting, network=random_network(rng, OWN_INPUTS))
+    gains = survey_tile(tile, 9, None, setting)
+    assert gains[32] == pytest.approx(count_tile(tile, 9, None, None, setting), rel=1e-5)
+    assert gains[33] == pytest.approx(count_tile(tile, 9, None, None, replace(setting, raw=1)), rel=1e-3)
+    saved = gains[32] - count_tile(tile, 9, tile >> 8, None, replace(setting, k=8))
+    assert gains[8] == pytest.approx(saved, rel=1e-3)
+
+
+def test_features() -> None:
+    rng = np.random.default_rng(5)
+    tile = picture(rng, 40, 100, 4095, True)
+    setting = setting_of(rng, 4095, 8, 0, 1, False)
+    inputs, facts = features_tile(tile, 9, tile >> 8, None, setting, ALL_INPUTS, 1)
+    assert inputs.shape == (4000, ALL_INPUTS) and facts.shape == (4000, 5)
+    assert np.array_equal(np.sort(facts[:, 0]), np.sort(tile.ravel()))
+    assert (facts[:, 3] == facts[:, 0] >> 8 << 8).all()
+    assert np.abs(inputs).max() <= 1023
+    some, _ = features_tile(tile, 9, tile >> 8, None, setting, ALL_INPUTS, 7)
+    assert 400 < some.shape[0] < 750
