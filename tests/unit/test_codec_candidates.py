@@ -1,0 +1,77 @@
+"""The estimate of when standard codecs are tried: odd kinds of images are odd, natural ones are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from codec.candidates import is_odd, packing_may_win
+from codec.pixelformat import PixelFormat
+from codec.standard import STANDARD
+from tests.unit.codec_images import noise, picture
+
+FMT = PixelFormat(128, 160, 1, 16, 12, 11, False)
+
+
+def natural(grain: int = 20) -> NDArray[np.uint16]:
+    return picture(FMT, 3, grain).astype(np.uint16)
+
+
+def lengths(index: NDArray[np.uint16]) -> tuple[int, int]:
+    """A learned coder's likely length on natural images (JPEG XL less some), and JPEG-LS's."""
+    return int(0.95 * len(STANDARD["jxl"].encode(index, 7))), len(STANDARD["jpegls"].encode(index, 0))
+
+
+def test_a_natural_frame_is_not_odd() -> None:
+    index = natural()
+    assert not is_odd(index, 4096, *lengths(index))
+
+
+def test_grey_written_as_colour_is_judged_as_grey() -> None:
+    index = natural()
+    shortest, jpegls = lengths(index)
+    assert not is_odd(np.stack([index] * 3, axis=-1), 4096, shortest, 3 * jpegls)
+
+
+def test_colour_is_odd() -> None:
+    index = natural()
+    assert is_odd(np.stack([index, index, index[::-1]], axis=-1), 4096, *lengths(index))
+
+
+def test_what_the_network_does_not_understand_is_odd() -> None:
+    index = natural()
+    _, jpegls = lengths(index)
+    assert is_odd(index, 4096, jpegls, jpegls)
+    assert not is_odd(index, 4096, jpegls, None)
+
+
+def test_sparse_frames_of_few_levels_are_odd() -> None:
+    index = (natural() >> 11).astype(np.uint16)
+    assert is_odd(index, 2, index.size // 8, index.size)
+
+
+def test_label_maps_are_odd_whatever_their_levels() -> None:
+    index = np.repeat(np.repeat(np.arange(80, dtype=np.uint16).reshape(8, 10) * 37, 16, 0), 16, 1)
+    assert is_odd(index, 3000, index.size // 40, index.size)
+
+
+def test_repeated_noise_is_odd() -> None:
+    part = noise(160 * 16, 5).reshape(16, 160).astype(np.uint16)
+    index = np.tile(part, (8, 1))
+    assert is_odd(index, 1 << 16, 2 * index.size, 2 * index.size + 1000)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 70000)])
+def test_any_shape(shape: tuple[int, int]) -> None:
+    index = np.zeros(shape, np.uint16)
+    assert is_odd(index, 1, 65, 60)
+    assert not is_odd(index, 1, 60, 60)  # nothing gains more than it may
+
+
+def test_packing() -> None:
+    assert packing_may_win(1000, 256, 1000)
+    assert packing_may_win(1000, 200, 990)
+    assert not packing_may_win(1000, 256, 900)
+    assert not packing_may_win(1000, 1 << 16, 1000)
+    assert packing_may_win(1000, 1, 30)
