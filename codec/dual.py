@@ -17,7 +17,7 @@ from codec.localpath import code_local
 from codec.plan import NO_WORDS, TILE_SAMPLES, count_global, make_plan, padded
 from codec.rans import ENCODE, FAILED, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
 from codec.sideinfo import code_coefficients
-from codec.tables import PAD, TAPS, TOP
+from codec.tables import PAD, TOP
 from codec.wire import put_crc, put_signed, put_varint
 
 NO_GAINS = np.zeros(0, np.float64)
@@ -25,7 +25,7 @@ T = TypeVar("T")
 Done = TypeVar("Done")
 
 
-def _over_tiles(work: Callable[[T], Done], tiles: Iterable[T], threads: int) -> list[Done]:
+def over_tiles(work: Callable[[T], Done], tiles: Iterable[T], threads: int) -> list[Done]:
     """`work` of every tile in order; the kernels drop the interpreter lock, so threads run in parallel."""
     items = list(tiles)
     if threads <= 1 or len(items) <= 1:
@@ -70,7 +70,7 @@ def _encode_plane(
     side = len(out) - side
     put_crc(out, start)
     tiles = [plane[at : at + plan.tile_rows] for at in range(0, plane.shape[0], plan.tile_rows)]
-    for tile, words in zip(tiles, _over_tiles(lambda t: _encode_tile(t, highest, plan), tiles, threads), strict=True):
+    for tile, words in zip(tiles, over_tiles(lambda t: _encode_tile(t, highest, plan), tiles, threads), strict=True):
         start = len(out)
         put_varint(out, int(tile[0, 0]))
         put_varint(out, words.size)
@@ -88,19 +88,30 @@ def _put_plan(out: bytearray, plan: Plan) -> None:
     for gap in np.diff(thresholds, prepend=-1):
         put_varint(out, int(gap) - 1)
     if taps.shape[0]:
-        words = _code_taps(taps >> plan.precision)
+        words = code_taps(taps >> plan.precision, RADIUS)
         put_varint(out, words.size)
         out += words.astype("<u4").tobytes()
 
 
-def _code_taps(taps: NDArray[np.int32]) -> NDArray[np.uint32]:
-    """The taps as rANS words."""
+def code_taps(taps: NDArray[np.int32], radius: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Taps int32[sets, n] as rANS words; `radius` int64[n]: the distance class of each."""
     io, cost = np.zeros(IO_FIELDS, np.int64), np.zeros(1, np.float64)
     io[MODE] = ENCODE
     starts, freqs = np.zeros(taps.size * 64, np.uint32), np.zeros(taps.size * 64, np.uint32)
-    code_coefficients(io, NO_WORDS, starts, freqs, cost, taps.copy(), RADIUS)
+    code_coefficients(io, NO_WORDS, starts, freqs, cost, taps.copy(), radius)
     words: NDArray[np.uint32] = flush(starts, freqs, int(io[SYMBOL]))
     return words
+
+
+def read_taps(words: NDArray[np.uint32], sets: int, radius: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Inverse of code_taps. Raises CorruptBitstream."""
+    taps = np.zeros((sets, radius.size), np.int32)
+    io, cost = np.zeros(IO_FIELDS, np.int64), np.zeros(1, np.float64)
+    open_stream(io, words)
+    code_coefficients(io, words, NO_WORDS, NO_WORDS, cost, taps, radius)
+    if not closed(io, words):
+        raise CorruptBitstream("predictor coefficients are damaged")
+    return taps
 
 
 def _encode_tile(tile: NDArray[np.int32], highest: int, plan: Plan) -> NDArray[np.uint32]:
@@ -129,13 +140,7 @@ class KernelEngine:
 
     def taps(self, words: Words, sets: int) -> NDArray[np.int32]:
         """See Engine."""
-        taps = np.zeros((sets, len(TAPS)), np.int32)
-        io, cost = np.zeros(IO_FIELDS, np.int64), np.zeros(1, np.float64)
-        open_stream(io, words)
-        code_coefficients(io, words, NO_WORDS, NO_WORDS, cost, taps, RADIUS)
-        if not closed(io, words):
-            raise CorruptBitstream("predictor coefficients are damaged")
-        return taps
+        return read_taps(words, sets, RADIUS)
 
     def tiles(self, job: TileJob) -> NDArray[np.int32]:
         """See Engine."""
@@ -145,7 +150,7 @@ class KernelEngine:
             first, rows, anchor, words = tile
             return _decode_tile(out[first : first + rows], anchor, words, job.highest, job.plan)
 
-        if not all(_over_tiles(work, job.tiles, self._threads)):
+        if not all(over_tiles(work, job.tiles, self._threads)):
             raise CorruptBitstream("tile does not end where it should")
         return out
 

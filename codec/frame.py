@@ -8,18 +8,30 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.adapter import network_of
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
-from codec.blob import Frame, decode_with
+from codec.blob import Decoders, Frame, Given, decode_with
+from codec.candidates import is_odd, packing_may_win
 from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
+from codec.learned import Candidate, LearnedKernels, Previous, encode_learned, plan_learned
+from codec.learnedformat import ADAPTER_INLINE, ADAPTER_SHARED, write_learned
 from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
 from codec.plan import TILE_SAMPLES
 from codec.standard import STANDARD, Plane, pack_bits
+from codec.weights import BadWeights, UnknownWeights, current
 from codec.wire import put_crc
 
-ALL_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
+ALL_CODERS: tuple[str, ...] = ("learned", "dual", "jpegls", "htj2k", "jxl", "raw")
+# Coders that a profile tries. The dual coder's encoder is slow and seldom better than the learned one.
+PROFILES: dict[str, tuple[str, ...]] = {
+    "fast": ("learned", "jpegls", "jxl", "htj2k", "raw"),
+    "default": ("learned", "jpegls", "jxl", "htj2k", "raw"),
+    "max": ALL_CODERS,
+}
+ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
 # large grey frames what it gains on a part of PROBE_SAMPLES, give or take PROBE_MARGIN.
@@ -32,12 +44,22 @@ PROBE_SAMPLES, PROBE_MARGIN, SPARSE_MARGIN = 1 << 15, 0.015, 0.05
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A coded frame. `lengths`: bytes of the whole blob per candidate tried; `details`: facts of the dual coder."""
+    """A coded frame. `lengths`: bytes of the whole blob per candidate tried; `details`: facts about the own coders."""
 
     blob: bytes
     coder: str
     lengths: dict[str, int]
     details: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Aids:
+    """What the learned coder may use beside the frame."""
+
+    profile: str
+    given: Given
+    adapters: Sequence[bytes]
+    without: frozenset[str]
 
 
 def encode_frame(
@@ -49,7 +71,7 @@ def encode_frame(
     previous: Words | None = None,
     shared: bytes | None = None,
     adapters: Sequence[bytes] = (),
-    coders: Sequence[str] = ALL_CODERS,
+    coders: Sequence[str] | None = None,
     threads: int = 1,
     effort: int | None = None,
     tile_samples: int = TILE_SAMPLES,
@@ -59,55 +81,119 @@ def encode_frame(
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
     `levels` may be any superset of the levels used. `previous` (words of the frame before, of the same format),
-    `shared` (an adapter that the object holds once) and `adapters` (that travel in the blob) may be used; the coders of
-    version 1 do not. `profile`: fast, default or max; `without`: parts of the learned coder that are left out, to see
-    what they are worth (least-squares, network, adapters, split, vae, previous). `effort` is JPEG XL's; None: quick,
-    and full where the quick result says that it might win.
-    `tile_samples`: about how many samples the dual path codes as one independent tile (the unit of threads).
-    `prove` False leaves out the proof by decoding: to time the coder alone, never for what is stored. Raises
-    UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces the words.
+    `shared` (an adapter that the object holds once) and `adapters` (that would travel in the blob) are used where the
+    learned coder estimates that they pay. `profile`: fast, default or max. `coders`: which to try; None: the profile's
+    (without weights of the profile: those of version 1). `without`: parts of the learned coder that are left out, to
+    see what they are worth. `effort` is JPEG XL's; None: quick, and full where the quick result says that it might
+    win. `tile_samples`: about how many samples the dual coder codes as one independent tile. `prove` False leaves out
+    the proof by decoding: to time the coder alone, never for what is stored. Raises UnsupportedFrame on a frame that
+    the format cannot hold and CodecError when no candidate reproduces the words.
     """
-    unknown = set(coders) - set(ALL_CODERS)
-    if unknown or not coders:
-        raise UnsupportedFrame(f"unknown coders {sorted(unknown)}")
+    names = _coders(coders, profile)
+    if without - ABLATIONS:
+        raise UnsupportedFrame(f"nothing is called {sorted(without - ABLATIONS)}")
     if words.size > DEFAULT_LIMITS.max_samples:
         raise UnsupportedFrame(f"{words.size} samples are above the limit of {DEFAULT_LIMITS.max_samples}")
     values, unused = split_words(words, fmt)
     table = choose_levels(values) if levels is None else levels
     kind = classify_unused(values, unused, fmt)
     header = Header(fmt, table, "raw", kind, unused if kind == UNUSED_STORED else None)
-    race = _Race(table.rank(values), header, threads, tile_samples)
-    for name in coders:
-        race.enter(name, effort)
+    given = Given(previous, shared)
+    race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without))
+    estimated = coders is None and profile != "max" and names[0] == "learned"
+    for name in names:
+        if not estimated or race.is_worth(name):
+            race.enter(name, effort)
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
-        if not prove or _proven(race.blobs[name], words, fmt, threads):
+        if not prove or _proven(race.blobs[name], words, fmt, threads, given):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
             return EncodedFrame(race.blobs[name], name, lengths, race.details)
     raise CodecError("no candidate reproduces the frame")
 
 
+def _coders(coders: Sequence[str] | None, profile: str) -> Sequence[str]:
+    """The coders to try. Raises UnsupportedFrame on unknown names."""
+    if profile not in PROFILES:
+        raise UnsupportedFrame(f"unknown profile {profile}")
+    if coders is None:
+        try:
+            current(profile)
+        except UnknownWeights:
+            return [name for name in ALL_CODERS if name != "learned"]
+        return PROFILES[profile]
+    if set(coders) - set(ALL_CODERS) or not coders:
+        raise UnsupportedFrame(f"unknown coders {sorted(set(coders) - set(ALL_CODERS))}")
+    return coders
+
+
 class _Race:
     """The candidates of one frame. A library codec that refuses the frame's shape is left out."""
 
-    def __init__(self, index: NDArray[np.uint16], header: Header, threads: int, tile_samples: int) -> None:
-        self.index, self.header, self.threads, self.tile_samples = index, header, threads, tile_samples
+    def __init__(self, index: NDArray[np.uint16], header: Header, threads: int, tile_samples: int, aids: _Aids) -> None:
+        self.index, self.header, self.threads, self.tile_samples, self.aids = index, header, threads, tile_samples, aids
         self.small: Plane = index.astype(np.uint8) if header.levels.count <= 256 else index
         self.blobs: dict[str, bytes] = {}
         self.details: dict[str, int] = {}
+        self._odd: bool | None = None
+
+    def is_worth(self, name: str) -> bool:
+        """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried."""
+        if name in ("learned", "jpegls") or "learned" not in self.blobs:
+            return True
+        count, shortest = self.header.levels.count, min(len(blob) for blob in self.blobs.values())
+        if name == "raw":
+            return packing_may_win(self.index.size, count, shortest)
+        if self._odd is None:
+            jpegls = len(self.blobs["jpegls"]) if "jpegls" in self.blobs else None
+            self._odd = is_odd(self.index, count, len(self.blobs["learned"]), jpegls)
+        return self._odd
 
     def enter(self, name: str, effort: int | None) -> None:
         """Code the frame by one coder and keep the blob."""
         if name == "dual":
-            body, self.details = encode_dual(self.index, self.header.levels.count, self.threads, self.tile_samples)
+            body, facts = encode_dual(self.index, self.header.levels.count, self.threads, self.tile_samples)
+            self.details = facts | self.details
             self._keep(name, body)
+        elif name == "learned":
+            self._learned()
         elif name == "raw":
             self._keep(name, _with_crc(pack_bits(self.index, (self.header.levels.count - 1).bit_length())))
         elif name == "jxl":
             self._library(name, QUICK_EFFORT if effort is None else effort)
-            if effort is None and self._full_may_win():
+            if effort is None and self.aids.profile != "fast" and self._full_may_win():
                 self._library(name, FULL_EFFORT)
         else:
             self._library(name, 0)
+
+    def _learned(self) -> None:
+        """Code the frame by the learned coder, with the previous frame where that is shorter by estimate."""
+        aids, levels = self.aids, self.header.levels
+        weights = current(aids.profile)
+        context = aids.given.context(self.header.fmt)
+        plans = [plan_learned(self.index, levels, self._networks(weights.id, False), None, aids.without)]
+        if context.previous is not None and "previous" not in aids.without:
+            previous = Previous(context.previous, context.previous_crc)
+            try:
+                networks = self._networks(weights.id, True)
+            except BadWeights:  # without a network for volumes the previous frame is of no use
+                networks = []
+            if networks:
+                plans.append(plan_learned(self.index, levels, networks, previous, aids.without))
+        plan = min(plans, key=lambda plan: plan.bits)
+        coded, facts = encode_learned(plan, weights.id, self.threads)
+        self.details = self.details | facts
+        self._keep("learned", write_learned(coded))
+
+    def _networks(self, weights: bytes, previous: bool) -> list[Candidate]:
+        """The plain network and those under the adapters at hand."""
+        out = [Candidate(network_of(weights, b"", previous))]
+        if "adapters" in self.aids.without:
+            return out
+        shared = self.aids.given.shared
+        if shared:
+            out.append(Candidate(network_of(weights, shared, previous), ADAPTER_SHARED, shared))
+        inline = (adapter for adapter in self.aids.adapters if adapter)
+        return out + [Candidate(network_of(weights, one, previous), ADAPTER_INLINE, one) for one in inline]
 
     def _library(self, name: str, effort: int) -> None:
         try:
@@ -151,10 +237,10 @@ def _with_crc(body: bytes) -> bytes:
     return bytes(out)
 
 
-def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int) -> bool:
+def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int, given: Given) -> bool:
     """Whether a blob decodes to exactly these words."""
     try:
-        frame = decode_frame(blob, threads=threads)
+        frame = decode_with(blob, _decoders(threads), DEFAULT_LIMITS, given)
     except CorruptBitstream:
         return False
     return frame.fmt == fmt and np.array_equal(frame.words, words)
@@ -165,11 +251,18 @@ def decode_frame(
     *,
     previous: Words | None = None,
     shared: bytes | None = None,
+    upper: Sequence[NDArray[np.int32]] | None = None,
     threads: int = 1,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Frame:
     """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time.
 
-    `previous`, `shared`: what the blob was coded with; more than it needs does no harm.
+    `previous`, `shared`: what the blob was coded with, `upper` the planes of its global part where a group's stack has
+    them; more than it needs does no harm, less raises MissingContext. Weights that a blob names and that are not known
+    raise UnknownWeights (see codec.weights).
     """
-    return decode_with(blob, KernelEngine(threads), limits)
+    return decode_with(blob, _decoders(threads), limits, Given(previous, shared, upper))
+
+
+def _decoders(threads: int) -> Decoders:
+    return Decoders(KernelEngine(threads), LearnedKernels(threads))

@@ -20,7 +20,7 @@ from codec.errors import CorruptBitstream, MissingContext
 from codec.learnedformat import ADAPTER_SHARED, CodedFrame, CodedPlane, Preface, Tile, Words
 
 if TYPE_CHECKING:
-    from codec.net import Network
+    from codec.network import Network
 
 # the nine samples of the previous frame around the co-located one follow the 35 causal taps, row by row
 PREVIOUS_TAPS = tuple((row, column) for row in (-1, 0, 1) for column in (-1, 0, 1))
@@ -94,7 +94,7 @@ def previous_index(values: Plane, levels: LevelTable) -> Plane:
         place = values - np.int32(levels.minimum)
     else:
         place = np.searchsorted(levels.table, values).astype(np.int32)
-    return np.clip(place, 0, levels.count - 1).astype(np.int32)
+    return np.asarray(np.clip(place, 0, levels.count - 1), np.int32)
 
 
 def previous_planes(values: Plane, levels: LevelTable, transform: int | None) -> list[Plane]:

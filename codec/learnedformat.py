@@ -85,6 +85,12 @@ class CodedFrame:
     transform: int | None
     planes: tuple[CodedPlane, ...]
 
+    @property
+    def needs_context(self) -> bool:
+        """Whether something beside the blob and the weights is needed."""
+        preface = self.preface
+        return preface.stacked or preface.previous_crc is not None or preface.adapter_kind == ADAPTER_SHARED
+
     def without_upper(self) -> CodedFrame:
         """The same with G left to a group's stack."""
         planes = tuple(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codec.errors import CorruptBitstream
 from codec.learneddecode import Job, Plane
 from codec.learnedformat import Words
-from codec.reference import Stream, decode_global
+from codec.reference1 import Stream, decode_global
 from codec.reference2law import Shape, Tile, coding_order
 
 LOWEST = 1 << 31
@@ -85,8 +85,8 @@ class LearnedReference:
                 upper = self._upper(tile.upper, (rows, job.shape[1]), setting.highest >> setting.k)
             else:
                 upper = job.upper[first:end].tolist()
-            shape = Shape(rows, job.shape[1], setting, previous)
-            out[first:end] = decode_tile(Tile(shape, tile.anchor), Streams(tile.words, setting.states), upper)
+            shape = Shape(rows, job.shape[1], setting, upper, previous)
+            out[first:end] = decode_tile(Tile(shape, tile.anchor), Streams(tile.words, setting.states))
         return out
 
     @staticmethod
@@ -100,12 +100,12 @@ class LearnedReference:
         return upper
 
 
-def decode_tile(tile: Tile, streams: Streams, upper: list[list[int]]) -> list[list[int]]:
+def decode_tile(tile: Tile, streams: Streams) -> list[list[int]]:
     """The samples of a tile given G."""
     k, raw = tile.shape.setting.k, tile.shape.setting.raw
     for y, x in coding_order(tile.shape.rows, tile.shape.columns):
-        sample = upper[y][x] << k >> raw
-        slots = tile.slots(y, x, upper[y][x])
+        sample = tile.shape.upper[y][x] << k >> raw
+        slots = tile.slots(y, x)
         if slots is not None:
             sample = slots.find(streams.slot(y))
             streams.remove(y, slots.start(sample), slots.start(sample + 1) - slots.start(sample))

@@ -18,7 +18,7 @@ from codec.tables import LOGISTIC, TAPS
 LANES, SKEW = 16, 5
 ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
 INPUT_LIMIT = 1023
-SCALES = 400
+SCALES, SCALE_BIAS = 400, -8
 LOGISTIC_LIST = [int(entry) for entry in LOGISTIC]
 INVERSE = [math.floor(float(1 << 26) / math.pow(2.0, q / 16) + 0.5) for q in range(SCALES)]
 NEAR_PLACES = (
@@ -48,6 +48,11 @@ def clamp(number: int, low: int, high: int) -> int:
     return min(max(number, low), high)
 
 
+def wrap(number: int) -> int:
+    """The 32-bit two's complement number that is congruent mod 2^32."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
 def coding_order(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """(row, column) of every sample of a tile in the order in which they are coded."""
     period = max(columns + 9, 80)
@@ -62,12 +67,8 @@ def coding_order(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def logistic(offset: int, inverse: int) -> int:
     """2^26 times the logistic function at offset / scale, piecewise linear between table entries."""
-    place = (offset * inverse >> 13) + 18 * 32 * 256
+    place = clamp((offset * inverse >> 13) + 18 * 32 * 256, 0, 2 * 18 * 32 * 256)
     entry = place >> 8
-    if place <= 0:
-        return 0
-    if entry >= 2 * 18 * 32:
-        return LOGISTIC_LIST[2 * 18 * 32]
     step = LOGISTIC_LIST[entry + 1] - LOGISTIC_LIST[entry]
     return LOGISTIC_LIST[entry] + (step * (place & 255) >> 8)
 
@@ -84,7 +85,7 @@ class Mixture:
         """C: mixture mass below a level."""
         edge = 64 * level - 32
         parts = zip(self.weights, self.centres, self.inverses, strict=True)
-        return sum(weight * logistic(edge - centre, inverse) for weight, centre, inverse in parts) >> 16
+        return sum(weight * logistic(edge - centre, inverse) for weight, centre, inverse in parts) >> 17
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,26 @@ class Slots:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tile is coded with. `previous`: int32[rows + 2, columns + 2] or None, see learneddecode.Job."""
+    """What a tile is coded with. `upper`: its G; `previous`: int32[rows + 2, columns + 2] or None, as in a Job."""
 
     rows: int
     columns: int
     setting: Setting
+    upper: list[list[int]]
     previous: NDArray[np.int32] | None
+
+    @property
+    def split(self) -> bool:
+        """Whether there is a G."""
+        return self.setting.highest >> self.setting.k > 0
+
+    def upper_at(self, row: int, column: int) -> int:
+        """G, beyond the tile's edges as at the edge."""
+        return self.upper[clamp(row, 0, self.rows - 1)][clamp(column, 0, self.columns - 1)]
+
+    def previous_at(self, row: int, column: int) -> int:
+        """The previous frame's sample."""
+        return 0 if self.previous is None else int(self.previous[row + 1, column + 1])
 
 
 @dataclass
@@ -187,12 +202,13 @@ class Tile:
             return []
         around = [self.sample_at(y + dy, x + dx) for dy, dx in TAPS]
         if self.shape.previous is not None:
-            around += [int(self.shape.previous[y + 1 + dy, x + 1 + dx]) for dy, dx in PREVIOUS_TAPS]
+            around += [self.shape.previous_at(y + dy, x + dx) for dy, dx in PREVIOUS_TAPS]
         own = 0 if sets == 1 else 1 + sum(activity > int(threshold) for threshold in predictors.thresholds)
-        return [
-            (pair << 5) + (sum(int(c) * (2 * v - pair) for c, v in zip(predictors.taps[s], around, strict=True)) >> 5)
-            for s in (0, own)
-        ]
+        out = []
+        for chosen in (0, own):
+            dot = sum(int(c) * (2 * v - pair) for c, v in zip(predictors.taps[chosen], around, strict=True))
+            out.append(wrap((pair << 5) + (wrap(dot) >> 5)))
+        return out
 
     # 5.3 errors and blend
 
@@ -210,19 +226,42 @@ class Tile:
 
     def inputs(self, y: int, x: int) -> list[int]:
         """The network's inputs, 1/64 octave."""
-        scale, level = self.scale()
-
-        def slog(d: int) -> int:
-            size = min((log256(min(abs(d), DISTANCE_CAP) + scale) - level) >> 2, INPUT_LIMIT)
-            return size if d >= 0 else -size
-
-        out = [slog(64 * self.sample_at(y + dy, x + dx) - self.mean) for dy, dx in SEEN]
-        out += [slog(guess - self.mean) for guess in self.guesses]
-        out += [slog(self.errors_at(y + dy, x + dx)[15]) for dy, dx in SIGNED_PLACES]
+        out = [self.slog(64 * self.sample_at(y + dy, x + dx) - self.mean) for dy, dx in SEEN]
+        out += [self.slog(guess - self.mean) for guess in self.guesses]
+        out += [self.slog(self.errors_at(y + dy, x + dx)[15]) for dy, dx in SIGNED_PLACES]
         out += [clamp((log - self.logs[14]) >> 2, -INPUT_LIMIT, INPUT_LIMIT) for log in self.logs[:14]]
-        out.append((level >> 2) - 512)
-        out += [slog(self.mean) >> 2, slog(64 * self.shape.setting.highest - self.mean) >> 2]
-        return out
+        out.append(clamp((self.scale()[1] >> 2) - 512, -INPUT_LIMIT, INPUT_LIMIT))
+        out += [self.slog(self.mean) >> 2, self.slog(64 * self.shape.setting.highest - self.mean) >> 2]
+        out += self.upper_inputs(y, x) if self.shape.split else [0] * 6
+        return out if self.shape.previous is None else out + self.previous_inputs(y, x)
+
+    def slog(self, d: int) -> int:
+        """How far d is from 0 measured by the blend's local scale, 1/64 octave, with its sign."""
+        scale, level = self.scale()
+        size = min((log256(min(abs(d), DISTANCE_CAP) + scale) - level) >> 2, INPUT_LIMIT)
+        return size if d >= 0 else -size
+
+    def upper_inputs(self, y: int, x: int) -> list[int]:
+        """What G gives: its interval's ends, and the middles of four intervals of samples to come."""
+        k, shape = self.shape.setting.k, self.shape
+        low = shape.upper_at(y, x) << k
+        high = min(low + (1 << k) - 1, shape.setting.highest)
+        middles = [
+            (shape.upper_at(y + dy, x + dx) << 6 + k) + (32 << k) for dy, dx in ((0, 1), (1, -1), (1, 0), (1, 1))
+        ]
+        return [self.slog(place - self.mean) for place in (64 * low - 32, 64 * high + 32, *middles)]
+
+    def previous_inputs(self, y: int, x: int) -> list[int]:
+        """What the previous frame gives: its 3 x 3, how four neighbours changed, two predictions from both frames."""
+        shape = self.shape
+        out = [self.slog(64 * shape.previous_at(y + dy, x + dx) - self.mean) for dy, dx in PREVIOUS_TAPS]
+        w, n, nw, ne = (
+            self.sample_at(y + dy, x + dx) - shape.previous_at(y + dy, x + dx)
+            for dy, dx in ((0, -1), (-1, 0), (-1, -1), (-1, 1))
+        )
+        out += [self.slog(64 * change) for change in (w, n, nw, ne)]
+        far = 64 * shape.previous_at(y, x) - self.mean
+        return [*out, self.slog(far + 32 * (w + n)), self.slog(far + 64 * (w + n - nw))]
 
     def scale(self) -> tuple[int, int]:
         """The blend's local scale (1/64 level) and its logarithm."""
@@ -234,8 +273,8 @@ class Tile:
     def run(self, inputs: list[int]) -> list[int]:
         """The outputs of the last layer."""
         net = self.shape.setting.network
-        values = np.zeros(net.w1.shape[1], np.int64)
-        values[: len(inputs)] = inputs
+        values = np.zeros(net.inputs, np.int64)
+        values[: len(inputs)] = inputs[: net.inputs]
         for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
             sums = b.astype(np.int64) + w.astype(np.int64) @ values
             values = np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT)
@@ -251,7 +290,7 @@ class Tile:
         weights = [falling(max(0, (max(u) - one) >> 4)) + 1 for one in u]
         centres = [self.mean + (clamp(one >> 5, -INPUT_LIMIT, INPUT_LIMIT) * size >> 7) for one in o]
         centres = [clamp(centre, 0, 64 * self.shape.setting.highest) for centre in centres]
-        places = [clamp((level >> 4) + (one >> 8), 0, SCALES - 1) for one in t]
+        places = [clamp((level >> 4) + (one >> 8) + SCALE_BIAS, 0, SCALES - 1) for one in t]
         return Mixture(weights, centres, [INVERSE[place] for place in places])
 
     # 5.6 and 5.7: the sample
@@ -262,11 +301,11 @@ class Tile:
         self.mean = self.blend(y, x)
         return self.mixture(self.run(self.inputs(y, x)))
 
-    def slots(self, y: int, x: int, upper: int) -> Slots | None:
+    def slots(self, y: int, x: int) -> Slots | None:
         """The intervals of the sample's symbols inside G's interval; None if only one is possible."""
         k, raw = self.shape.setting.k, self.shape.setting.raw
         law = self.law(y, x)
-        low = upper << k
+        low = self.shape.upper[y][x] << k
         first, last = low >> raw, min(low + (1 << k) - 1, self.shape.setting.highest) >> raw
         return Slots.of(law, first, last, raw) if last > first else None
 

@@ -1,0 +1,192 @@
+"""The learned coder's choices: predictors, adapter, split k, raw planes, tiles, states. By estimated code length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from codec.fit import NO_PREVIOUS, fit_predictors
+from codec.learneddecode import Plane, Setting
+from codec.network import Network
+from codec.plan import count_global, padded
+from codec.wave import count_tile
+
+FIT_SAMPLES = 1 << 16
+SURVEY_SAMPLES = 1 << 14
+RAW_CHOICES = 4
+RAW_LOSS = 0.0005  # share of the code length that leaving planes unmodelled may cost
+SPLIT_WORSE = 0.02  # share of the code length at which no smaller k is looked at
+STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
+STATE_BYTES = 4
+WAVE_ROWS = 16
+SMALL_TILE, LARGE_TILE = 1 << 16, 1 << 20
+# samples up to -> (numbers of classes to try, precision)
+CLASS_CHOICES = (
+    (1 << 12, (0, 1), 2),
+    (1 << 14, (0, 1, 3), 2),
+    (1 << 17, (4,), 1),
+    (1 << 20, (6,), 0),
+    (1 << 62, (8,), 0),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a plane that stand for it in estimates, int32; `previous`: the frame before around them, or None."""
+
+    samples: Plane
+    previous: Plane | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One plane to be coded: samples int32 0..highest, the previous frame around it (see learneddecode.framed)."""
+
+    samples: Plane
+    low: int
+    highest: int
+    previous: Plane | None
+
+    def parts(self) -> list[Part]:
+        """Up to four blocks of whole rows, about SURVEY_SAMPLES in all."""
+        rows, columns = self.samples.shape
+        if self.samples.size <= SURVEY_SAMPLES * 3 // 2:
+            return [Part(self.samples, self.previous)]
+        blocks = min(4, max(1, SURVEY_SAMPLES // (WAVE_ROWS * columns)))
+        height = max(1, SURVEY_SAMPLES // (blocks * columns * WAVE_ROWS)) * WAVE_ROWS
+        height = min(height, rows)
+        firsts = [max(0, (2 * j + 1) * rows // (2 * blocks) - height // 2) for j in range(blocks)]
+        return [
+            Part(
+                np.ascontiguousarray(self.samples[first : first + height]),
+                None if self.previous is None else np.ascontiguousarray(self.previous[first : first + height + 2]),
+            )
+            for first in firsts
+        ]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a plane is coded: its setting, the taps' precision, rows of a tile, and the estimated length in bits."""
+
+    setting: Setting
+    precision: int
+    tile_rows: int
+    bits: float
+
+
+def tile_height(rows: int, columns: int) -> int:
+    """Rows of a tile: one tile for small planes, two (for two threads) up to a size, then as many as are needed."""
+    size = rows * columns
+    tiles = 1 if size < 2 * SMALL_TILE else max(2, -(-size // LARGE_TILE))
+    height = -(-rows // tiles)
+    return min(rows, -(-height // WAVE_ROWS) * WAVE_ROWS)
+
+
+def choose_states(bits: float, tiles: int) -> int:
+    """How many rANS states a tile has room for, when a plane takes about so many bits."""
+    states = 1
+    while states < 16 and 2 * states * STATE_BYTES * 8 * tiles <= STATE_LOSS * bits:
+        states *= 2
+    return states
+
+
+def survey(parts: Sequence[Part], setting: Setting) -> float:
+    """Bits of the parts' samples given G."""
+    total = 0.0
+    for part in parts:
+        upper = part.samples >> setting.k
+        total += count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting)
+    return total
+
+
+def choose_predictors(subject: Subject, network: Network, *, fitted: bool) -> tuple[Setting, int]:
+    """Least-squares predictors with the least estimated code length, in an unsplit setting; and their precision."""
+    rows, columns = subject.samples.shape
+    samples = subject.samples.size
+    bits = subject.highest.bit_length()
+    choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if samples <= limit)
+    whole = padded(subject.samples, int(subject.samples[0, 0]))
+    before = NO_PREVIOUS if subject.previous is None else subject.previous
+    settings = []
+    for classes in choices if fitted else (0,):
+        predictors = fit_predictors(whole, rows, columns, classes, precision, before, FIT_SAMPLES)
+        settings.append(Setting(subject.highest, bits, 0, predictors, network, 1))
+    if len(settings) == 1:
+        return settings[0], precision
+    parts = subject.parts()
+    share = samples / sum(part.samples.size for part in parts)
+    costs = [survey(parts, one) * share + one.predictors.taps.size * (8.5 - precision) for one in settings]
+    return settings[int(np.argmin(costs))], precision
+
+
+def choose_network(
+    subjects: Sequence[Subject], settings: Sequence[Setting], networks: Sequence[tuple[int, Network]]
+) -> int:
+    """Which of (bytes that it costs, network) codes all planes of the frame shortest."""
+    if len(networks) == 1:
+        return 0
+    costs = np.array([8.0 * size for size, _ in networks])
+    for subject, setting in zip(subjects, settings, strict=True):
+        parts = subject.parts()
+        share = subject.samples.size / sum(part.samples.size for part in parts)
+        for place, (_, network) in enumerate(networks):
+            costs[place] += survey(parts, replace(setting, network=network)) * share
+    return int(np.argmin(costs))
+
+
+def choose_split(subject: Subject, setting: Setting, *, split: bool) -> tuple[Setting, float]:
+    """k and raw planes of a plane with the least estimated code length, and that in bits."""
+    parts = subject.parts()
+    share = subject.samples.size / sum(part.samples.size for part in parts)
+    bits = subject.highest.bit_length()
+    whole = survey(parts, setting)
+    best, least = setting, whole
+    for k in range(bits - 1, 0, -1) if split else ():
+        top = subject.highest >> k
+        tried = replace(setting, k=k)
+        cost = sum(count_global(part.samples >> k, top)[0] for part in parts) + survey(parts, tried)
+        if cost < least:
+            best, least = tried, cost
+        if cost > least + SPLIT_WORSE * whole:
+            break
+    for raw in range(1, min(RAW_CHOICES, best.k) + 1) if split else ():
+        tried = replace(setting, raw=raw)
+        if survey(parts, tried) > whole * (1 + RAW_LOSS):
+            break
+        best = replace(best, raw=raw)
+    return best, least * share
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """How a frame is coded: which network, how each plane that is not flat; about how many bits that takes."""
+
+    network: int
+    choices: tuple[Choice, ...]
+    bits: float
+
+
+def choose(
+    subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]], *, fitted: bool, split: bool
+) -> FramePlan:
+    """Choose for the planes of a frame, none of them flat.
+
+    `networks`: (bytes that naming it costs, network), the plain one first. `fitted`: least-squares predictors;
+    `split`: k and raw planes are looked for.
+    """
+    found = [choose_predictors(subject, networks[0][1], fitted=fitted) for subject in subjects]
+    place = choose_network(subjects, [setting for setting, _ in found], networks)
+    bytes_named, network = networks[place]
+    choices = []
+    for subject, (setting, precision) in zip(subjects, found, strict=True):
+        best, bits = choose_split(subject, replace(setting, network=network), split=split)
+        bits += setting.predictors.taps.size * (8.5 - precision)
+        choices.append(Choice(best, precision, tile_height(*subject.samples.shape), bits))
+    tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)
+    states = choose_states(min((choice.bits for choice in choices), default=0.0), tiles)
+    total = 8.0 * bytes_named + sum(choice.bits for choice in choices)
+    settled = tuple(replace(choice, setting=replace(choice.setting, states=states)) for choice in choices)
+    return FramePlan(place, settled, total)
