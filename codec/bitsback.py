@@ -68,7 +68,7 @@ def pop_all(io: Any, words: Any, weight: Any, centre: Any, scale: Any, highest: 
                 best = part
         low, high, step = np.int64(0), np.int64(highest) + 1, np.int64(1)
         start, end = np.int64(0), np.int64(TOTAL)
-        probe: Any = min(max((np.int64(centre[best, place]) + 32) >> 6, 1), np.int64(highest))
+        probe: Any = min(max((np.int64(centre[best, place]) + 32) >> 6, np.int64(1)), np.int64(highest))
         while high - low > 1:
             edge = ((below(probe, weight, centre, scale, place, floor) - base) * factor) >> 33
             if edge <= target:

@@ -66,11 +66,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class CodedStack:
-    """A stack's bytes. `used`: bits of the initial ones that it holds; `ends`: words stored after each plane."""
+    """A stack's bytes. `used`: bits of the initial ones that it holds; `growth`: words that each plane added."""
 
     data: bytes
     used: int
-    ends: tuple[int, ...]
+    growth: tuple[int, ...]
 
 
 def fits(shapes: Sequence[Shape]) -> bool:
@@ -93,10 +93,11 @@ def encode_stack(
         raise UnsupportedFrame("planes that cannot share a stack")
     supply = _supply(initial, 2 + sum(latent_count((shape.rows, shape.columns)) for shape in shapes), seed)
     stack, model = opener(supply[:0:-1].copy(), 1 << 32 | int(supply[0])), Model(weights)
-    ends = []
+    growth = []
     for plane, shape in zip(planes, shapes, strict=True):
+        before = stack.words.size
         push_plane(stack, model, plane, shape.highest)
-        ends.append(len(stack.words) - stack.deepest)
+        growth.append(stack.words.size - before)
     words = stack.words[stack.deepest :]
     out = bytearray((MAGIC, VERSION))
     out += weights.id
@@ -105,7 +106,7 @@ def encode_stack(
     put_varint(out, words.size)
     out += words.astype("<u4").tobytes()
     out += _checksum(bytes(out), shapes)
-    return CodedStack(bytes(out), 32 * (supply.size - stack.deepest), tuple(ends))
+    return CodedStack(bytes(out), 32 * (supply.size - stack.deepest), tuple(growth))
 
 
 def _supply(initial: bytes, count: int, seed: int | None) -> NDArray[np.uint32]:

@@ -3,8 +3,8 @@
     python -m codec.train.vae PLANES.npz OUT.bin [--steps N] [--seed N]
 
 PLANES.npz holds arrays `plane_<i>` (planes of G, integers from 0), all of images that may be trained on. What is
-trained is the bound itself: bits of a block of 32 x 32 samples given latents drawn from q, plus what q says beyond the prior.
-Weights are rounded to int8 in every step, activations are not; codec/vae.py then computes in integers only.
+trained is the bound itself: bits of a block of 32 x 32 samples given latents drawn from q, plus what q says beyond
+the prior. Weights are rounded to int8 in every step, activations are not; codec/vae.py then computes in integers only.
 """
 
 from __future__ import annotations
