@@ -8,10 +8,12 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md* ./
 COPY codec codec
+COPY docs docs
 COPY gateway gateway
 COPY palimpsest palimpsest
 COPY service service
 COPY stego stego
+COPY tests/golden tests/golden
 COPY worker worker
 RUN python3 -m pip install --no-cache-dir "build>=1.2,<2" \
  && python3 -m build --wheel --outdir /wheels .
