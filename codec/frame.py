@@ -24,7 +24,8 @@ from codec.standard import STANDARD, Plane, pack_bits
 from codec.weights import BadWeights, UnknownWeights, current
 from codec.wire import put_crc
 
-ALL_CODERS: tuple[str, ...] = ("learned", "dual", "jpegls", "htj2k", "jxl", "raw")
+V1_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
+ALL_CODERS: tuple[str, ...] = ("learned", *V1_CODERS)
 # Coders that a profile tries. The dual coder's encoder is slow and seldom better than the learned one.
 PROFILES: dict[str, tuple[str, ...]] = {
     "fast": ("learned", "jpegls", "jxl", "htj2k", "raw"),
@@ -119,7 +120,7 @@ def _coders(coders: Sequence[str] | None, profile: str) -> Sequence[str]:
         try:
             current(profile)
         except UnknownWeights:
-            return [name for name in ALL_CODERS if name != "learned"]
+            return V1_CODERS
         return PROFILES[profile]
     if set(coders) - set(ALL_CODERS) or not coders:
         raise UnsupportedFrame(f"unknown coders {sorted(set(coders) - set(ALL_CODERS))}")

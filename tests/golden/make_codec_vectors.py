@@ -14,7 +14,7 @@ import numpy as np
 
 from codec import plan
 from codec.bitplane import LevelTable, Words, sign_extension
-from codec.frame import ALL_CODERS, encode_frame
+from codec.frame import V1_CODERS, encode_frame
 from codec.pixelformat import PixelFormat
 from tests.unit.codec_images import noise, picture, stored
 
@@ -61,7 +61,7 @@ def frames() -> dict[str, tuple[Words, PixelFormat, dict[str, object]]]:
     add("one-column", column, picture(column, 14, 5))
     flat = PixelFormat(20, 20, 1, 16, 12, 11, True)
     add("constant", flat, np.full((20, 20), -5, np.int32))
-    for coder in sorted(set(ALL_CODERS) - {"dual"}):
+    for coder in sorted(set(V1_CODERS) - {"dual"}):
         add(f"coder-{coder}", byte, picture(byte, 15, 2), coders=(coder,))
     return out
 

@@ -146,8 +146,8 @@ def test_library_stream_of_another_size_is_refused() -> None:
 
 def test_other_versions_are_named() -> None:
     blob = bytearray(GOLDEN["grey8"])
-    blob[1] = 2
-    with pytest.raises(CorruptBitstream, match="version 2"):
+    blob[1] = 3
+    with pytest.raises(CorruptBitstream, match="version 3"):
         decode_frame(bytes(blob))
 
 
