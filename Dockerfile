@@ -1,6 +1,7 @@
-# Two images from one file:
+# Three images from one file:
 #   docker build --target service -t palimpsest-service .    listener and API: no codec, no numba, no torch
 #   docker build --target worker  -t palimpsest-worker  .    workers and sweep (can run every command)
+#   docker build --target worker-gpu -t palimpsest-worker-gpu .    the same with CUDA's compiler; the driver is the host's
 # The base can be replaced, e.g. by a hospital's own hardened image: --build-arg BASE=...
 ARG BASE=docker.io/library/python:3.12-slim-bookworm
 
@@ -47,3 +48,10 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
 USER 10001
 ENTRYPOINT ["palimpsest"]
 CMD ["work", "--queues", "index,encode", "--concurrency", "2"]
+
+FROM worker AS worker-gpu
+USER 0
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    python3 -m pip install --no-cache-dir "$(ls /wheels/*.whl)[gpu]"
+USER 10001
+CMD ["work", "--queues", "gpu", "--device", "0", "--name", "gpu"]

@@ -86,7 +86,7 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
 def wake_up(gw: Gateway, instance_id: int) -> None:
     """Hand an instance's outbox messages to the queue, best effort: the sweep sends what stays behind."""
     try:
-        flush_outbox(gw.index, gw.queue, instance_id=instance_id)
+        flush_outbox(gw.index, gw.queue, instance_id=instance_id, encode_queue=gw.settings.encode_queue)
     except PalimpsestError as error:
         metrics.WAKE_UPS_FAILED.inc()
         log.warning("the queue could not be reached, the sweep will send", extra={"reason": error.reason})

@@ -38,6 +38,36 @@ class Work(Database):
             )
             return fetch(conn, instance_id) if taken.rowcount else None
 
+    def claim_mates(
+        self, row: InstanceRow, owner: str, lease_seconds: float, *, limit: int, size_limit: int
+    ) -> list[InstanceRow]:
+        """Lease the oldest waiting instances of the row's series, at most `limit` of `size_limit` bytes, in one commit.
+
+        Only such as nobody has claimed before: one that a worker died over must not take others with it again.
+        """
+        now = self.now()
+        waiting = sa.select(instance.c.id, instance.c.size).where(
+            instance.c.study_uid == row.study_uid,
+            instance.c.series_uid == row.series_uid,
+            instance.c.state == State.RECEIVED,
+            instance.c.attempts == 0,
+            instance.c.lease_until.is_(None),
+            instance.c.due_at <= now,
+        )
+        with self.write() as conn:
+            ids: list[int] = []
+            for found, size in conn.execute(waiting.order_by(instance.c.priority, instance.c.id).limit(limit)):
+                size_limit -= size
+                if size_limit < 0:
+                    break
+                ids.append(found)
+            conn.execute(
+                sa.update(instance)
+                .where(instance.c.id.in_(ids))
+                .values(attempts=1, lease_owner=owner, lease_until=now + lease_seconds)
+            )
+            return [fetch(conn, each) for each in ids]
+
     def heartbeat(self, instance_id: int, owner: str, lease_seconds: float) -> None:
         """Prolong the lease. Raises LeaseLost if another has it or nobody."""
         with self.write(durable=False) as conn:

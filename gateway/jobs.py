@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from gateway.index_forward import Forwarding
 
 __all__ = [
-    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUES", "QUEUE_OF", "RETRIEVE_TASK",
+    "ENCODE_TASK", "FORWARD_TASK", "GPU_QUEUE", "INDEX_TASK", "QUEUES", "QUEUE_OF", "RETRIEVE_TASK",
     "CeleryQueue", "JobQueue", "MemoryQueue", "celery_app", "flush_outbox",
 ]  # fmt: skip
 
-QUEUES: Final = tuple(QUEUE_OF.values())
+GPU_QUEUE: Final = "gpu"  # encode messages, where there is a GPU worker (settings.encode_queue)
+QUEUES: Final = (*QUEUE_OF.values(), GPU_QUEUE)
 PRIORITIES: Final = tuple(range(10))  # 0 most urgent
 RESULT_SECONDS: Final = 300
 CONNECT_SECONDS: Final = 2.0
@@ -240,16 +241,24 @@ class MemoryQueue:
         return done
 
 
-def flush_outbox(index: Forwarding, queue: JobQueue, limit: int = FLUSH_BATCH, instance_id: int | None = None) -> int:
+def flush_outbox(
+    index: Forwarding,
+    queue: JobQueue,
+    limit: int = FLUSH_BATCH,
+    instance_id: int | None = None,
+    encode_queue: str = QUEUE_OF[ENCODE_TASK],
+) -> int:
     """Send what the outbox holds (for one instance, if given), most urgent first; returns how many.
 
+    encode_queue: where encodes go (settings.encode_queue); the row names the task's own queue and knows of no GPU.
     A crash between sending and forgetting sends twice, which idempotent tasks allow. Raises Unavailable; what was sent
     until then is forgotten first.
     """
     sent: list[int] = []
     try:
         for message in index.outbox_due(limit, instance_id):
-            queue.send(message.task, message.args, message.queue, message.priority)
+            name = encode_queue if message.task == ENCODE_TASK else message.queue
+            queue.send(message.task, message.args, name, message.priority)
             sent.append(message.id)
     finally:
         index.outbox_sent(sent)

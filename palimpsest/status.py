@@ -30,6 +30,7 @@ def collect(gateway: Gateway) -> dict[str, Any]:
         "counts": {"total": counts.total, **dataclasses.asdict(counts)},
         "failures": [dataclasses.asdict(group) for group in gateway.index.failures()],
         "alerts": [dataclasses.asdict(alert) for alert in gateway.index.alerts()],
+        "queues": _depths(gateway),
         "key_backup_current": gateway.keys.backup_current(),
         "key_backup_until": gateway.keys.backed_up_until(),
         "free_bytes": shutil.disk_usage(gateway.settings.home).free,
@@ -46,6 +47,14 @@ def _parts(gateway: Gateway) -> dict[str, str]:
         "api": lambda: _connect(settings.http_host, settings.http_port),
     }
     return {name: _state(check) for name, check in checks.items()}
+
+
+def _depths(gateway: Gateway) -> dict[str, int]:
+    """Messages waiting, by queue; empty while the broker is away."""
+    try:
+        return dict(gateway.queue.depths())
+    except PalimpsestError:
+        return {}
 
 
 def _state(check: Callable[[], object]) -> str:
@@ -74,6 +83,7 @@ def print_status(gateway: Gateway, console: Console, *, as_json: bool) -> None:
         ("home", f"{facts['home']} ({facts['profile']}), {facts['free_bytes'] / 1e9:.1f} GB free"),
         ("parts", _pairs(facts["parts"])),
         ("instances", f"{counts['total']}: {_pairs(counts['by_state'])}"),
+        ("waiting", _pairs(facts["queues"])),
         ("form", _pairs(counts["by_form"])),
         ("passthrough", _pairs(counts["passthrough_by_reason"])),
         ("bytes", _bytes(counts)),

@@ -91,7 +91,15 @@ def _workers(settings: Settings) -> tuple[ChildSpec, ...]:
         )
         for name, queues, count in pools
     ]
-    return (*workers, ChildSpec("sweep", _python("-m", "worker.sweep")))
+    devices = [
+        ChildSpec(
+            f"worker-gpu-{number}",
+            _python("-m", "worker.process", "--queues", "gpu", "--name", f"gpu-{number}", "--device", str(number)),
+            WORKER_GRACE_SECONDS,
+        )
+        for number in settings.gpu_devices
+    ]
+    return (*workers, *devices, ChildSpec("sweep", _python("-m", "worker.sweep")))
 
 
 def _python(*arguments: str) -> tuple[str, ...]:

@@ -27,20 +27,23 @@ __all__ = ["build_app"]
 WATCH_SECONDS = 1.0
 
 
-def build_app(settings: Settings, name: str, restart: Event) -> Celery:
+def build_app(settings: Settings, name: str, restart: Event, device: int | None = None) -> Celery:
     """The Celery application with every task registered and the pool children's start and end wired.
 
     `name` goes into lease owners and logs. `restart` is set, and a warm shutdown begun, when the broker was replaced.
-    Called in the pool's parent process: its pid is what the children watch.
+    Called in the pool's parent process: its pid is what the children watch. `device`: see `worker.tasks.Runtime`.
     """
     app = celery_app(settings)
-    runtime = Runtime(settings, name)
+    runtime = Runtime(settings, name, device)
     parent = os.getpid()
 
     def child_started(**_: object) -> None:
         die_with_parent(parent)
-        limit_memory(settings.worker_memory_bytes)
+        if device is None:  # a CUDA driver maps far more than it uses: there the container's own limit has to do
+            limit_memory(settings.worker_memory_bytes)
         runtime.gw.index.ping()
+        if device is not None:
+            _ = runtime.batcher  # compiled before the first object waits for it
 
     def child_ended(**_: object) -> None:
         runtime.close()

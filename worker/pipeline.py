@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
@@ -44,9 +44,9 @@ from worker.candidate import Candidate, build_candidate, build_passthrough
 from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
 from worker.rules import archive_rule, modality_of
-from worker.verify import Verifier, VerifyReport
+from worker.verify import VerifyReport
 
-__all__ = ["process_instance", "record_failure"]
+__all__ = ["Prover", "carry_claimed", "process_instance", "record_failure"]
 
 OUT_OF_RESOURCES_SECONDS = 60.0
 INTEGRITY_SECONDS = 900.0  # nothing heals by itself: an alert is up, a person acts, a rare retry notices
@@ -58,31 +58,41 @@ KEY_TROUBLE = ("patient-key-lost", "patient-key-damaged", "unknown-recipient", "
 UNPROVEN = "unproven-"  # prefix of the reason under which an original goes on whole after a failed proof
 
 
+class Prover(Protocol):
+    """What proves a candidate: `worker.verify.Verifier`, or several of them."""
+
+    def check(self, envelope: bytes) -> VerifyReport:
+        """See `worker.verify.Verifier.check`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """What every step is given: the claimed row as it was just read, and who holds it."""
 
     gw: Gateway
-    verifier: Verifier
+    verifier: Prover
     row: InstanceRow
     owner: str
 
 
-def process_instance(gw: Gateway, verifier: Verifier, instance_id: int, owner: str) -> str:
+def process_instance(gw: Gateway, verifier: Prover, instance_id: int, owner: str) -> str:
     """Carry one instance as far as ARCHIVED; returns its state, or 'not-claimed' if there is nothing to do for us.
 
     Raises what went wrong; the caller hands that to `record_failure`, which decides when to try again.
     """
+    row = gw.index.claim(instance_id, owner, gw.settings.lease_seconds)
+    return "not-claimed" if row is None else carry_claimed(gw, verifier, row, owner)
+
+
+def carry_claimed(gw: Gateway, verifier: Prover, row: InstanceRow, owner: str) -> str:
+    """As `process_instance`, of a row that `owner` has just claimed."""
     lease = gw.settings.lease_seconds
-    row = gw.index.claim(instance_id, owner, lease)
-    if row is None:
-        return "not-claimed"
-    with heartbeat(lambda: gw.index.heartbeat(instance_id, owner, lease), lease) as beat:
+    with heartbeat(lambda: gw.index.heartbeat(row.id, owner, lease), lease) as beat:
         row = _run_steps(gw, verifier, row, owner, beat)
     return str(row.state)
 
 
-def _run_steps(gw: Gateway, verifier: Verifier, row: InstanceRow, owner: str, beat: Beat) -> InstanceRow:
+def _run_steps(gw: Gateway, verifier: Prover, row: InstanceRow, owner: str, beat: Beat) -> InstanceRow:
     while step := STEPS.get(row.state):
         beat.check()
         with used_keys():  # the step's own audit events name them

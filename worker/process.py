@@ -13,19 +13,21 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from gateway.bootstrap import checked_policy
 from gateway.errors import PalimpsestError
-from gateway.settings import Settings, load_settings, use_numba_cache
+from gateway.settings import Settings, load_settings, python_environment, use_numba_cache
 
 __all__ = ["die_with_parent", "limit_memory", "main", "worker_arguments"]
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-QUEUES = ("index", "encode", "forward", "retrieve")
+QUEUES = ("index", "encode", "forward", "retrieve", "gpu")
 HARD_LIMIT_FACTOR = 1.2  # the soft limit raises inside the task, the hard one kills the child; both count as an attempt
 
 
@@ -87,13 +89,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--queues", required=True, help="comma-separated, from: " + ", ".join(QUEUES))
     parser.add_argument("--concurrency", type=int, default=1, help="pool children (default 1)")
     parser.add_argument("--name", default="worker", help="name shown in logs and leases")
+    parser.add_argument("--device", type=int, default=None, help="CUDA device to code on; default: this processor")
     parser.add_argument("--parent", type=int, default=0, help="pid of the supervisor: die when it dies")
     arguments = parser.parse_args(argv)
     arguments.queues = [queue for queue in arguments.queues.split(",") if queue]
     unknown = sorted(set(arguments.queues) - set(QUEUES))
     if unknown or not arguments.queues:
         parser.error(f"unknown queues: {', '.join(unknown) or '(none given)'}")
+    if arguments.device is not None and arguments.concurrency != 1:
+        parser.error("one process a device: --device goes with --concurrency 1")
     return arguments
+
+
+def check_device(number: int) -> None:
+    """End this process with a clear text unless CUDA device `number` can be used; asked in a process of its own,
+    because CUDA does not survive the fork that comes later.
+    """
+    command = [sys.executable, "-m", "codec.gpu_device", str(number)]
+    found = subprocess.run(command, env=python_environment(Path(__file__).resolve().parent.parent), check=False)
+    if found.returncode:
+        raise SystemExit("this worker does not start: its device cannot be used (see above); CPU workers do its work")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,11 +122,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except PalimpsestError as error:
         raise SystemExit(f"this worker does not start: {error}") from None
     use_numba_cache(settings)
+    if arguments.device is not None:
+        check_device(arguments.device)
     from worker.app import build_app  # after the environment is set: imports reach numba only in the children
 
     restart = threading.Event()
     concurrency = pool_size(settings, arguments.queues, arguments.concurrency)
-    app = build_app(settings, arguments.name, restart)
+    app = build_app(settings, arguments.name, restart, arguments.device)
     try:
         app.worker_main(worker_arguments(settings, arguments.queues, concurrency, arguments.name))
     finally:

@@ -45,11 +45,14 @@ SLOW_EVERY = 12  # rounds between two walks through folders
 
 def send_outbox(gw: Gateway) -> int:
     """Hand waiting messages to the queue."""
-    return flush_outbox(gw.index, gw.queue)
+    return flush_outbox(gw.index, gw.queue, encode_queue=gw.settings.encode_queue)
 
 
 def requeue_instances(gw: Gateway) -> int:
-    """Send rows that are due and unleased, or not indexed, and were not sent recently, to the queue (again)."""
+    """Send rows that are due and unleased, or not indexed, and were not sent recently, to the queue (again).
+
+    Encodes always go to `encode` here: what a GPU worker let lie, or died over, is taken by a CPU worker.
+    """
     quiet = _quiet_seconds(gw)
     work = [(row, ENCODE_TASK, "encode") for row in gw.index.overdue(_room(gw, "encode"), quiet)]
     work += [(row, INDEX_TASK, "index") for row in gw.index.unindexed(_room(gw, "index"), quiet)]

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery
 
+from codec.gpu import Batcher, open_device, open_processor
 from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
@@ -21,6 +22,7 @@ from gateway.instance import ForwardState
 from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
+from worker.gpubatch import Provers, process_batch
 from worker.indexing import index_by_door, index_instance
 from worker.pipeline import failure_reason, process_instance, record_failure
 from worker.retrieve import retrieve, retrieve_failure
@@ -35,15 +37,18 @@ Reply = dict[str, Any]
 
 class Runtime:
     """What one pool child owns: a Gateway and a Verifier, both made after the fork, and the name it signs leases
-    with.
+    with. device: number of the CUDA device that it codes on, opened after the fork, too; None: it codes by itself.
     """
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, device: int | None = None) -> None:
         self.settings = settings
+        self.device = device
         self._name = name
         self._owner = ""
         self._gateway: Gateway | None = None
         self._verifier: Verifier | None = None
+        self._provers: Provers | None = None
+        self._batcher: Batcher | None = None
 
     @property
     def owner(self) -> str:
@@ -62,15 +67,32 @@ class Runtime:
     def verifier(self) -> Verifier:
         """The proving process; it is started by its first use, so workers that never prove never have one."""
         if self._verifier is None:
-            # the memory that giving back will have, too; and time for a verdict before the task's own limit
-            self._verifier = Verifier(
-                self.settings.keys_dir,
-                timeout=self.settings.object_time_limit_seconds / 2,
-                memory_bytes=self.settings.worker_memory_bytes,
-                reference_every=self.settings.reference_every,
-                settings=self.settings,
-            )
+            self._verifier = self._new_verifier()
         return self._verifier
+
+    @property
+    def provers(self) -> Provers:
+        """The proving processes of a GPU worker."""
+        if self._provers is None:
+            self._provers = Provers(self._new_verifier, self.settings.gpu_provers)
+        return self._provers
+
+    @property
+    def batcher(self) -> Batcher:
+        """The device of a GPU worker. Raises NoDevice."""
+        if self._batcher is None:
+            self._batcher = Batcher(open_device(self.device or 0), open_processor())
+        return self._batcher
+
+    def _new_verifier(self) -> Verifier:
+        # the memory that giving back will have, too; and time for a verdict before the task's own limit
+        return Verifier(
+            self.settings.keys_dir,
+            timeout=self.settings.object_time_limit_seconds / 2,
+            memory_bytes=self.settings.worker_memory_bytes,
+            reference_every=self.settings.reference_every,
+            settings=self.settings,
+        )
 
     def end_verifier(self) -> None:
         """End the proving process, if there is one; the next proof starts another."""
@@ -78,11 +100,11 @@ class Runtime:
             self._verifier.close()
 
     def close(self) -> None:
-        """End the verifier and close connections."""
-        self.end_verifier()
-        if self._gateway is not None:
-            self._gateway.close()
-        self._verifier, self._gateway = None, None
+        """End the proving processes, let go of the device and close connections."""
+        for owned in (self._verifier, self._provers, self._batcher, self._gateway):
+            if owned is not None:
+                owned.close()
+        self._verifier, self._provers, self._batcher, self._gateway = None, None, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +116,18 @@ class TaskSpec:
 
 
 def run_encode(runtime: Runtime, instance_id: int) -> Reply:
-    """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once."""
-    state = process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)
-    for row in runtime.gw.index.forwards(instance_id, ForwardState.WAITING):
-        wake_up(runtime.gw, row.id)  # a message is found by its one argument
-    return {"state": state}
+    """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once.
+
+    A GPU worker takes what waits of the same series along: their own messages then find nothing left to do.
+    """
+    if runtime.device is None:
+        states = {instance_id: process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)}
+    else:
+        states = process_batch(runtime.gw, runtime.provers, instance_id, runtime.owner, runtime.batcher)
+    for each in states:
+        for row in runtime.gw.index.forwards(each, ForwardState.WAITING):
+            wake_up(runtime.gw, row.id)  # a message is found by its one argument
+    return {"state": states.get(instance_id, "not-claimed")}
 
 
 def encode_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:

@@ -107,7 +107,7 @@ def test_the_most_urgent_goes_first_then_the_oldest(bench: Bench) -> None:
     assert bench.queue.depths()["encode"] == 5
     bench.serve()
     assert bench.done(5) == ["3", "5", "2", "4", "1"]
-    assert bench.queue.depths() == {"index": 0, "encode": 0, "forward": 0, "retrieve": 0}
+    assert bench.queue.depths() == {"index": 0, "encode": 0, "forward": 0, "retrieve": 0, "gpu": 0}
 
 
 def test_call_gives_the_answer(bench: Bench) -> None:

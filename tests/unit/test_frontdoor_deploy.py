@@ -38,7 +38,8 @@ def test_compose_runs_every_process_of_a_gateway() -> None:
     commands = {service["command"][0] for service in OURS.values()}
     queues = {q for s in OURS.values() for q in _option(s["command"], "--queues").split(",") if q}
     assert commands == {"migrate", "listen", "serve", "work", "sweep"}
-    assert queues == {"index", "encode", "forward", "retrieve"}
+    assert queues == {"index", "encode", "forward", "retrieve", "gpu"}
+    assert OURS["worker-gpu"]["profiles"] == ["gpu"]  # only where it was asked for
 
 
 def _option(command: list[str], name: str) -> str:
@@ -46,7 +47,7 @@ def _option(command: list[str], name: str) -> str:
 
 
 def test_compose_builds_targets_that_the_dockerfile_has() -> None:
-    targets = set(re.findall(r"^FROM \S+ AS (\w+)", DOCKERFILE, re.MULTILINE))
+    targets = set(re.findall(r"^FROM \S+ AS ([\w-]+)", DOCKERFILE, re.MULTILINE))
     assert {service["build"]["target"] for service in OURS.values()} <= targets
 
 
@@ -68,7 +69,7 @@ def test_dockerfile_copies_every_package_and_its_default_commands_exist() -> Non
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     assert copied == {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
     commands = re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         parse(yaml.safe_load(command))
 
