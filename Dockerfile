@@ -9,7 +9,7 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md* ./
 COPY codec codec
-COPY docs docs
+COPY docs ./docs
 COPY gateway gateway
 COPY palimpsest palimpsest
 COPY service service
