@@ -10,7 +10,6 @@ from hashlib import sha256
 
 from codec.bitplane import LevelTable, Words
 from codec.errors import CodecError
-from codec.frame import encode_frame
 from gateway.errors import InvalidInstance, Unavailable, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
@@ -24,11 +23,12 @@ from worker.carrying import BESIDE, MOST_GROWTH, Carrying, Place, carry, choose_
 from worker.container import CarrierMode, SectionType
 from worker.encrypted_attributes import CmsItem, seal_identity
 from worker.envelope import Source, build_envelope, envelope_uid
+from worker.framechain import ChainCoder
 from worker.identity import Provenance, identify
 from worker.objectcontext import MODES, coded_context, frame_digest, passthrough_context
-from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_stream
+from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_pieces
 from worker.sealing import Wraps, known_recipient, label_of, make_wraps
-from worker.splice import carry_out, pack_plan, read_object
+from worker.splice import carried, pack_plan, read_object
 
 MAX_WHOLE_BYTES = (1 << 31) - 1
 #: photometric interpretations that a keyless reader may be told; anything else is written as ''
@@ -129,15 +129,39 @@ class _Sealer:
 
 def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
+    coder = ChainCoder(threads, sealer.rule.profile or "default")
+    made = seal_image(data, source, facts, sealer, coder)
+    made.sections[SectionType.FRAMES] = box.pack_frames(coder.blobs)
+    if coder.uses_shared and coder.shared is not None:
+        made.sections[SectionType.ADAPTER] = coder.shared
+    words = "+".join(name for name, _ in Counter(coder.coders).most_common())
+    version = box.version_for(made.sections, coder.blobs)
+    return _finish(data, made.sections, made.context, made.record, sealer, Form.CODED, "", words, source, version)
+
+
+@dataclass(frozen=True)
+class SealedImage:
+    """An instance's own sections, all but its wraps and its frames, which were given to a `ChainCoder`."""
+
+    sections: dict[SectionType, bytes]
+    context: Context
+    record: Record
+
+
+def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: _Sealer, coder: ChainCoder) -> SealedImage:
+    """Seal what stands beside the frames, and code the frames behind those that `coder` holds.
+
+    Raises CodecError, CarrierError, Unavailable.
+    """
     nonpixel, pixels = source.spans.nonpixel(), pixel_digest(source)
     record = replace(
         identify(data, source.spans.dataset, facts),
         pixel_sha256=pixels.hex(),
         nonpixel_sha256=sha256(nonpixel).hexdigest(),
     )
-    placed = _place_record(source, pack_record(record, signing_key=sealer.signer), sealer, threads)
+    placed = _place_record(source, pack_record(record, signing_key=sealer.signer), sealer, coder)
     key, context = sealer.secrets.data_key, placed.context
-    coded = _encode(source, placed.carrying, threads)
+    shown = _encode(source, placed.carrying, coder)
     carrier = placed.carrying.carrier if placed.carrying else BESIDE.carrier
     if carrier.mode is CarrierMode.SEALED:
         bitmap = seal_bitmap(carrier.bitmap, pixels, key=bitmap_key(key, context), context=context)
@@ -145,15 +169,14 @@ def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Cand
     side = _side_part(source, nonpixel)
     photometric = source.photometric if source.photometric in PHOTOMETRIC else ""
     sections = {
-        SectionType.IMAGE: box.pack_image(box.Image(photometric, coded.pixel_sha256)),
-        SectionType.FRAMES: box.pack_frames(coded.blobs),
+        SectionType.CONTEXT: context.aad(),
+        SectionType.IMAGE: box.pack_image(box.Image(photometric, shown)),
         SectionType.CARRIER: box.pack_carrier(carrier),
         SectionType.SIDE: seal_side(side, data_key=key, context=context, label=SIDE_LABEL),
     }
     if carrier.mode is CarrierMode.BESIDE:
         sections[SectionType.RECORD] = placed.sealed
-    coder = "+".join(name for name, _ in Counter(coded.coders).most_common())
-    return _finish(data, sections, context, record, sealer, Form.CODED, "", coder, source)
+    return SealedImage(sections, context, record)
 
 
 @dataclass(frozen=True)
@@ -165,20 +188,20 @@ class _Placed:
     carrying: Carrying | None
 
 
-def _place_record(source: PixelSource, packed: bytes, sealer: _Sealer, threads: int) -> _Placed:
+def _place_record(source: PixelSource, packed: bytes, sealer: _Sealer, coder: ChainCoder) -> _Placed:
     """Seal the record and put it where it costs least: in the pixels if that was measured to cost no more than beside,
     or if the rule insists.
     """
     place = choose_place(source, 8 * length_class(len(packed)), sealer.rule)
-    placed = _sealed_into(source, place, packed, sealer, threads)
+    placed = _sealed_into(source, place, packed, sealer, coder)
     if placed.carrying is None or insists(sealer.rule):
         return placed
-    if growth(source, place, placed.carrying, threads=threads) <= MOST_GROWTH:
+    if growth(source, place, placed.carrying, coder) <= MOST_GROWTH:
         return placed
-    return _sealed_into(source, BESIDE, packed, sealer, threads)  # the first seal is forgotten: nothing of it is kept
+    return _sealed_into(source, BESIDE, packed, sealer, coder)  # the first seal is forgotten: nothing of it is kept
 
 
-def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: _Sealer, threads: int) -> _Placed:
+def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: _Sealer, coder: ChainCoder) -> _Placed:
     secrets, levels = sealer.secrets, place.levels or LevelTable(0, 1)
     digests = (
         frame_digest(source.frame(index), source.fmt, levels, index, place.carrier) for index in range(source.frames)
@@ -186,41 +209,32 @@ def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: _Seal
     context = coded_context(secrets.object_id, source.fmt, place.carrier, digests)
     sealed = seal_record(packed, data_key=secrets.data_key, context=context)
     stego_key = derive(secrets.data_key, context, "pos/v1")
-    carrying = carry(source, place, sealed, stego_key=stego_key, salt=context.object_id, threads=threads)
+    carrying = carry(source, place, sealed, stego_key=stego_key, salt=context.object_id, coder=coder)
     return _Placed(context, sealed, carrying)
 
 
-@dataclass(frozen=True)
-class _Coded:
-    """Coded frames. pixel_sha256: of the words that a keyless reader gets."""
-
-    blobs: list[bytes]
-    coders: list[str]
-    pixel_sha256: bytes
-
-
-def _encode(source: PixelSource, carrying: Carrying | None, threads: int) -> _Coded:
-    """Code every frame but the one that is coded already."""
-    blobs, coders, shown = [], [], sha256()
+def _encode(source: PixelSource, carrying: Carrying | None, coder: ChainCoder) -> bytes:
+    """Code every frame but the one that is coded already; SHA-256 of the words that a keyless reader gets."""
+    shown = sha256()
     for index in range(source.frames):
         words: Words = source.frame(index)
         if carrying is not None and carrying.carrier.frame == index:
-            coded = carrying.coded
+            coder.add(carrying.coded, carrying.words, source.fmt)
             words = carrying.words if carrying.carrier.mode is CarrierMode.SEALED else words
         else:
-            coded = encode_frame(words, source.fmt, threads=threads)
+            coder.add(coder.encode(words, source.fmt, coder.context(source.fmt)), words, source.fmt)
         shown.update(little_endian(words))
-        blobs.append(coded.blob)
-        coders.append(coded.coder)
-    return _Coded(blobs, coders, shown.digest())
+    return shown.digest()
 
 
 def _side_part(source: PixelSource, nonpixel: bytes) -> bytes:
     """u8 version, u8 1 if the input was compressed, then the restored file's SHA-256, layout, plan, non-pixel bytes."""
     head = struct.pack("<BB", SIDE_VERSION, source.spans.encapsulated)
     if source.spans.encapsulated:
-        pixels = pixel_stream(source, source.fmt, source.layout)
-        head += sha256(carry_out(source.steps, memoryview(nonpixel), memoryview(pixels))).digest()
+        restored = sha256()
+        for piece in carried(source.steps, memoryview(nonpixel), pixel_pieces(source, source.fmt, source.layout)):
+            restored.update(piece)
+        head += restored.digest()
     return b"".join((head, source.layout.pack(), pack_plan(source.steps), nonpixel))
 
 
@@ -244,6 +258,7 @@ def build_passthrough(
     record = identify(data, read_tolerant(data), facts)
     packed = pack_record(record, signing_key=sealer.signer)
     sections = {
+        SectionType.CONTEXT: context.aad(),
         SectionType.RECORD: seal_record(packed, data_key=key, context=context),
         SectionType.WHOLE: seal_side(memoryview(data), data_key=key, context=context, label=WHOLE_LABEL),
     }
@@ -263,26 +278,28 @@ def _finish(
     reason: str,
     coder: str,
     source: PixelSource | None,
+    version: int = box.VERSION,
 ) -> Candidate:
     wraps = _wraps(sealer, record, context)
-    sections = {**sections, SectionType.CONTEXT: context.aad(), SectionType.WRAPS: box.pack_wraps(wraps.data)}
+    sections = {**sections, SectionType.WRAPS: box.pack_wraps(wraps.data)}
     if wraps.pixel:
         sections[SectionType.PIXEL_WRAPS] = box.pack_wraps(wraps.pixel)
-    clear = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT)
+    clear = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT, SectionType.ADAPTER)
     named = (record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class)
     pseudonyms = sealer.ring.pseudonym_key()
     uid = envelope_uid(record.file_sha256, pseudonyms, wraps.patient_key)
     encrypted = [(item.syntax, item.content) for item in _identity_copy(sealer, data, uid, pseudonyms)]
     shown = "" if wraps.pixel else record.pixel_sha256
     source_ids = Source(record.file_sha256, *named, sealed_to=wraps.patient_key)
+    container = box.build(sections, version)
     return Candidate(
-        envelope=build_envelope(box.build(sections), source_ids, shown, pseudonyms, encrypted=encrypted),
+        envelope=build_envelope(container, source_ids, shown, pseudonyms, encrypted=encrypted, version=version),
         envelope_uid=uid,
         form=form,
         reason=reason,
         coder=coder,
         carrier=context.mode,
-        codec_bytes=len(sections.get(SectionType.FRAMES, b"")),
+        codec_bytes=len(sections.get(SectionType.FRAMES, b"")) + len(sections.get(SectionType.ADAPTER, b"")),
         payload_bytes=sum(len(part) for kind, part in sections.items() if kind not in clear)
         + sum(len(content) for _, content in encrypted),
         raw_pixel_bytes=source.pixel_bytes if source else 0,

@@ -22,6 +22,7 @@ from stego.seal import LENGTH_CLASSES
 from worker.attributes import Data
 from worker.carrying import LUT_DEFINED, MOST_GROWTH, carry, choose_place, growth
 from worker.deid_profile import Profile
+from worker.framechain import ChainCoder
 from worker.pixelrules import MAX_FRAMES_TRIED, REASONS, FrameCover, check_all_frames, covers, with_wet_plateaus
 from worker.pixels import PixelSource, open_pixels
 from worker.splice import read_object
@@ -110,8 +111,9 @@ def _segmented(source: PixelSource) -> ModeCapacity:
     found = max((_judged(source, index, nbits) for index in judged), key=lambda each: each.bits)
     if place.levels is None:
         return found
-    carrying = carry(source, place, _noise(nbits // 8), stego_key=bytes(32), salt=bytes(16), threads=1)
-    if carrying is None or growth(source, place, carrying, threads=1) > MOST_GROWTH:
+    coder = ChainCoder()
+    carrying = carry(source, place, _noise(nbits // 8), stego_key=bytes(32), salt=bytes(16), coder=coder)
+    if carrying is None or growth(source, place, carrying, coder) > MOST_GROWTH:
         return replace(found, suited=False, reason="modelled", why=_OTHER_REASONS["modelled"])
     return found
 

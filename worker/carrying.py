@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
-from codec.frame import EncodedFrame, encode_frame
+from codec.frame import EncodedFrame
 from gateway.policy import ArchiveRule
 from stego.segmented import embed, suitability
 from worker.container import Carrier, CarrierMode
+from worker.framechain import ChainCoder
 from worker.pixels import PixelSource
 
 MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
@@ -30,11 +31,15 @@ BESIDE = Place(Carrier(CarrierMode.BESIDE))
 
 @dataclass(frozen=True)
 class Carrying:
-    """The carrying frame with the record inside. carrier: with the bitmap in clear; words: the stego frame, coded."""
+    """The carrying frame with the record inside. carrier: with the bitmap in clear; words: the stego frame, coded.
+
+    context: the words of the frame before, if it was coded with them.
+    """
 
     carrier: Carrier
     words: Words
     coded: EncodedFrame
+    context: Words | None
 
 
 def choose_place(source: PixelSource, nbits: int, rule: ArchiveRule) -> Place:
@@ -66,21 +71,25 @@ def insists(rule: ArchiveRule) -> bool:
 
 
 def carry(
-    source: PixelSource, place: Place, sealed: bytes, *, stego_key: bytes, salt: bytes, threads: int
+    source: PixelSource, place: Place, sealed: bytes, *, stego_key: bytes, salt: bytes, coder: ChainCoder
 ) -> Carrying | None:
-    """Embed and code the carrying frame, with the cover's level table. None beside the image. Raises CarrierError."""
+    """Embed and code the carrying frame, with the cover's level table. None beside the image. Raises CarrierError.
+
+    coder: in front of the object's first frame.
+    """
     if place.levels is None:
         return None
     index, start = place.carrier.frame, place.carrier.start
     words = source.frame(index)
     done = embed(words, source.fmt, place.levels, sealed, stego_key=stego_key, salt=salt, start=start)
     carrier = Carrier(place.carrier.mode, index, done.start, done.nbits, done.bitmap)
-    return Carrying(carrier, done.words, encode_frame(done.words, source.fmt, levels=place.levels, threads=threads))
+    context = coder.context_ahead(source.frame, index, source.fmt)
+    return Carrying(carrier, done.words, coder.encode(done.words, source.fmt, context, levels=place.levels), context)
 
 
-def growth(source: PixelSource, place: Place, carrying: Carrying, *, threads: int) -> float:
+def growth(source: PixelSource, place: Place, carrying: Carrying, coder: ChainCoder) -> float:
     """What the coded frame and the bitmap add, over the record's bits, by the coder that took the stego frame."""
     words, coders = source.frame(place.carrier.frame), (carrying.coded.coder,)
-    plain = encode_frame(words, source.fmt, levels=place.levels, coders=coders, threads=threads, prove=False)
+    plain = coder.encode(words, source.fmt, carrying.context, levels=place.levels, coders=coders, prove=False)
     added = len(carrying.coded.blob) - len(plain.blob) + len(carrying.carrier.bitmap)
     return 8 * added / carrying.carrier.nbits

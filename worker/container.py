@@ -20,13 +20,15 @@ from gateway.errors import IntegrityError
 from stego.seal import BITMAP_OVERHEAD
 
 MAGIC = b"PALM"
-VERSION = 1
+VERSION, CONTEXT_VERSION = 1, 2  # the second: frames of bitstream version 2, and the sections from ADAPTER on
 MAX_SECTIONS = 64
 MAX_FRAMES = 1 << 24
 MAX_WRAPS = 256  # each is tried: a hostile list must not keep the key ring busy
+MAX_MEMBERS = 1024
 _HEAD = struct.Struct("<4sBBHQ")  # magic, version, zero, sections, total length with the trailer
 _SECTION = struct.Struct("<HHIQ")  # type, zero, CRC-32 of the payload, payload length
 _CARRIER = struct.Struct("<BIQI")  # mode, frame, start, bits
+_SPAN = struct.Struct("<II")  # first frame, frames
 TRAILER_BYTES = 32
 
 
@@ -42,6 +44,10 @@ class SectionType(IntEnum):
     SIDE = 7
     WHOLE = 8
     PIXEL_WRAPS = 9
+    ADAPTER = 10
+    STACK = 11
+    MEMBERS = 12
+    SPAN = 13
 
 
 class CarrierMode(IntEnum):
@@ -85,12 +91,26 @@ class Image:
     pixel_sha256: bytes
 
 
-def build(sections: Mapping[SectionType, bytes]) -> bytes:
+def build(sections: Mapping[SectionType, bytes], version: int = VERSION) -> bytes:
     """Container bytes, sections in order of type."""
-    parts = [_SECTION.pack(kind, 0, zlib.crc32(body), len(body)) + body for kind, body in sorted(sections.items())]
+    parts = _packed(sections)
     total = _HEAD.size + sum(map(len, parts)) + TRAILER_BYTES
-    body = b"".join([_HEAD.pack(MAGIC, VERSION, 0, len(parts), total), *parts])
+    body = b"".join([_HEAD.pack(MAGIC, version, 0, len(sections), total), *parts])
     return body + sha256(body).digest()
+
+
+def version_for(sections: Mapping[SectionType, bytes], blobs: Sequence[bytes]) -> int:
+    """The lowest container version that may hold these sections and coded frames."""
+    new = any(kind >= SectionType.ADAPTER for kind in sections) or any(blob[1:2] != b"\x01" for blob in blobs)
+    return CONTEXT_VERSION if new else VERSION
+
+
+def _packed(sections: Mapping[SectionType, bytes]) -> list[bytes]:
+    """Head and body of each section in turn, in order of type."""
+    parts = []
+    for kind, body in sorted(sections.items()):
+        parts += [_SECTION.pack(kind, 0, zlib.crc32(body), len(body)), body]
+    return parts
 
 
 def parse(data: bytes | memoryview) -> dict[SectionType, memoryview]:
@@ -104,19 +124,18 @@ def parse(data: bytes | memoryview) -> dict[SectionType, memoryview]:
     magic, version, zero, count, total = _HEAD.unpack_from(view)
     if magic != MAGIC:
         raise _damaged("no container here")
-    if version != VERSION or zero:
+    if version not in (VERSION, CONTEXT_VERSION) or zero:
         raise IntegrityError("container-version", "a container of a version that this program does not read")
     if not 0 < count <= MAX_SECTIONS or not _HEAD.size + TRAILER_BYTES <= total <= len(view):
         raise _damaged("the container is cut off")
     end = total - TRAILER_BYTES
     if sha256(view[:end]).digest() != view[end:total]:
         raise _damaged("the container's digest does not match")
-    return _sections(view, count, end)
+    return _sections(view, _HEAD.size, count, end)
 
 
-def _sections(view: memoryview, count: int, end: int) -> dict[SectionType, memoryview]:
+def _sections(view: memoryview, at: int, count: int, end: int) -> dict[SectionType, memoryview]:
     found: dict[SectionType, memoryview] = {}
-    at = _HEAD.size
     for _ in range(count):
         if at + _SECTION.size > end:
             raise _damaged("a section's header is cut off")
@@ -226,3 +245,53 @@ def unpack_image(body: memoryview) -> Image:
     if len(body) < 32 or len(text) > 16 or not text.isascii():
         raise _damaged("the image description is broken")
     return Image(text.decode("ascii"), bytes(body[:32]))
+
+
+# --- groups: several instances over one FRAMES section ---
+
+
+def pack_span(first: int, count: int) -> bytes:
+    """u32 first frame of the group's, u32 number of frames."""
+    return _SPAN.pack(first, count)
+
+
+def unpack_span(body: memoryview, frames: int) -> tuple[int, int]:
+    """Inverse of `pack_span`; frames: of the group. Raises IntegrityError."""
+    first, count = _SPAN.unpack(body) if len(body) == _SPAN.size else (0, 0)
+    if not 0 < count <= frames - first:
+        raise _damaged("a member's frames are not there")
+    return first, count
+
+
+def pack_members(members: Sequence[Mapping[SectionType, bytes]]) -> bytes:
+    """u32 count, u32 length of each member, then the members: u16 number of sections, and the sections."""
+    parts = [b"".join([struct.pack("<H", len(member)), *_packed(member)]) for member in members]
+    return b"".join([struct.pack(f"<I{len(parts)}I", len(parts), *map(len, parts)), *parts])
+
+
+def unpack_members(sections: Mapping[SectionType, memoryview]) -> list[dict[SectionType, memoryview]]:
+    """The sections of each instance of a group, those that it shares with the others included.
+
+    Empty for an object of one instance. Raises IntegrityError.
+    """
+    if SectionType.MEMBERS not in sections:
+        return []
+    body = sections[SectionType.MEMBERS]
+    common = {kind: part for kind, part in sections.items() if kind is not SectionType.MEMBERS}
+    count = struct.unpack_from("<I", body)[0] if len(body) >= 4 else 0
+    if not 0 < count <= min(MAX_MEMBERS, (len(body) - 4) // 4):
+        raise _damaged("impossible number of members")
+    members: list[dict[SectionType, memoryview]] = []
+    at = 4 + 4 * count
+    for length in struct.unpack_from(f"<{count}I", body, 4):
+        part = body[at : at + length]
+        if len(part) != length or length < 2:
+            raise _damaged("a member is cut off")
+        own = _sections(part, 2, struct.unpack_from("<H", part)[0], length)
+        if SectionType.SPAN not in own or common.keys() & own.keys():
+            raise _damaged("a member's sections are not what they should be")
+        members.append({**common, **own})
+        at += length
+    if at != len(body):
+        raise _damaged("bytes after the members")
+    return members

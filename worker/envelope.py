@@ -20,6 +20,7 @@ IMPLEMENTATION_UID = "2.25.77300914418151267019759442746308931138"
 IMPLEMENTATION_VERSION = "PALIMPSEST_1"
 #: Creator-Version UID (0008,9123): one value per container version; a reader that does not know it must not interpret
 CREATOR_VERSION_UID = "2.25.175932787189835437686638487071727131560"
+CREATOR_VERSION_UIDS = {1: CREATOR_VERSION_UID, 2: "2.25.159930671431847081689948423739784549294"}
 PRIVATE_GROUP = 0x4D51
 PRIVATE_CREATOR = "PALIMPSEST ARCHIVE"
 FORMAT_NAME = "palimpsest-archive-object/1"
@@ -65,15 +66,22 @@ def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "") -> str:
 
 
 def build_envelope(
-    container: bytes, source: Source, pixel_sha256: str, key: bytes, *, encrypted: Sequence[tuple[str, bytes]] = ()
+    container: bytes,
+    source: Source,
+    pixel_sha256: str,
+    key: bytes,
+    *,
+    encrypted: Sequence[tuple[str, bytes]] = (),
+    version: int = 1,
 ) -> bytes:
     """The Part 10 file. Deterministic.
 
     key: the ring's pseudonym key. pixel_sha256: hex, '' where no exact pixels are in clear. encrypted: items of the
-    Encrypted Attributes Sequence (0400,0500) as (transfer syntax of the content, CMS bytes), PS3.15 E.1.1.
+    Encrypted Attributes Sequence (0400,0500) as (transfer syntax of the content, CMS bytes), PS3.15 E.1.1. version: of
+    the container.
     """
     uid = envelope_uid(source.file_sha256, key, source.sealed_to)
-    body = _identity(source, uid, key) + _encrypted_attributes(encrypted) + _private(container, pixel_sha256)
+    body = _identity(source, uid, key, version) + _encrypted_attributes(encrypted) + _private(container, pixel_sha256)
     meta = b"".join(
         (
             _element(0x00020001, "OB", b"\x00\x01"),
@@ -88,7 +96,7 @@ def build_envelope(
     return b"".join((bytes(128), b"DICM", group, meta, body))
 
 
-def _identity(source: Source, uid: str, key: bytes) -> bytes:
+def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
     """Patient, Study, Series, Equipment, Acquisition Context, Raw Data and SOP Common modules, in tag order."""
     study = source.study_uid or f"palimpsest/no-study/{source.file_sha256}"
     series = source.series_uid or f"palimpsest/no-series/{source.file_sha256}"
@@ -112,7 +120,7 @@ def _identity(source: Source, uid: str, key: bytes) -> bytes:
             _element(0x00080070, "LO", "Palimpsest"),
             _element(0x00080090, "PN"),
             _sequence(0x0008114A, reference + _sequence(0x0040A170, purpose)),
-            _element(0x00089123, "UI", CREATOR_VERSION_UID),
+            _element(0x00089123, "UI", CREATOR_VERSION_UIDS[version]),
             _element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
             _element(0x00100020, "LO", patient),
             _element(0x00100030, "DA"),

@@ -5,23 +5,22 @@ Nothing here needs a key but `record`. What a reader without a key can find wron
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 
 from codec.bitplane import Words
 from codec.blob import Frame
-from codec.errors import CorruptBitstream
 from gateway.errors import IntegrityError
 from stego.errors import CarrierError
 from stego.seal import Context, derive, open_record
 from stego.segmented import exact, extract
 from worker import container as box
 from worker.container import CarrierMode, SectionType
+from worker.framechain import Decode, FrameChain
 from worker.objectcontext import coded_context, frame_digest
 from worker.pixels import MAX_NATIVE_BYTES, frame_bytes, little_endian
 
-Decode = Callable[[bytes], Frame]
 Sections = Mapping[SectionType, memoryview]
 
 
@@ -31,14 +30,18 @@ class FramePass:
     carrier, image: the parsed sections. fmt: of every frame. count: of frames.
     """
 
-    def __init__(self, sections: Sections, decode: Decode) -> None:
-        """Raises IntegrityError ``container-damaged``, ``bitstream-damaged``."""
-        self._blobs = box.unpack_frames(section(sections, SectionType.FRAMES))
-        self.count = len(self._blobs)
+    def __init__(self, sections: Sections, decode: Decode, chain: FrameChain | None = None) -> None:
+        """chain: the group's decoder, if several members are read one after another (`chain_of`).
+
+        Raises IntegrityError ``container-damaged``, ``bitstream-damaged``.
+        """
+        self._chain = chain or chain_of(sections, decode)
+        self._first, self.count = 0, len(self._chain)
+        if SectionType.SPAN in sections:
+            self._first, self.count = box.unpack_span(sections[SectionType.SPAN], len(self._chain))
         self.carrier = box.unpack_carrier(section(sections, SectionType.CARRIER))
         self.image = box.unpack_image(section(sections, SectionType.IMAGE))
         self._beside = bytes(sections.get(SectionType.RECORD, b""))
-        self._decode = decode
         self._kept: Frame | None = None
         self._digests: list[bytes] = []
         if self.carrier.mode is not CarrierMode.BESIDE and self.carrier.frame >= self.count:
@@ -104,13 +107,17 @@ class FramePass:
         return open_record(sealed, data_key=key, context=context)
 
     def _frame(self, index: int) -> Frame:
-        try:
-            frame = self._decode(bytes(self._blobs[index]))
-        except CorruptBitstream as error:
-            raise IntegrityError("bitstream-damaged", "a frame cannot be decoded") from error
+        frame = self._chain.frame(self._first + index)
         if index and frame.fmt != self.fmt:
             raise IntegrityError("bitstream-damaged", "frames of different formats")
         return frame
+
+
+def chain_of(sections: Sections, decode: Decode) -> FrameChain:
+    """The decoder of an object's or a group's frames. Raises IntegrityError ``container-damaged``."""
+    blobs = box.unpack_frames(section(sections, SectionType.FRAMES))
+    shared = bytes(sections[SectionType.ADAPTER]) if SectionType.ADAPTER in sections else None
+    return FrameChain(blobs, decode, shared)
 
 
 def section(sections: Sections, kind: SectionType) -> memoryview:

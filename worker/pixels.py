@@ -29,7 +29,7 @@ from worker.splice import (
 )
 
 MAX_NATIVE_BYTES = 1 << 30  # of decoded pixels; a bound on memory, and on what a small compressed file may expand to
-CACHE_BYTES = 1 << 28  # decoded frames of compressed input kept between the digest pass and the coding pass
+CACHE_BYTES = 1 << 26  # decoded frames of compressed input kept between the digest pass and the coding pass
 SUBSAMPLED = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422", "YBR_PARTIAL_420"})
 CODESTREAM_COLOURS = frozenset({"YBR_RCT", "YBR_ICT"})
 _LAYOUT = struct.Struct("<BBBBB")
@@ -227,9 +227,22 @@ def bytes_from_words(words: Words, fmt: PixelFormat, layout: Layout) -> bytes:
 def pixel_stream(frames: Iterable[Words], fmt: PixelFormat, layout: Layout) -> bytearray:
     """All frames as the file's pixel bytes, padding of swapped data included."""
     out = bytearray()
-    for words in frames:
-        out += bytes_from_words(words, fmt, layout)
-    if layout.swapped:
-        out += layout.pad
-        out = bytearray(swap_pairs(out))
+    for piece in pixel_pieces(frames, fmt, layout):
+        out += piece
     return out
+
+
+def pixel_pieces(frames: Iterable[Words], fmt: PixelFormat, layout: Layout) -> Iterator[bytes]:
+    """The same, frame after frame."""
+    if not layout.swapped:
+        yield from (bytes_from_words(words, fmt, layout) for words in frames)
+        return
+    left = b""
+    for words in frames:
+        piece = left + bytes_from_words(words, fmt, layout)
+        even = len(piece) & ~1
+        left = piece[even:]
+        yield swap_pairs(piece[:even])
+    if (len(left) + len(layout.pad)) & 1:
+        raise IntegrityError("layout", "swapped pixels are no whole words")
+    yield swap_pairs(left + layout.pad)

@@ -7,8 +7,9 @@ altered seal, swapped part or wrong UID, is the one refusal ``seal-refused``, wi
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 
 from codec.bitplane import Words
@@ -24,27 +25,28 @@ from worker import container as box
 from worker.attributes import read_tolerant
 from worker.container import CarrierMode, SectionType
 from worker.envelope import parse_envelope
-from worker.framepass import Decode, FramePass, Sections, section
+from worker.framechain import Decode, FrameChain
+from worker.framepass import FramePass, Sections, section
 from worker.objectcontext import PASSTHROUGH_MODE
-from worker.pixels import Layout, bytes_from_words, pixel_digest, swap_pairs
+from worker.pixels import Layout, frame_bytes, little_endian, pixel_pieces
 from worker.sealing import OpenedKey, open_wraps, open_wraps_as, pixel_key_that_opens
-from worker.splice import Step, carry_out, is_decompressed_plan, unpack_plan
+from worker.splice import Step, carried, is_decompressed_plan, unpack_plan
 
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 PLANAR_CONFIGURATION = 0x00280006
+Write = Callable[[bytes | memoryview], object]
 
 
 @dataclass(frozen=True)
-class Restored:
-    """data: the restored file; sha256: its digest; exact: byte for byte the received file (else native pixels).
+class Rebuilt:
+    """sha256: of the file that was written; exact: byte for byte the received file (else native pixels).
 
     restored_sha256 of the sealed side part was compared for compressed input. pixel_sha256 and nonpixel_sha256 are
     recomputed ('' for passthrough). key_ids: the keys of the ring that opened it and that checks its signature.
     pixels_open: the exact pixels can be read without identity: always, or for a sealed bitmap by the ring's pixel key.
     """
 
-    data: bytes = field(repr=False)
     record: Record = field(repr=False)
     sha256: str
     exact: bool
@@ -53,6 +55,13 @@ class Restored:
     nonpixel_sha256: str
     key_ids: tuple[str, ...] = ()
     pixels_open: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Rebuilt):
+    """The same with the restored file itself."""
+
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -91,24 +100,73 @@ class _Side:
 
 
 def restore(
-    envelope: bytes | memoryview, ring: KeyRing, *, decode: Decode = decode_frame, sop_uid: str = ""
+    envelope: bytes | memoryview,
+    ring: KeyRing,
+    *,
+    decode: Decode = decode_frame,
+    sop_uid: str = "",
+    member: int | None = None,
 ) -> Restored:
-    """The received file. `decode` may be the reference decoder. sop_uid: the SOP Instance UID that it must have.
+    """The received file. Arguments and errors as `rebuild`."""
+    out = io.BytesIO()
+    found = rebuild(envelope, ring, out.write, decode=decode, sop_uid=sop_uid, member=member)
+    return Restored(**{each.name: getattr(found, each.name) for each in fields(found)}, data=out.getvalue())
 
+
+def rebuild(
+    envelope: bytes | memoryview,
+    ring: KeyRing,
+    write: Write,
+    *,
+    decode: Decode = decode_frame,
+    sop_uid: str = "",
+    member: int | None = None,
+) -> Rebuilt:
+    """Write the received file piece by piece, holding a few frames of it; what was written is good once this returns.
+
+    `decode` may be the reference decoder. sop_uid: the SOP Instance UID that it must have. member: which instance of a
+    group's envelope (from 0), None for an envelope of one.
     Raises IntegrityError: ``envelope-damaged``, ``not-an-envelope``, ``container-damaged``, ``container-version``,
     ``bitstream-damaged``, ``context-mismatch``, ``pixel-mismatch``, which anybody can see, and ``seal-refused`` for
-    all else; Unavailable when the ring cannot be read.
+    all else; Unsupported ``group``; Unavailable when the ring cannot be read.
     """
-    sections = box.parse(parse_envelope(envelope).container)
+    sections = member_of(box.parse(parse_envelope(envelope).container), member)
+    return rebuild_member(sections, ring, write, decode=decode, sop_uid=sop_uid)
+
+
+def rebuild_member(
+    sections: Sections,
+    ring: KeyRing,
+    write: Write,
+    *,
+    decode: Decode = decode_frame,
+    sop_uid: str = "",
+    chain: FrameChain | None = None,
+) -> Rebuilt:
+    """`rebuild` of an instance's own sections (`container.unpack_members`). chain: as in `FramePass`."""
     context = _context(sections)
-    coded = None if context.mode == PASSTHROUGH_MODE else _Coded(sections, context, decode)
+    coded = None if context.mode == PASSTHROUGH_MODE else _Coded(FramePass(sections, decode, chain), context)
     try:
-        found = coded.open(ring) if coded else _open_whole(sections, context, ring)
+        found = _open_coded(coded, sections, ring, write) if coded else _open_whole(sections, context, ring, write)
     except (SealError, IntegrityError):
         found = None
+    if coded is not None:
+        coded.finish()
     if found is None or (sop_uid and found.record.sop_uid != sop_uid):
         raise _refused()
     return found
+
+
+def member_of(sections: Sections, member: int | None) -> Sections:
+    """An instance's sections of an envelope's. Raises IntegrityError ``container-damaged``; Unsupported ``group``."""
+    members = box.unpack_members(sections)
+    if member is None and not members:
+        return sections
+    if member is None:
+        raise Unsupported("group", "an envelope of several instances: say which one is meant")
+    if not 0 <= member < len(members):
+        raise IntegrityError("container-damaged", "the envelope holds no such instance")
+    return members[member]
 
 
 def read_image(
@@ -180,73 +238,109 @@ def _context(sections: Sections) -> Context:
 # --- with the key ---
 
 
-def _open_whole(sections: Sections, context: Context, ring: KeyRing) -> Restored:
+def _open_whole(sections: Sections, context: Context, ring: KeyRing, write: Write) -> Rebuilt:
     key = _data_key(sections, ring)
     data = open_side(section(sections, SectionType.WHOLE), data_key=key.key, context=context, label=WHOLE_LABEL)
     packed = open_record(bytes(section(sections, SectionType.RECORD)), data_key=key.key, context=context)
     record = unpack_record(packed, find_verify_key=ring.find_verify_key)
     digest = _same(sha256(data).hexdigest(), record.file_sha256)
-    return Restored(data, record, digest, True, Form.PASSTHROUGH, "", "", (key.id, record.signer))
+    write(data)
+    return Rebuilt(record, digest, True, Form.PASSTHROUGH, "", "", (key.id, record.signer))
 
 
 class _Coded:
-    """A coded object. Making it does all that needs no key: decoding, and comparing context and digest in clear."""
+    """One way through the frames of a coded object. What needs no key is compared whether or not the keys open."""
 
-    def __init__(self, sections: Sections, context: Context, decode: Decode) -> None:
-        self._sections, self._context = sections, context
-        self._frames = FramePass(sections, decode)
-        self._words = list(self._frames.clear_frames())
-        if self._frames.context(context.object_id) != context:
+    def __init__(self, frames: FramePass, context: Context) -> None:
+        self.frames, self.context = frames, context
+        self._clear = self._passing()
+        self._damage: IntegrityError | None = None
+
+    def exact_frames(self, bitmap: bytes | None) -> Iterator[Words]:
+        """The exact words; bitmap: of a sealed carrier, None for all others."""
+        for index, words in enumerate(self._clear):
+            yield self.frames.flipped(bitmap) if bitmap is not None and self.frames.carrier.in_frame(index) else words
+
+    def finish(self) -> None:
+        """The rest of the way. Raises IntegrityError, now or again, for what anybody can see to be wrong."""
+        for _ in self._clear:
+            pass
+        if self._damage is not None:
+            raise self._damage
+        if self.frames.context(self.context.object_id) != self.context:
             raise IntegrityError("context-mismatch", "the seals belong to other pixels")
 
-    def open(self, ring: KeyRing) -> Restored:
-        """The received file; uses the decoded frames up. Raises SealError, IntegrityError, for the caller to join."""
-        key = _data_key(self._sections, ring)
-        sealed_side = section(self._sections, SectionType.SIDE)
-        side = _read_side(open_side(sealed_side, data_key=key.key, context=self._context, label=SIDE_LABEL))
-        record = unpack_record(self._frames.record(self._context, key.key), find_verify_key=ring.find_verify_key)
-        pixel_key = self._flip_sealed(key, ring)
-        found = _same(pixel_digest(self._words).hex(), record.pixel_sha256)
-        pixels = memoryview(self._pixel_stream(side.layout))
-        data = carry_out(side.steps, side.nonpixel, pixels)
-        digest = sha256(data).hexdigest()
-        if side.restored_sha256 and not self._is_decompressed(side, data, len(pixels)):
-            raise IntegrityError("plan", "the splice plan makes another file of the same parts")
-        _same(digest, side.restored_sha256.hex() if side.restored_sha256 else record.file_sha256)
-        nonpixel = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
-        key_ids = tuple(each for each in (key.id, record.signer, pixel_key) if each)
-        is_open = self._frames.carrier.mode is not CarrierMode.SEALED or bool(pixel_key)
-        exactly = digest == record.file_sha256
-        return Restored(data, record, digest, exactly, Form.CODED, found, nonpixel, key_ids, is_open)
+    def _passing(self) -> Iterator[Words]:
+        try:
+            yield from self.frames.clear_frames()
+        except IntegrityError as error:
+            self._damage = error
+            raise
 
-    def _is_decompressed(self, side: _Side, data: bytes, pixel_bytes: int) -> bool:
-        """Whether plan and layout are what compressed input gets: its restored file is signed in parts only."""
-        layout, fmt = side.layout, self._frames.fmt
-        header = read_tolerant(data) if fmt.samples == 3 else None
-        planar = header is not None and header.number(PLANAR_CONFIGURATION) == 1
-        if layout != Layout(fmt.bits_allocated // 8, False, planar, False):
-            return False
-        return is_decompressed_plan(side.steps, side.nonpixel, pixel_bytes, layout.word_bytes)
 
-    def _flip_sealed(self, data_key: OpenedKey, ring: KeyRing) -> str:
-        """Flip a sealed bitmap back by the data key; the id of the pixel key that opens it as well, or ''."""
-        carrier = self._frames.carrier
-        if carrier.mode is not CarrierMode.SEALED:
-            return ""
-        key = bitmap_key(data_key.key, self._context)
-        bitmap, digest = open_bitmap(carrier.bitmap, key=key, context=self._context)
-        self._words[carrier.frame] = self._frames.flipped(bitmap)
-        _same(pixel_digest(self._words).hex(), digest.hex())
-        wraps = box.unpack_wraps(section(self._sections, SectionType.PIXEL_WRAPS))
-        return pixel_key_that_opens(wraps, ring, key)
+def _open_coded(coded: _Coded, sections: Sections, ring: KeyRing, write: Write) -> Rebuilt:
+    """Write the received file. Raises SealError, IntegrityError, for the caller to join."""
+    frames, context, key = coded.frames, coded.context, _data_key(sections, ring)
+    side = _read_side(
+        open_side(section(sections, SectionType.SIDE), data_key=key.key, context=context, label=SIDE_LABEL)
+    )
+    bitmap, sealed_digest, pixel_key = _sealed_bitmap(sections, frames, context, key, ring)
+    whole, pixels = sha256(), _Digest(coded.exact_frames(bitmap))
+    for piece in carried(side.steps, side.nonpixel, pixel_pieces(pixels, frames.fmt, side.layout)):
+        whole.update(piece)
+        write(piece)
+    coded.finish()
+    if side.restored_sha256 and not _is_decompressed(side, frames):
+        raise IntegrityError("plan", "the splice plan makes another file of the same parts")
+    record = unpack_record(frames.record(context, key.key), find_verify_key=ring.find_verify_key)
+    found = _same(pixels.hexdigest(), record.pixel_sha256)
+    _same(found, sealed_digest or found)
+    digest = _same(whole.hexdigest(), side.restored_sha256.hex() if side.restored_sha256 else record.file_sha256)
+    nonpixel = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
+    key_ids = tuple(each for each in (key.id, record.signer, pixel_key) if each)
+    is_open = bitmap is None or bool(pixel_key)
+    return Rebuilt(record, digest, digest == record.file_sha256, Form.CODED, found, nonpixel, key_ids, is_open)
 
-    def _pixel_stream(self, layout: Layout) -> bytearray:
-        """The file's pixel bytes; every frame is let go as soon as it was laid out."""
-        pixels = bytearray()
-        self._words.reverse()
-        while self._words:
-            pixels += bytes_from_words(self._words.pop(), self._frames.fmt, layout)
-        return bytearray(swap_pairs(pixels + layout.pad)) if layout.swapped else pixels
+
+class _Digest:
+    """Frames that are hashed as they pass."""
+
+    def __init__(self, frames: Iterator[Words]) -> None:
+        self._frames, self._hash = frames, sha256()
+
+    def __iter__(self) -> Iterator[Words]:
+        for words in self._frames:
+            self._hash.update(little_endian(words))
+            yield words
+
+    def hexdigest(self) -> str:
+        """SHA-256 of the frames that passed."""
+        return self._hash.hexdigest()
+
+
+def _sealed_bitmap(
+    sections: Sections, frames: FramePass, context: Context, data_key: OpenedKey, ring: KeyRing
+) -> tuple[bytes | None, str, str]:
+    """The bitmap by the data key, its digest of the exact pixels, and the id of the pixel key that opens it, or ''.
+
+    (None, '', '') where it is not sealed. Raises SealError, IntegrityError.
+    """
+    if frames.carrier.mode is not CarrierMode.SEALED:
+        return None, "", ""
+    key = bitmap_key(data_key.key, context)
+    bitmap, digest = open_bitmap(frames.carrier.bitmap, key=key, context=context)
+    wraps = box.unpack_wraps(section(sections, SectionType.PIXEL_WRAPS))
+    return bitmap, digest.hex(), pixel_key_that_opens(wraps, ring, key)
+
+
+def _is_decompressed(side: _Side, frames: FramePass) -> bool:
+    """Whether plan and layout are what compressed input gets: its restored file is signed in parts only."""
+    layout, fmt = side.layout, frames.fmt
+    header = read_tolerant(bytes(side.nonpixel)) if fmt.samples == 3 else None
+    planar = header is not None and header.number(PLANAR_CONFIGURATION) == 1
+    if layout != Layout(fmt.bits_allocated // 8, False, planar, False):
+        return False
+    return is_decompressed_plan(side.steps, side.nonpixel, frame_bytes(fmt) * frames.count, layout.word_bytes)
 
 
 def _data_key(sections: Sections, ring: KeyRing) -> OpenedKey:

@@ -7,7 +7,7 @@ a file is cut into typed spans, and restoring is concatenation. docs/archive-obj
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -202,19 +202,35 @@ def unpack_plan(packed: bytes) -> tuple[tuple[Step, ...], int]:
 
 def carry_out(steps: Sequence[Step], nonpixel: memoryview, pixels: memoryview) -> bytes:
     """The restored file. Raises IntegrityError ``plan`` unless both streams are used up exactly."""
-    parts: list[memoryview | bytes] = []
-    taken = {Op.COPY: 0, Op.PIXELS: 0}
+    return b"".join(carried(steps, nonpixel, [pixels]))
+
+
+def carried(
+    steps: Sequence[Step], nonpixel: memoryview, pixels: Iterable[bytes | memoryview]
+) -> Iterator[bytes | memoryview]:
+    """The restored file in pieces, taken from the pieces of its pixel stream as they come. Raises as `carry_out`."""
+    at, left = 0, memoryview(b"")
+    source = (piece for piece in pixels if len(piece))
     for step in steps:
         if step.op is Op.INSERT:
-            parts.append(step.data)
-            continue
-        source, stream = (pixels, Op.PIXELS) if step.op is Op.PIXELS else (nonpixel, Op.COPY)
-        end = taken[stream] + step.length
-        if end > len(source):
-            raise IntegrityError("plan", "the splice plan asks for more bytes than there are")
-        if step.op is not Op.SKIP:
-            parts.append(source[taken[stream] : end])
-        taken[stream] = end
-    if taken[Op.COPY] != len(nonpixel) or taken[Op.PIXELS] != len(pixels):
+            yield step.data
+        elif step.op is Op.PIXELS:
+            missing = step.length
+            while missing:
+                left = left or memoryview(next(source, b""))
+                if not left:
+                    raise _asks_for_more()
+                yield left[:missing]
+                missing, left = missing - len(left[:missing]), left[missing:]
+        else:
+            if at + step.length > len(nonpixel):
+                raise _asks_for_more()
+            if step.op is Op.COPY:
+                yield nonpixel[at : at + step.length]
+            at += step.length
+    if at != len(nonpixel) or left or next(source, b""):
         raise IntegrityError("plan", "the splice plan leaves bytes over")
-    return b"".join(parts)
+
+
+def _asks_for_more() -> IntegrityError:
+    return IntegrityError("plan", "the splice plan asks for more bytes than there are")

@@ -25,6 +25,7 @@ from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
 from stego.seal import LENGTH_CLASSES
 from stego.segmented import suitability
 from worker.carrying import MOST_GROWTH, carry, choose_place, growth
+from worker.framechain import ChainCoder
 from worker.pixels import PixelSource, open_pixels
 from worker.splice import read_object
 
@@ -60,10 +61,11 @@ def measure(path: Path, source: PixelSource, record_bytes: int, rule: ArchiveRul
         return None
     found = suitability(source.frame(place.carrier.frame), source.fmt, place.levels, nbits)
     message, keys = os.urandom(record_bytes), {"stego_key": os.urandom(32), "salt": os.urandom(16)}
-    carrying = carry(source, place, message, **keys, threads=1)
+    coder = ChainCoder()
+    carrying = carry(source, place, message, **keys, coder=coder)
     assert carrying is not None
     started = time.perf_counter()
-    ratio = growth(source, place, carrying, threads=1)
+    ratio = growth(source, place, carrying, coder)
     spent = time.perf_counter() - started
     modality = source.spans.dataset.ascii(MODALITY) or "?"
     return Growth(path, modality, found.ok, found.entropy, carrying.coded.coder, ratio, spent)

@@ -40,7 +40,7 @@ def test_every_truncation_and_every_flip_is_refused() -> None:
 
 def test_another_version_is_named() -> None:
     data = bytearray(box.build(EXAMPLE))
-    data[4] = 2
+    data[4] = 3
     with pytest.raises(IntegrityError) as caught:
         box.parse(data)
     assert caught.value.reason == "container-version"

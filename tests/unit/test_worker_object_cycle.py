@@ -17,9 +17,8 @@ from gateway.errors import IntegrityError, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
 from tests.object_makers import BIG, FACTS, IDENTITY, IMPLICIT, image, noisy, packaged
-from worker import candidate as module
-from worker import carrying
 from worker import container as box
+from worker import framechain
 from worker.candidate import Candidate, Secrets, build_candidate, build_passthrough
 from worker.container import CarrierMode, SectionType
 from worker.envelope import parse_envelope
@@ -221,8 +220,7 @@ def test_a_codec_that_fails_passes_the_object_through(ring: KeyRing, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise CodecError("no candidate reproduces the frame")
 
-    for each in (module, carrying):
-        monkeypatch.setattr(each, "encode_frame", broken)
+    monkeypatch.setattr(framechain, "encode_frame", broken)
     data = image([noisy()], stored=16)
     built = build_candidate(data, FACTS, ring)
     assert (built.form, built.reason) == (Form.PASSTHROUGH, "codec-error")

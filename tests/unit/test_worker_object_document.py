@@ -49,7 +49,7 @@ def container_of(envelope: bytes) -> bytes:
 def sections_of(data: bytes) -> dict[int, bytes]:
     """Section 2."""
     magic, version, zero, count, total = struct.unpack_from("<4sBBHQ", data)
-    assert (magic, version, zero, total) == (b"PALM", 1, 0, len(data))
+    assert (magic, zero, total) == (b"PALM", 0, len(data)) and version in (1, 2)
     assert hashlib.sha256(data[:-32]).digest() == data[-32:]
     found, at = {}, 16
     for _ in range(count):
@@ -97,10 +97,11 @@ def frames_of(sections: dict[int, bytes]) -> list[np.ndarray]:
     count = struct.unpack_from("<I", body)[0]
     lengths, at = struct.unpack_from(f"<{count}I", body, 4), 4 + 4 * count
     mode, carrying, start, bits = struct.unpack_from("<BIQI", sections[5])
-    frames = []
+    frames, before = [], None
     for number, length in enumerate(lengths):
-        frame = decode_frame(body[at : at + length])
-        words = frame.words
+        context = before if number % 16 else None
+        frame = decode_frame(body[at : at + length], previous=context, shared=sections.get(10))
+        before = words = frame.words
         if mode == 1 and number == carrying:
             words = exact(words, frame.fmt, frame.levels, sections[5][17:], start, bits)
         frames.append(words)
