@@ -116,3 +116,18 @@ def _ablation(paths: list[Path], plan: Plan) -> tuple[str, str, bool]:
         format_ablation(found),
         any(each["n"] for each in found["parts"].values()),
     )
+
+
+@codec.command("escrow")
+def codec_escrow(
+    out: Annotated[Path, typer.Argument(help="New folder; best beside each copy of the archive.", metavar="OUT")],
+) -> None:
+    """Write a folder that opens archived objects with Python and NumPy alone: formats, decoder, weights, vectors.
+
+    Check it anywhere with `python3 OUT/verify.py`. No key is in it, and no patient data.
+    """
+    from worker.escrow import write_escrow
+
+    made = write_escrow(out)
+    typer.echo(f"{out}: {made.files} files, {made.size / 1e6:.1f} MB, {len(made.weights)} released weight files")
+    typer.echo(f"check it:  python3 {out / 'verify.py'}")
