@@ -20,7 +20,7 @@ from codec.vae import Law
 
 Words = NDArray[np.uint32]
 STATE, LENGTH, DEEPEST = 0, 1, 2  # fields of the kernels' int64[3]
-FLOOR = 1 << 11  # the uniform part of every law, of 2^26 a unit of weight
+FLOOR = 1 << 11  # the uniform part of every law; at least 3 a number, so that no frequency is 0 under 7 full weights
 
 
 @kernel

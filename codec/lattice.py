@@ -19,7 +19,7 @@ Matrix = NDArray[np.float32]
 
 MIDDLE, ACROSS, DOWN = 0, 1, 2  # the kinds of passes, in their order within a stride
 INPUTS = 32
-FIRST_LATENT = 25  # inputs 25..28 are the latents of the sample's patch
+FIRST_LATENT = 25  # inputs 25 and 26 are the latents of the sample's patch
 UNIT = 64  # levels are in 1/64
 HIGHEST_INPUT = 1023
 BATCH = 1 << 14  # samples of a pass worked on at once: bounds memory, changes no result
@@ -134,14 +134,16 @@ def errors_of(plane: Plane, size: int = BATCH) -> Plane:
 
 @dataclass(frozen=True)
 class Told:
-    """What a batch is told: `inputs` float32[32, n] holding integers within +-1023 (1/64 octave), rows 25..28 zero.
+    """What a batch is told: `inputs` float32[32, n] holding integers within +-1023 (1/64 octave), rows 25, 26 zero.
 
-    `guess` and `scale`, int32[n], in 1/64 level: where the law is centred and about how wide it is.
+    In 1/64 level: `guess` and `scale`, int32[n], where the law is centred and about how wide it is; `near` int32[4, n],
+    the four nearest known samples.
     """
 
     inputs: Matrix
     guess: NDArray[np.int32]
     scale: NDArray[np.int32]
+    near: NDArray[np.int32]
 
 
 def tell(batch: Batch, plane: Plane, errors: Plane, highest: int) -> Told:
@@ -180,7 +182,7 @@ def tell(batch: Batch, plane: Plane, errors: Plane, highest: int) -> Told:
         same += value == rounded
     inputs[30] = 32 * same - 256
     inputs[31] = (guess & (UNIT - 1)) * 4 - 128
-    return Told(np.clip(inputs, -HIGHEST_INPUT, HIGHEST_INPUT), guess, scale)
+    return Told(np.clip(inputs, -HIGHEST_INPUT, HIGHEST_INPUT), guess, scale, np.stack(wide[:NEAR]))
 
 
 # --- patches ---

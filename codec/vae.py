@@ -1,11 +1,12 @@
 """The global path's VAE: planes of G on a bits-back stack. Integer arithmetic only; decoder and reference are one.
 
-Lower latents (four a patch of 8 x 8 samples) and upper ones (four a block of 4 x 4 patches), integers -127..127:
+Lower latents (two a patch of 8 x 8 samples) and upper ones (two a block of 4 x 4 patches), integers -31..31:
 
     p(upper) p(lower | upper) p(G | lower)   and   q(lower | G) q(upper | lower)
 
-p(G | lower) is a mixture of three logistics around the samples of codec.lattice that are known already. All networks
-have int8 weights and int32 biases; sums stay below 2^24, so float32 products are exact in any order and any BLAS.
+p(G | lower) mixes three logistics around the samples of codec.lattice that are known already with spikes at the four
+nearest of them. All networks have int8 weights and int32 biases; sums stay below 2^24, so float32 products are exact in
+any order and any BLAS.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from codec.lattice import (
     INPUTS,
     PATCH,
     PATCH_INPUTS,
+    UNIT,
     Batch,
     Plane,
     batches,
@@ -37,16 +39,19 @@ from codec.lattice import (
 from codec.tables import SCALE_COUNT
 from codec.weights import BadWeights, Weights
 
-GRID = 8  # latent integers in one unit of the networks
-LATENTS = 4
-HIGHEST_LATENT = 254  # latents are stored + 127
-PARTS = 3  # logistics of the mixture
+LATENTS = 2
+GRID = 2  # latent integers in one octave of the networks' inputs: coarse, so that the start of a stack is small
+LARGEST_LATENT = 31
+HIGHEST_LATENT = 2 * LARGEST_LATENT  # latents are stored + 31
+PARTS, SPIKES = 3, 4  # of the mixture: logistics; near neighbours
+SHARES = PARTS + SPIKES
+OUTPUTS = SHARES + 2 * PARTS
 LAYERS = 3
 HIGHEST_TOP = 1023  # planes of G have at most 2^10 levels
 SHAPES = {
-    "fine0": (INPUTS, 32, 24, 3 * PARTS), "fine1": (INPUTS, 32, 24, 3 * PARTS), "fine2": (INPUTS, 32, 24, 3 * PARTS),
-    "coarse0": (INPUTS, 32, 24, 3 * PARTS), "coarse1": (INPUTS, 32, 24, 3 * PARTS),
-    "coarse2": (INPUTS, 32, 24, 3 * PARTS),
+    "fine0": (INPUTS, 32, 24, OUTPUTS), "fine1": (INPUTS, 32, 24, OUTPUTS), "fine2": (INPUTS, 32, 24, OUTPUTS),
+    "coarse0": (INPUTS, 32, 24, OUTPUTS), "coarse1": (INPUTS, 32, 24, OUTPUTS),
+    "coarse2": (INPUTS, 32, 24, OUTPUTS),
     "infer": (PATCH_INPUTS, 32, 24, 2 * LATENTS), "inferup": (LATENTS * BLOCK * BLOCK, 32, 24, 2 * LATENTS),
     "prior": (LATENTS, 24, 24, 2 * LATENTS),
 }  # fmt: skip
@@ -121,11 +126,13 @@ class Model:
         full = np.zeros((LATENTS, rows * BLOCK, columns * BLOCK), np.int32)
         full[:, : lower.shape[1], : lower.shape[2]] = lower
         split = full.reshape(LATENTS, rows, BLOCK, columns, BLOCK).transpose(2, 4, 0, 1, 3)
-        return _latent_law(self.run("inferup", (GRID * split).reshape(LATENTS * BLOCK * BLOCK, -1).astype(np.float32)))
+        return _latent_law(
+            self.run("inferup", (UNIT // GRID * split).reshape(LATENTS * BLOCK * BLOCK, -1).astype(np.float32))
+        )
 
     def prior(self, upper: NDArray[np.int32], grid: tuple[int, int]) -> Law:
         """p(lower | upper) for a grid of patches; upper int32[4, blocks], centred."""
-        law = _latent_law(self.run("prior", (GRID * upper).astype(np.float32)))
+        law = _latent_law(self.run("prior", (UNIT // GRID * upper).astype(np.float32)))
         rows, columns = np.arange(grid[0]) // BLOCK, np.arange(grid[1]) // BLOCK
         own = (rows[:, None] * (-(-grid[1] // BLOCK)) + columns[None, :]).ravel()
         parts = [part.reshape(LATENTS, -1)[:, own].reshape(1, -1) for part in (law.weight, law.centre, law.scale)]
@@ -134,21 +141,22 @@ class Model:
     def top(self, blocks: int) -> Law:
         """p(upper)."""
         scale = np.repeat(self._top, blocks)[None]
-        return Law(np.full_like(scale, 1 << 16), np.full_like(scale, 127 * 64), scale, HIGHEST_LATENT)
+        return Law(np.full_like(scale, 1 << 16), np.full_like(scale, LARGEST_LATENT * UNIT), scale, HIGHEST_LATENT)
 
     def samples(self, batch: Batch, plane: Plane, errors: Plane, lower: NDArray[np.int32], highest: int) -> Law:
         """p(batch of G | G before it, lower)."""
         told = tell(batch, plane, errors, highest)
         if batch.stride <= PATCH:
             own = lower[:, (batch.rows // PATCH)[:, None], (batch.columns // PATCH)[None, :]]
-            told.inputs[FIRST_LATENT : FIRST_LATENT + LATENTS] = (GRID * own).reshape(LATENTS, -1)
+            told.inputs[FIRST_LATENT : FIRST_LATENT + LATENTS] = (UNIT // GRID * own).reshape(LATENTS, -1)
         out = self.run(network_of(batch.stride, batch.kind), told.inputs)
-        share, offset, width = out[:PARTS], out[PARTS : 2 * PARTS], out[2 * PARTS :]
+        share, offset, width = out[:SHARES], out[SHARES : SHARES + PARTS], out[SHARES + PARTS :]
         weight = falling(np.minimum((share.max(axis=0) - share) >> 4, 17 << 8))
-        centre = told.guess + ((np.clip(offset >> 5, -1023, 1023) * told.scale) >> 7)
-        scale = ((log256(told.scale) << 4) + width) >> 9
+        centre = np.concatenate((told.guess + ((np.clip(offset >> 5, -1023, 1023) * told.scale) >> 7), told.near))
+        scale = np.zeros_like(centre)  # of the spikes: 1/64 level
+        scale[:PARTS] = ((log256(told.scale) << 4) + width) >> 9
         return Law(
-            weight, np.clip(centre, 0, 64 * highest).astype(np.int32),
+            weight, np.clip(centre, 0, UNIT * highest).astype(np.int32),
             np.clip(scale, 0, SCALE_COUNT - 1).astype(np.int32), highest,
         )  # fmt: skip
 
@@ -167,8 +175,9 @@ def _layer(weights: Weights, name: str, place: int) -> tuple[NDArray[np.float32]
 
 def _latent_law(out: NDArray[np.int32]) -> Law:
     """Laws of latents, flat [latent, place], from a network's outputs int32[2 LATENTS, n]."""
-    centre = np.clip(out[:LATENTS] >> 3, -127 * 64, 127 * 64) + 127 * 64
-    scale = np.clip((out[LATENTS:] >> 9) + 72, 48, 104)
+    reach = LARGEST_LATENT * UNIT
+    centre = np.clip(out[:LATENTS] >> 5, -reach, reach) + reach
+    scale = np.clip((out[LATENTS:] >> 9) + 56, 48, 88)  # 56: an octave of the networks
     flat = centre.reshape(1, -1).astype(np.int32)
     return Law(np.full_like(flat, 1 << 16), flat, scale.reshape(1, -1).astype(np.int32), HIGHEST_LATENT)
 
@@ -186,12 +195,12 @@ def push_plane(stack: Stack, model: Model, plane: Plane, highest: int, size: int
     shape = (plane.shape[0], plane.shape[1])
     grid, errors = patch_grid(shape), errors_of(plane, size)
     drawn = stack.pop(model.lower(patch_inputs(plane, errors, highest)))
-    lower = drawn.reshape(LATENTS, *grid) - 127
+    lower = drawn.reshape(LATENTS, *grid) - LARGEST_LATENT
     for batch in reversed(list(batches(shape, size))):
         stack.push(model.samples(batch, plane, errors, lower, highest), batch.take(plane))
     stack.push(_uniform(highest), plane[:1, 0])
     chosen = stack.pop(model.upper(lower))
-    upper = chosen.reshape(LATENTS, -1) - 127
+    upper = chosen.reshape(LATENTS, -1) - LARGEST_LATENT
     stack.push(model.prior(upper, grid), drawn)
     stack.push(model.top(upper.shape[1]), chosen)
 
@@ -201,14 +210,14 @@ def pop_plane(stack: Stack, model: Model, shape: tuple[int, int], highest: int, 
     grid = patch_grid(shape)
     blocks = -(-grid[0] // BLOCK) * -(-grid[1] // BLOCK)
     chosen = stack.pop(model.top(blocks))
-    drawn = stack.pop(model.prior(chosen.reshape(LATENTS, -1) - 127, grid))
-    lower = drawn.reshape(LATENTS, *grid) - 127
+    drawn = stack.pop(model.prior(chosen.reshape(LATENTS, -1) - LARGEST_LATENT, grid))
+    lower = drawn.reshape(LATENTS, *grid) - LARGEST_LATENT
     stack.push(model.upper(lower), chosen)
     plane, errors = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     plane[0, 0] = stack.pop(_uniform(highest))[0]
     for batch in batches(shape, size):
         values = stack.pop(model.samples(batch, plane, errors, lower, highest))
-        batch.put(errors, np.abs(64 * values - guess_of(batch, plane)))
+        batch.put(errors, np.abs(UNIT * values - guess_of(batch, plane)))
         batch.put(plane, values)
     stack.push(model.lower(patch_inputs(plane, errors, highest)), drawn)
     return plane

@@ -24,14 +24,14 @@ from codec.globalpath import code_global
 from codec.lattice import FIRST_LATENT, INPUTS
 from codec.rans import COUNT, IO_FIELDS, MODE
 from codec.train.vae_data import LATENT_STRIDES, STRIDES, Blocks, Source, collect
-from codec.vae import GRID, LATENTS, LAYERS, PARTS, SHAPES, network_of
+from codec.vae import GRID, LARGEST_LATENT, LATENTS, LAYERS, PARTS, SHAPES, SHARES, network_of
 from codec.weights import write_weights
 
 UNIT = 64.0
 BATCH = 40
 WANTED = 10  # blocks of a plane
 FLOOR_BITS = 16.0  # as codec.bitsback: this share of every law is uniform
-LARGEST_LATENT = 127 / GRID
+REACH = LARGEST_LATENT / GRID
 Arrays = dict[str, NDArray[np.int8] | NDArray[np.int32]]
 
 
@@ -47,7 +47,7 @@ class Networks(torch.nn.Module):
                 matrix = torch.randn(sizes[layer + 1], sizes[layer]) * (0.1 if last else math.sqrt(1.0 / sizes[layer]))
                 bias = torch.zeros(sizes[layer + 1])
                 if last and name[-1] in "012":
-                    bias = torch.tensor([2.0, 0.0, 0.0] + [0.0, -0.3, 0.3] + [-2.5, -0.5, 0.5])
+                    bias = torch.tensor([2.0, 0.0, 0.0] + [-2.0] * 4 + [0.0, -0.3, 0.3] + [-2.5, -0.5, 0.5])
                 self.register_parameter(f"{name}_m{layer}", torch.nn.Parameter(matrix))
                 self.register_parameter(f"{name}_c{layer}", torch.nn.Parameter(bias))
         self.top = torch.nn.Parameter(torch.zeros(LATENTS))  # log2 of the scales of the upper latents' prior
@@ -68,14 +68,14 @@ class Networks(torch.nn.Module):
 
 def latent_law(out: Tensor) -> tuple[Tensor, Tensor]:
     """Centre and scale of latents from a network's outputs [..., 2 LATENTS]."""
-    centre = torch.clamp(out[..., :LATENTS], -LARGEST_LATENT, LARGEST_LATENT)
-    return centre, torch.exp2(torch.clamp(out[..., LATENTS:], -3, 4))
+    centre = torch.clamp(out[..., :LATENTS], -REACH, REACH)
+    return centre, torch.exp2(torch.clamp(out[..., LATENTS:], -1, 4))
 
 
 def draw(centre: Tensor, scale: Tensor, chance: torch.Generator) -> Tensor:
     """A sample of logistic laws, differentiable in both."""
     uniform = torch.rand(centre.shape, generator=chance) * 0.9998 + 0.0001
-    return torch.clamp(centre + scale * torch.logit(uniform), -LARGEST_LATENT, LARGEST_LATENT)
+    return torch.clamp(centre + scale * torch.logit(uniform), -REACH, REACH)
 
 
 def log_density(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
@@ -86,18 +86,21 @@ def log_density(value: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
 
 
 def sample_bits(out: Tensor, law: Tensor, highest: Tensor) -> Tensor:
-    """Code length of samples (levels) under the mixture; law [..., 3]: target, guess, scale; highest broadcasts."""
+    """Code length of samples (levels) under the mixture; law [..., 7]: see Blocks; `highest` broadcasts."""
     target, guess, scale = law[..., 0:1], law[..., 1:2] / UNIT, law[..., 2:3] / UNIT
-    share = torch.softmax(out[..., :PARTS] * math.log(2), -1)
-    centre = guess + torch.clamp(out[..., PARTS : 2 * PARTS], -8, 8) * scale
+    share = torch.softmax(out[..., :SHARES] * math.log(2), -1)
+    spikes = (share[..., PARTS:] * (law[..., 3:] == UNIT * target)).sum(-1)
+    centre = guess + torch.clamp(out[..., SHARES : SHARES + PARTS], -8, 8) * scale
     centre = torch.minimum(torch.clamp(centre, min=0), highest[..., None])
-    width = torch.clamp(torch.exp2(torch.clamp(out[..., 2 * PARTS :], -12, 6)) * scale, 1 / 64, 1e4)
+    width = torch.clamp(torch.exp2(torch.clamp(out[..., SHARES + PARTS :], -12, 6)) * scale, 1 / 64, 1e4)
     low, high = (target - 0.5 - centre) / width, (target + 0.5 - centre) / width
     turn = torch.where(low + high > 0, -1.0, 1.0)  # the tail where differences of sigmoids keep their precision
     mass = (torch.sigmoid(turn * high) - torch.sigmoid(turn * low)) * turn
     whole = torch.sigmoid((highest[..., None] + 0.5 - centre) / width) - torch.sigmoid((-0.5 - centre) / width)
     floor = 2.0**-FLOOR_BITS / (highest + 1)
-    chance = (share * mass).sum(-1) / torch.clamp((share * whole).sum(-1), min=1e-6)
+    logistics = share[..., :PARTS]
+    inside = (logistics * whole).sum(-1) + share[..., PARTS:].sum(-1)
+    chance = ((logistics * mass).sum(-1) + spikes) / torch.clamp(inside, min=1e-6)
     return -torch.log2(torch.clamp(chance, min=1e-9) * (1 - 2.0**-FLOOR_BITS) + floor)
 
 
@@ -110,7 +113,7 @@ def bound(net: Networks, blocks: Blocks, chosen: NDArray[np.int64], chance: torc
     prior_c, prior_s = latent_law(net("prior", upper))
     prior = log_density(lower, prior_c[:, None], prior_s[:, None])
     latents = (log_density(lower, lower_c, lower_s) - prior).sum((1, 2))
-    wide = torch.exp2(torch.clamp(net.top, -3, 4)).expand_as(upper)
+    wide = torch.exp2(torch.clamp(net.top, -1, 4)).expand_as(upper)
     prior = log_density(upper, torch.zeros_like(upper), wide)
     latents = latents + (log_density(upper, upper_c, upper_s) - prior).sum(1)
     highest = torch.from_numpy(blocks.highest[chosen]).float()[:, None, None]
@@ -161,7 +164,7 @@ def arrays_of(net: Networks) -> Arrays:
             bias = getattr(net, f"{name}_c{layer}").detach().numpy()
             out[f"{name}.m{layer}"] = np.clip(np.rint(matrix * UNIT), -127, 127).astype(np.int8)
             out[f"{name}.c{layer}"] = np.rint(bias * UNIT * UNIT).astype(np.int32)
-    scale = np.clip(np.rint(8 * (np.log2(UNIT * GRID) + net.top.detach().numpy())), 48, 104)
+    scale = np.clip(np.rint(8 * (np.log2(UNIT * GRID) + net.top.detach().numpy())), 48, 88)
     out["top.scale"] = scale.astype(np.int32)
     return out
 

@@ -41,7 +41,7 @@ class Blocks:
     """
 
     inputs: dict[tuple[int, int], NDArray[np.int16]]
-    law: dict[tuple[int, int], NDArray[np.int32]]  # [N, groups, n, 3]: target, guess, scale
+    law: dict[tuple[int, int], NDArray[np.int32]]  # [N, groups, n, 7]: target, guess, scale, near
     patches: NDArray[np.int16]
     highest: NDArray[np.int32]
     weight: NDArray[np.float32]
@@ -59,7 +59,7 @@ def _grouped(values: NDArray[np.int32], stride: int, corner: tuple[int, int]) ->
 
 
 def _passes(source: Source) -> dict[tuple[int, int], NDArray[np.int32]]:
-    """Per pass [35, rows, columns]: the 32 inputs, target, guess, scale."""
+    """Per pass [39, rows, columns]: the 32 inputs, target, guess, scale, four near samples (1/64 level)."""
     plane = source.plane
     errors = errors_of(plane)
     out = {}
@@ -73,9 +73,9 @@ def _passes(source: Source) -> dict[tuple[int, int], NDArray[np.int32]]:
 
 def _pass(batch: Batch, plane: Plane, errors: Plane, highest: int) -> NDArray[np.int32]:
     told = tell(batch, plane, errors, highest)
-    law = np.stack((batch.take(plane), told.guess, told.scale))
+    law = np.stack((batch.take(plane), told.guess, told.scale, *told.near))
     stacked = np.concatenate((told.inputs.astype(np.int32), law))
-    return stacked.reshape(INPUTS + 3, batch.rows.size, batch.columns.size)
+    return stacked.reshape(INPUTS + 7, batch.rows.size, batch.columns.size)
 
 
 def collect(sources: Iterable[tuple[Source, int]], seed: int) -> Blocks:
