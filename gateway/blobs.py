@@ -6,6 +6,7 @@ not cross one; it is fsynced, renamed, and the folder is fsynced: after that a p
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import tempfile
@@ -84,6 +85,13 @@ class BlobStore:
             return self.path(digest).open("rb")
         except FileNotFoundError:
             raise NotFound("no-such-file", "there is no file of that digest") from None
+
+    def map(self, digest: str) -> mmap.mmap:
+        """The content as mapped memory, which the system may take back, digest checked. Raises as `read`."""
+        with self.open(digest) as file, storage_errors():
+            if file_digest(file) != digest:
+                raise IntegrityError("digest-mismatch", "a stored file is not what its name says")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def check(self, digest: str) -> None:
         """Read the whole file in bounded memory. Raises NotFound or IntegrityError ``digest-mismatch``."""

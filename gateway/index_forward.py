@@ -14,7 +14,7 @@ from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import LeaseLost, NotFound
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
-from gateway.index_rows import ForwardRow, OutboxMessage
+from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import ForwardState
 
@@ -91,6 +91,19 @@ class Forwarding(Database):
                 event = AuditEvent(name, owner, "failure", row.instance_id, detail=detail)
                 audit.append(conn, event, self.now())
             return _fetch(conn, forward_id)
+
+    def sent_with_group(self, row: InstanceRow, destination: str) -> bool:
+        """Whether the destination has the row's archive object already, sent for another instance of its group."""
+        if row.member is None:
+            return False
+        joined = forward.join(instance, instance.c.id == forward.c.instance_id)
+        query = sa.select(forward.c.id).select_from(joined).where(
+            instance.c.archive_key == row.archive_key, instance.c.archive_digest == row.archive_digest,
+            forward.c.destination == destination, forward.c.state == ForwardState.SENT,
+            forward.c.representation == "envelope",
+        )  # fmt: skip
+        with self.read() as conn:
+            return conn.execute(query.limit(1)).first() is not None
 
     def forward_replay(self, forward_id: int, actor: str) -> ForwardRow:
         """An administrator's replay of a dead letter (or of a waiting one, at once)."""

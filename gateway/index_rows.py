@@ -41,6 +41,8 @@ class InstanceRow:
     """One instance as recorded. Sizes in bytes; `current`: served under its UID; `conflict`: other pixels, same UID.
 
     patient_key: id of the key that the identity is sealed to; shredded_at: when that key was destroyed for good.
+    member: which instance of a group's archive object it is, from 0; None: the object is its own. archived_size: of a
+    group's object its share.
     """
 
     id: int
@@ -86,6 +88,7 @@ class InstanceRow:
     last_error: str | None
     patient_key: str | None
     shredded_at: float | None
+    member: int | None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> InstanceRow:
@@ -107,7 +110,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
-    """An archive object that was made and stored, unproven. `facts` and `wraps` are JSON-able, without patient data."""
+    """An archive object that was made and stored, unproven. `facts` and `wraps` are JSON-able, without patient data.
+
+    size: bytes; of a group's object the share of the instance that is its `member`.
+    """
 
     digest: str
     size: int
@@ -122,6 +128,7 @@ class CandidateFacts:
     facts: Mapping[str, Any] = field(default_factory=dict)
     wraps: Any = field(default_factory=dict)
     patient_key: str | None = None
+    member: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """Revision that this code needs."""
 
 metadata = MetaData()
@@ -76,12 +76,15 @@ instance = Table(
     Column("last_error", String(64)),
     Column("patient_key", String(64)),
     Column("shredded_at", Double),
+    Column("member", Integer),
     UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
     Index("ix_instance_work", "state", "due_at"),
     Index("ix_instance_unindexed", "indexed_at", "queued_at"),
     Index("ix_instance_patient_key", "patient_key"),
+    Index("ix_instance_archive_key", "archive_key"),
+    Index("ix_instance_candidate", "candidate_digest"),
 )
 
 proof = Table(

@@ -88,36 +88,44 @@ class Work(Database):
 
     def set_candidate(self, instance_id: int, owner: str, candidate: CandidateFacts) -> InstanceRow:
         """An archive object was stored durably under its digest: -> CANDIDATE. Wraps are committed with it."""
+        return self.set_candidates(owner, {instance_id: candidate})[0]
+
+    def set_candidates(self, owner: str, candidates: Mapping[int, CandidateFacts]) -> list[InstanceRow]:
+        """The same for all instances of a group's object in one commit: a row never names half of a group."""
         with self.write() as conn:
-            self._move(conn, instance_id, owner, State.CANDIDATE)
-            self._set(
-                conn,
-                instance_id,
-                candidate_digest=candidate.digest,
-                candidate_size=candidate.size,
-                form=candidate.form,
-                reason=candidate.reason,
-                envelope_uid=candidate.envelope_uid,
-                coder=candidate.coder,
-                carrier=candidate.carrier,
-                payload_bytes=candidate.payload_bytes,
-                codec_bytes=candidate.codec_bytes,
-                raw_pixel_bytes=candidate.raw_pixel_bytes,
-                patient_key=candidate.patient_key,
-                verified_at=None,
+            return [self._set_candidate(conn, each, owner, facts) for each, facts in candidates.items()]
+
+    def _set_candidate(self, conn: Connection, instance_id: int, owner: str, candidate: CandidateFacts) -> InstanceRow:
+        self._move(conn, instance_id, owner, State.CANDIDATE)
+        self._set(
+            conn,
+            instance_id,
+            candidate_digest=candidate.digest,
+            candidate_size=candidate.size,
+            form=candidate.form,
+            reason=candidate.reason,
+            envelope_uid=candidate.envelope_uid,
+            coder=candidate.coder,
+            carrier=candidate.carrier,
+            payload_bytes=candidate.payload_bytes,
+            codec_bytes=candidate.codec_bytes,
+            raw_pixel_bytes=candidate.raw_pixel_bytes,
+            patient_key=candidate.patient_key,
+            member=candidate.member,
+            verified_at=None,
+        )
+        conn.execute(sa.delete(proof).where(proof.c.instance_id == instance_id))
+        conn.execute(
+            proof.insert().values(
+                instance_id=instance_id,
+                facts=json.dumps(dict(candidate.facts), sort_keys=True),
+                wraps=json.dumps(candidate.wraps, sort_keys=True),
             )
-            conn.execute(sa.delete(proof).where(proof.c.instance_id == instance_id))
-            conn.execute(
-                proof.insert().values(
-                    instance_id=instance_id,
-                    facts=json.dumps(dict(candidate.facts), sort_keys=True),
-                    wraps=json.dumps(candidate.wraps, sort_keys=True),
-                )
-            )
-            event = "passthrough" if candidate.form is Form.PASSTHROUGH else "candidate"
-            detail = {"reason": candidate.reason, "bytes": candidate.size, "coder": candidate.coder}
-            self._note(conn, event, owner, instance_id, detail)
-            return fetch(conn, instance_id)
+        )
+        event = "passthrough" if candidate.form is Form.PASSTHROUGH else "candidate"
+        detail = {"reason": candidate.reason, "bytes": candidate.size, "coder": candidate.coder}
+        self._note(conn, event, owner, instance_id, detail)
+        return fetch(conn, instance_id)
 
     def drop_candidate(self, instance_id: int, owner: str, reason: str) -> InstanceRow:
         """The candidate failed its proof or was lost: -> RECEIVED, the lease stays. Audited as 'quarantined'."""
@@ -125,7 +133,7 @@ class Work(Database):
             self._move(conn, instance_id, owner, State.RECEIVED)
             self._set(
                 conn, instance_id, candidate_digest=None, candidate_size=None, envelope_uid=None, form=None,
-                verified_at=None, last_error=reason,
+                verified_at=None, last_error=reason, member=None,
             )  # fmt: skip
             self._note(conn, "quarantined", owner, instance_id, {"reason": reason}, failed=True)
             return fetch(conn, instance_id)
@@ -225,6 +233,12 @@ class Work(Database):
         )
         with self.read() as conn:
             return set(conn.execute(query).scalars())
+
+    def candidate_needed(self, digest: str) -> bool:
+        """Whether an unfinished instance still needs the stored candidate of that digest."""
+        query = sa.select(instance.c.id).where(instance.c.candidate_digest == digest, instance.c.state.in_(UNFINISHED))
+        with self.read() as conn:
+            return conn.execute(query.limit(1)).first() is not None
 
     def touch_queued(self, ids: Sequence[int]) -> None:
         """Note that these instances were just sent to the queue (again)."""

@@ -26,6 +26,7 @@ Representation = Literal["envelope", "self-contained", "hidden"]
 Fallback = Literal["self-contained", "envelope", "refuse"]
 CodecProfile = Literal["fast", "default", "max"]
 Adaptation = Literal["none", "image", "series"]
+Grouping = Literal["off", "series"]
 Option = Literal[
     "retain-safe-private", "retain-uids", "retain-device-identity", "retain-institution-identity",
     "retain-patient-characteristics", "retain-full-dates", "retain-modified-dates", "clean-descriptors",
@@ -142,6 +143,12 @@ class ArchiveRule(Rule):
         "it); costs the encoder time, bounded by the setting codec_fit_seconds. Left out: the setting codec_adapt",
     )
 
+    group: Grouping = Field(
+        default="off",
+        description="series: slices of one series that wait together become one archive object, each coded with the "
+        "one before; smaller, but giving back one slice decodes up to 15 others, and damage reaches further",
+    )
+
     @field_validator("carrier", mode="before")
     @classmethod
     def _offered(cls, value: Any) -> Any:
@@ -164,6 +171,11 @@ class ArchiveRule(Rule):
                 "shreddable-with-recipients",
                 f"a shreddable identity cannot have {' and '.join(further)}: a copy that others open survives the "
                 "shredding. Set shreddable = false, or take them out (break-glass works by the key backup)",
+            )
+        if self.group == "series" and self.cms:
+            raise refusal(
+                "group-with-cms",
+                "a group's object has no room for the identity copies of cms: use group = 'off', or drop cms",
             )
         if self.seal_bitmap and self.carrier == "beside":
             raise refusal(

@@ -248,6 +248,7 @@ def payload_extract(
     file: Annotated[Path, typer.Argument(help="An archive or stego object, or a folder with one series of them.")],
     out: Out,
     restoration: Restoration = None,
+    member: Annotated[int | None, typer.Option(min=1, help="Which instance of a group's archive object.")] = None,
     keys: Keys = None,
     force: Force = False,
     home: Home = None,
@@ -263,7 +264,7 @@ def payload_extract(
     ring = open_ring(settings, keys)
     data, apart = read_file(file), None if restoration is None else read_file(restoration)
     try:
-        found = extract(data, ring, apart)
+        found = extract(data, ring, apart, member)
     except PolicyRefused as error:
         record_use(settings, keys, "payload-refused", {"reason": error.reason})
         raise

@@ -60,7 +60,8 @@ def drill(gateway: Gateway, backup: Path, passphrase: str, count: int) -> DrillR
 def _try(gateway: Gateway, row: InstanceRow, ring: KeyRing) -> str:
     """'' when the object did what it should, else a machine word."""
     try:
-        found = restore(gateway.archive.get(str(row.archive_key), str(row.archive_digest)), ring)
+        envelope = gateway.archive.get(str(row.archive_key), str(row.archive_digest))
+        found = restore(envelope, ring, member=row.member)
     except PalimpsestError as error:
         return "" if row.shredded_at is not None and error.reason == "seal-refused" else error.reason
     if row.shredded_at is not None:

@@ -294,28 +294,31 @@ def _stego_facts(made: StegoObject) -> dict[str, str | int | float]:
 # --- extracting ---
 
 
-def extract(data: bytes, ring: KeyRing, restoration: bytes | None) -> Extracted:
-    """The received file out of an archive object or a stego object.
+def extract(data: bytes, ring: KeyRing, restoration: bytes | None, member: int | None = None) -> Extracted:
+    """The received file out of an archive object or a stego object. member: which of a group's, from 1.
 
-    Raises PolicyRefused ``refused`` with one message for a wrong key, damage, and what is nothing of ours;
-    ``restoration-missing`` for a stego object whose restoration record lies elsewhere; Unavailable (ring).
+    Raises PolicyRefused ``refused`` with one message for a wrong key, damage, and what is nothing of ours; ``group``
+    where the member must be said; ``restoration-missing`` for a stego object whose restoration record lies elsewhere;
+    Unavailable (ring).
     """
     try:
-        return _extract(data, ring, restoration)
+        return _extract(data, ring, restoration, None if member is None else member - 1)
     except IntegrityError as error:
         if error.reason == "restoration-missing":
             raise PolicyRefused(error.reason, "this object's restoration record is needed too: --restoration") from None
         raise PolicyRefused("refused", REFUSED) from None
-    except Unsupported:
+    except Unsupported as error:
+        if error.reason == "group":
+            raise PolicyRefused("group", f"{error.message}: --member 1, 2, ...") from None
         raise PolicyRefused("refused", REFUSED) from None
 
 
-def _extract(data: bytes, ring: KeyRing, restoration: bytes | None) -> Extracted:
+def _extract(data: bytes, ring: KeyRing, restoration: bytes | None, member: int | None) -> Extracted:
     from worker.restore import restore
     from worker.stegoobject import open_stego
 
     if is_raw_data(data):
-        back = restore(data, ring)
+        back = restore(data, ring, member=member)
         return Extracted(back.data, back.sha256, back.exact, back.form.value, back.key_ids)
     found = open_stego(data, ring, restoration=restoration)
     return Extracted(found.data, found.sha256, found.exact, found.mode, found.key_ids)

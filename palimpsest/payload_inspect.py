@@ -48,6 +48,14 @@ def _archive_facts(data: bytes) -> Facts:
 
     envelope = parse_envelope(data)
     sections = box.parse(envelope.container)
+    members = box.unpack_members(sections)
+    if members:
+        return {
+            "kind": "archive object of a group",
+            "instances": len(members),
+            "sections": {kind.name.lower(): len(body) for kind, body in sections.items()},
+            "bitstream SHA-256": envelope.bitstream_sha256,
+        }
     try:
         context = Context.parse(bytes(sections[SectionType.CONTEXT]))
         wraps = box.unpack_wraps(sections[SectionType.WRAPS])
@@ -109,15 +117,17 @@ def _keyed_facts(data: bytes, ring: KeyRing, *, identity: bool) -> Facts:
 
 
 def _archive_keyed(data: bytes, ring: KeyRing, *, identity: bool) -> Facts:
-    from worker.restore import restore
+    from worker.restore import members_of, restore
     from worker.stegoside import open_restoration
 
     opened = open_restoration(data, ring)
     if opened is not None:
         return {"opens": True, **_record_facts(opened.record, identity), "keys": [opened.key_id]}
-    back = restore(data, ring)
-    return {"opens": True, "restores exactly": back.exact, **_record_facts(back.record, identity),
-            "keys": list(back.key_ids)}  # fmt: skip
+    several = bool(members_of(data))
+    back = restore(data, ring, member=0 if several else None)
+    facts = {"opens": True, "restores exactly": back.exact, **_record_facts(back.record, identity),
+             "keys": list(back.key_ids)}  # fmt: skip
+    return {"opens": True, "first instance": facts} if several else facts
 
 
 def _image_keyed(data: bytes, ring: KeyRing, identity: bool) -> Facts:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 from codec.bitplane import LevelTable, Words
 from codec.errors import CodecError
@@ -33,6 +35,8 @@ from worker.splice import carried, pack_plan, read_object
 MAX_WHOLE_BYTES = (1 << 31) - 1
 #: photometric interpretations that a keyless reader may be told; anything else is written as ''
 PHOTOMETRIC = frozenset({"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "PALETTE COLOR"})
+#: sections of the image itself; all others are its payload
+CLEAR = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT, SectionType.ADAPTER, SectionType.SPAN)
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 
@@ -45,6 +49,7 @@ class Candidate:
     'beside' or 'passthrough'. codec_bytes: coded frames; payload_bytes: record, bitmap, side parts and wraps.
     wraps: of the data key; pixel_wraps: of the key that opens a sealed bitmap; patient_key: id of the patient's key;
     key_ids: every key of the ring that was used and every recipient, by id or name, for the audit. object_id: 16 bytes.
+    member: which instance of a group's envelope this is; share: bytes of that envelope that count for it.
     """
 
     envelope: bytes
@@ -65,6 +70,13 @@ class Candidate:
     file_sha256: str
     pixel_sha256: str
     nonpixel_sha256: str
+    member: int | None = None
+    share: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the archive object, or of a group's what this instance takes of it."""
+        return len(self.envelope) if self.share is None else self.share
 
     @property
     def shared_with(self) -> tuple[str, ...]:
@@ -95,7 +107,7 @@ def build_candidate(
     rule: ArchiveRule = DEFAULT_ARCHIVE,
 ) -> Candidate:
     """Code `data` as `rule` says, or seal it whole with the reason. Raises only Unavailable (no key, no recipient)."""
-    sealer = _Sealer.of(ring, secrets, rule)
+    sealer = Sealer.of(ring, secrets, rule)
     try:
         return _coded(data, facts, sealer, threads)
     except Unsupported as error:
@@ -110,7 +122,7 @@ def build_candidate(
 
 
 @dataclass(frozen=True)
-class _Sealer:
+class Sealer:
     """What sealing needs all along: the ring, the object's secrets, the rule, and (id, private key) of the signer."""
 
     ring: KeyRing
@@ -119,7 +131,7 @@ class _Sealer:
     signer: tuple[str, bytes] = field(repr=False)
 
     @classmethod
-    def of(cls, ring: KeyRing, secrets: Secrets | None, rule: ArchiveRule) -> _Sealer:
+    def of(cls, ring: KeyRing, secrets: Secrets | None, rule: ArchiveRule) -> Sealer:
         """With fresh secrets unless some are given."""
         return cls(ring, secrets or Secrets.draw(), rule, ring.signing_key())
 
@@ -127,7 +139,7 @@ class _Sealer:
 # --- coded ---
 
 
-def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Candidate:
+def _coded(data: Data, facts: Provenance, sealer: Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
     coder = ChainCoder(threads, sealer.rule.profile or "default")
     made = seal_image(data, source, facts, sealer, coder)
@@ -136,19 +148,24 @@ def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Cand
         made.sections[SectionType.ADAPTER] = coder.shared
     words = "+".join(name for name, _ in Counter(coder.coders).most_common())
     version = box.version_for(made.sections, coder.blobs)
-    return _finish(data, made.sections, made.context, made.record, sealer, Form.CODED, "", words, source, version)
+    return _finish(data, made, sealer, Form.CODED, "", words, version)
 
 
 @dataclass(frozen=True)
 class SealedImage:
-    """An instance's own sections, all but its wraps and its frames, which were given to a `ChainCoder`."""
+    """An instance's own sections, all but its wraps and its frames, which were given to a `ChainCoder`.
+
+    frames, raw_pixel_bytes: 0 for what is sealed whole.
+    """
 
     sections: dict[SectionType, bytes]
     context: Context
     record: Record
+    frames: int = 0
+    raw_pixel_bytes: int = 0
 
 
-def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: _Sealer, coder: ChainCoder) -> SealedImage:
+def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: Sealer, coder: ChainCoder) -> SealedImage:
     """Seal what stands beside the frames, and code the frames behind those that `coder` holds.
 
     Raises CodecError, CarrierError, Unavailable.
@@ -176,7 +193,7 @@ def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: _Seal
     }
     if carrier.mode is CarrierMode.BESIDE:
         sections[SectionType.RECORD] = placed.sealed
-    return SealedImage(sections, context, record)
+    return SealedImage(sections, context, record, source.frames, source.pixel_bytes)
 
 
 @dataclass(frozen=True)
@@ -188,7 +205,7 @@ class _Placed:
     carrying: Carrying | None
 
 
-def _place_record(source: PixelSource, packed: bytes, sealer: _Sealer, coder: ChainCoder) -> _Placed:
+def _place_record(source: PixelSource, packed: bytes, sealer: Sealer, coder: ChainCoder) -> _Placed:
     """Seal the record and put it where it costs least: in the pixels if that was measured to cost no more than beside,
     or if the rule insists.
     """
@@ -201,7 +218,7 @@ def _place_record(source: PixelSource, packed: bytes, sealer: _Sealer, coder: Ch
     return _sealed_into(source, BESIDE, packed, sealer, coder)  # the first seal is forgotten: nothing of it is kept
 
 
-def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: _Sealer, coder: ChainCoder) -> _Placed:
+def _sealed_into(source: PixelSource, place: Place, packed: bytes, sealer: Sealer, coder: ChainCoder) -> _Placed:
     secrets, levels = sealer.secrets, place.levels or LevelTable(0, 1)
     digests = (
         frame_digest(source.frame(index), source.fmt, levels, index, place.carrier) for index in range(source.frames)
@@ -253,7 +270,7 @@ def build_passthrough(
     """Seal the whole file verbatim, whatever it is. Raises Unsupported ``too-large`` from 2 GiB on; Unavailable."""
     if len(data) > MAX_WHOLE_BYTES:
         raise Unsupported("too-large", "a file of 2 GiB or more cannot be sealed whole")
-    sealer = _Sealer.of(ring, secrets, rule)
+    sealer = Sealer.of(ring, secrets, rule)
     context, key = passthrough_context(sealer.secrets.object_id), sealer.secrets.data_key
     record = identify(data, read_tolerant(data), facts)
     packed = pack_record(record, signing_key=sealer.signer)
@@ -262,66 +279,71 @@ def build_passthrough(
         SectionType.RECORD: seal_record(packed, data_key=key, context=context),
         SectionType.WHOLE: seal_side(memoryview(data), data_key=key, context=context, label=WHOLE_LABEL),
     }
-    return _finish(data, sections, context, record, sealer, Form.PASSTHROUGH, reason, "", None)
+    return _finish(data, SealedImage(sections, context, record), sealer, Form.PASSTHROUGH, reason, "")
 
 
 # --- both ---
 
 
 def _finish(
-    data: Data,
-    sections: dict[SectionType, bytes],
-    context: Context,
-    record: Record,
-    sealer: _Sealer,
-    form: Form,
-    reason: str,
-    coder: str,
-    source: PixelSource | None,
-    version: int = box.VERSION,
+    data: Data, made: SealedImage, sealer: Sealer, form: Form, reason: str, coder: str, version: int = box.VERSION
 ) -> Candidate:
-    wraps = _wraps(sealer, record, context)
-    sections = {**sections, SectionType.WRAPS: box.pack_wraps(wraps.data)}
-    if wraps.pixel:
-        sections[SectionType.PIXEL_WRAPS] = box.pack_wraps(wraps.pixel)
-    clear = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT, SectionType.ADAPTER)
+    record, wraps = made.record, wrap(made, sealer)
     named = (record.patient_id, record.study_uid, record.series_uid, record.sop_uid, record.sop_class)
     pseudonyms = sealer.ring.pseudonym_key()
     uid = envelope_uid(record.file_sha256, pseudonyms, wraps.patient_key)
     encrypted = [(item.syntax, item.content) for item in _identity_copy(sealer, data, uid, pseudonyms)]
     shown = "" if wraps.pixel else record.pixel_sha256
     source_ids = Source(record.file_sha256, *named, sealed_to=wraps.patient_key)
-    container = box.build(sections, version)
-    return Candidate(
+    container = box.build(made.sections, version)
+    return candidate_of(
+        made,
+        wraps,
         envelope=build_envelope(container, source_ids, shown, pseudonyms, encrypted=encrypted, version=version),
         envelope_uid=uid,
         form=form,
         reason=reason,
         coder=coder,
-        carrier=context.mode,
-        codec_bytes=len(sections.get(SectionType.FRAMES, b"")) + len(sections.get(SectionType.ADAPTER, b"")),
-        payload_bytes=sum(len(part) for kind, part in sections.items() if kind not in clear)
-        + sum(len(content) for _, content in encrypted),
-        raw_pixel_bytes=source.pixel_bytes if source else 0,
-        frames=source.frames if source else 0,
-        wraps=wraps.data,
-        pixel_wraps=wraps.pixel,
-        patient_key=wraps.patient_key,
+        codec_bytes=sum(len(made.sections.get(kind, b"")) for kind in (SectionType.FRAMES, SectionType.ADAPTER)),
+        payload_bytes=payload_bytes(made.sections) + sum(len(content) for _, content in encrypted),
         key_ids=(*wraps.key_ids, *(f"cms:{name}" for name in sealer.rule.cms if encrypted), sealer.signer[0]),
-        object_id=context.object_id,
-        file_sha256=record.file_sha256,
-        pixel_sha256=record.pixel_sha256,
-        nonpixel_sha256=record.nonpixel_sha256,
     )
 
 
-def _wraps(sealer: _Sealer, record: Record, context: Context) -> Wraps:
-    sealed_bitmap = context.mode == MODES[CarrierMode.SEALED]
-    key = sealer.secrets.data_key
-    return make_wraps(sealer.ring, sealer.rule, label_of(record), key, context, sealed_bitmap=sealed_bitmap)
+def payload_bytes(sections: Mapping[SectionType, bytes]) -> int:
+    """Bytes of all that is not the image: record, bitmap, side parts and wraps."""
+    return sum(len(part) for kind, part in sections.items() if kind not in CLEAR)
 
 
-def _identity_copy(sealer: _Sealer, data: Data, uid: str, pseudonyms: bytes) -> tuple[CmsItem, ...]:
+def candidate_of(made: SealedImage, wraps: Wraps, **rest: Any) -> Candidate:
+    """A candidate with what follows from the instance itself; rest: all other fields."""
+    return Candidate(
+        carrier=made.context.mode,
+        raw_pixel_bytes=made.raw_pixel_bytes,
+        frames=made.frames,
+        wraps=wraps.data,
+        pixel_wraps=wraps.pixel,
+        patient_key=wraps.patient_key,
+        object_id=made.context.object_id,
+        file_sha256=made.record.file_sha256,
+        pixel_sha256=made.record.pixel_sha256,
+        nonpixel_sha256=made.record.nonpixel_sha256,
+        **rest,
+    )
+
+
+def wrap(made: SealedImage, sealer: Sealer) -> Wraps:
+    """Wrap the instance's keys, and put the wraps among its sections. Raises Unavailable."""
+    sealed_bitmap = made.context.mode == MODES[CarrierMode.SEALED]
+    key, label = sealer.secrets.data_key, label_of(made.record)
+    wraps = make_wraps(sealer.ring, sealer.rule, label, key, made.context, sealed_bitmap=sealed_bitmap)
+    made.sections[SectionType.WRAPS] = box.pack_wraps(wraps.data)
+    if wraps.pixel:
+        made.sections[SectionType.PIXEL_WRAPS] = box.pack_wraps(wraps.pixel)
+    return wraps
+
+
+def _identity_copy(sealer: Sealer, data: Data, uid: str, pseudonyms: bytes) -> tuple[CmsItem, ...]:
     """The removed attributes as CMS for the rule's recipients; () where the rule names none, or nothing can be read."""
     if not sealer.rule.cms:
         return ()

@@ -28,6 +28,7 @@ __all__ = ["forward_instance", "record_forward_failure"]
 
 BATCH = 200  # rows asked for at once
 BATCH_SECONDS = 60.0  # then the lock is given back: the queue's order (STAT first) decides again
+SENT_WITH_GROUP = Delivery("done", "sent-with-group")
 CIRCUIT_CAP = 60.0  # seconds; a destination that came back is noticed within this
 
 
@@ -132,7 +133,7 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
         try:
             parcel = represent(gw, gw.index.get(row.instance_id), row.destination, work.prover, owner)
             beat.check()  # making and proving a stego object takes its time
-            delivery = work.sender.send(parcel.name, parcel.data)
+            delivery = SENT_WITH_GROUP if parcel.data is None else work.sender.send(parcel.name, parcel.data)
         except HOPELESS as error:  # this object's trouble: those behind it must not wait for it
             delivery = Delivery("permanent", error.reason)
         beat.check()

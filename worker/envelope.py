@@ -35,7 +35,8 @@ _MAX_TEXT = 64
 class Source:
     """The identifiers of the source that are replaced by pseudonyms, '' where the source has none.
 
-    sealed_to: id of the patient's key: after a shredding the same file, sent again, makes another object.
+    sealed_to: id of the patient's key: after a shredding the same file, sent again, makes another object. mates: SOP
+    class and SOP Instance UID of the other instances of a group; file_sha256 is then `group_name`.
     """
 
     file_sha256: str
@@ -45,6 +46,7 @@ class Source:
     sop_uid: str = field(repr=False)
     sop_class: str = ""
     sealed_to: str = ""
+    mates: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "") -> str:
     """
     name = f"{file_sha256}/{sealed_to}" if sealed_to else file_sha256
     return pseudonym_uid(f"palimpsest/envelope/1/{name}", key)
+
+
+def group_name(file_digests: Sequence[str]) -> str:
+    """What a group's envelope is derived from, as that of one instance is from its file's digest (hex)."""
+    return sha256(b"palimpsest/group/v1\x00" + b"".join(map(bytes.fromhex, file_digests))).hexdigest()
 
 
 def build_envelope(
@@ -101,11 +108,9 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
     study = source.study_uid or f"palimpsest/no-study/{source.file_sha256}"
     series = source.series_uid or f"palimpsest/no-series/{source.file_sha256}"
     sop = source.sop_uid or f"palimpsest/no-instance/{source.file_sha256}"
-    sop_class = source.sop_class if source.sop_class.startswith("1.2.840.10008.") else RAW_DATA_STORAGE
+    references = [_reference(*each, key) for each in ((source.sop_class, sop), *source.mates)]
     # without a patient id the study stands in, so that one study never shows two patients
     patient = pseudonym_text(source.patient_id or study, key, "P" if source.patient_id else "S")
-    reference = _element(0x00081150, "UI", sop_class) + _element(0x00081155, "UI", pseudonym_uid(sop, key))
-    purpose = _code("121322", "DCM", "Source image for image processing operation")
     method = _code("113100", "DCM", "Basic Application Confidentiality Profile")
     return b"".join(
         (
@@ -119,7 +124,7 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
             _element(0x00080060, "CS", "OT"),
             _element(0x00080070, "LO", "Palimpsest"),
             _element(0x00080090, "PN"),
-            _sequence(0x0008114A, reference + _sequence(0x0040A170, purpose)),
+            _sequence(0x0008114A, *references),
             _element(0x00089123, "UI", CREATOR_VERSION_UIDS[version]),
             _element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
             _element(0x00100020, "LO", patient),
@@ -137,6 +142,14 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
             _sequence(0x00400555),
         )
     )
+
+
+def _reference(sop_class: str, sop_uid: str, key: bytes) -> bytes:
+    """An instance that the object holds."""
+    shown = sop_class if sop_class.startswith("1.2.840.10008.") else RAW_DATA_STORAGE
+    purpose = _code("121322", "DCM", "Source image for image processing operation")
+    uids = _element(0x00081150, "UI", shown) + _element(0x00081155, "UI", pseudonym_uid(sop_uid, key))
+    return uids + _sequence(0x0040A170, purpose)
 
 
 def _encrypted_attributes(items: Sequence[tuple[str, bytes]]) -> bytes:

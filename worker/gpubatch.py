@@ -36,10 +36,10 @@ class Provers:
         for verifier in self._all:
             self._free.put(verifier)
 
-    def check(self, envelope: bytes) -> VerifyReport:
+    def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
         """See `worker.verify.Verifier.check`; waits for a free one."""
         with self._lent() as verifier:
-            return verifier.check(envelope)
+            return verifier.check(envelope, member)
 
     def close(self) -> None:
         """End all processes; they start again when they are asked."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -46,7 +46,10 @@ from worker.leases import Beat, backoff_seconds, heartbeat
 from worker.rules import archive_rule, modality_of
 from worker.verify import VerifyReport
 
-__all__ = ["Prover", "carry_claimed", "process_instance", "record_failure"]
+__all__ = [
+    "GroupProver", "Prover", "Work", "archive_stored", "carry_claimed", "disproof", "process_instance", "quarantine",
+    "record_failure", "set_candidates", "verified",
+]  # fmt: skip
 
 OUT_OF_RESOURCES_SECONDS = 60.0
 INTEGRITY_SECONDS = 900.0  # nothing heals by itself: an alert is up, a person acts, a rare retry notices
@@ -55,14 +58,22 @@ NATIVE_SYNTAXES = frozenset({IMPLICIT_LE, EXPLICIT_LE, EXPLICIT_BE})
 NEEDS_A_PERSON = (IntegrityError, NotFound, Unsupported)  # no retry heals these: an alert, and a rare look
 #: retried, because a person mends it and the object is not to blame; until then somebody should know
 KEY_TROUBLE = ("patient-key-lost", "patient-key-damaged", "unknown-recipient", "keys-missing", "keys-corrupt")
+UNGROUPED = "ungrouped-"  # prefix of the reason under which an instance leaves its group, to go by itself
 UNPROVEN = "unproven-"  # prefix of the reason under which an original goes on whole after a failed proof
 
 
 class Prover(Protocol):
     """What proves a candidate: `worker.verify.Verifier`, or several of them."""
 
-    def check(self, envelope: bytes) -> VerifyReport:
+    def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
         """See `worker.verify.Verifier.check`."""
+
+
+class GroupProver(Prover, Protocol):
+    """What proves the candidates of groups, too."""
+
+    def check_group(self, envelope: bytes) -> list[VerifyReport]:
+        """See `worker.verify.Verifier.check_group`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +120,8 @@ def make_candidate(work: Work) -> None:
         return
     data = work.gw.spool.read(row.digest)
     rule = archive_rule(work.gw, row, data)
-    _store_candidate(
-        work, build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule), rule, modality_of(data)
-    )
+    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule)
+    set_candidates([work], [made], [(rule, modality_of(data))])
 
 
 def prove(work: Work) -> None:
@@ -125,9 +135,10 @@ def prove(work: Work) -> None:
     problem = _why_unproven(work, envelope)
     if problem is None:
         return
-    _quarantine(work, envelope, problem)
-    work.gw.index.drop_candidate(work.row.id, work.owner, UNPROVEN + problem)
-    work.gw.candidates.remove(str(work.row.candidate_digest))
+    quarantine(work, envelope, problem)
+    reason = (UNPROVEN if work.row.member is None else UNGROUPED) + problem
+    work.gw.index.drop_candidate(work.row.id, work.owner, reason)
+    _forget_candidate(work.gw, work.row)
     if work.row.form == Form.PASSTHROUGH:
         raise IntegrityError("passthrough-unproven", "a sealed whole file did not restore to what was received")
 
@@ -136,13 +147,19 @@ def _why_unproven(work: Work, envelope: bytes) -> str | None:
     """None once the proof succeeded and was committed; else what went wrong."""
     if work.row.form == Form.CODED and work.row.attempts > work.gw.settings.max_attempts:
         return work.row.last_error or CRASHED  # proving it killed its workers, or outlasted them
-    report = work.verifier.check(envelope)
+    member = work.row.member
+    report = work.verifier.check(envelope) if member is None else work.verifier.check(envelope, member)
+    problem = disproof(work, report)
+    if problem is None:
+        verified(work, report)
+    return problem
+
+
+def verified(work: Work, report: VerifyReport) -> None:
+    """Commit a proof that succeeded."""
     for key_id in report.keys.split():
         note_use("proof", key_id)
-    problem = _disproof(work, report)
-    if problem is None:
-        work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
-    return problem
+    work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
 
 
 def archive(work: Work) -> None:
@@ -152,13 +169,31 @@ def archive(work: Work) -> None:
     if envelope is None:
         make_candidate(work)
         return
+    archive_stored([work], envelope)
+
+
+def archive_stored(works: Sequence[Work], envelope: bytes, before: Callable[[int], object] = lambda _: None) -> None:
+    """The same for all instances of one object whose candidate was read. before: called with each id at its turn."""
+    gw, row = works[0].gw, works[0].row
     digest, key = str(row.candidate_digest), archive_key(str(row.envelope_uid))
     gw.archive.put(key, envelope, digest)
     if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
         raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")
     destinations = [destination.name for destination in gw.settings.destinations]
-    gw.index.set_archived(row.id, work.owner, key=key, digest=digest, size=len(envelope), destinations=destinations)
-    gw.candidates.remove(digest)
+    for work in works:
+        before(work.row.id)
+        size = work.row.candidate_size or len(envelope)
+        gw.index.set_archived(
+            work.row.id, work.owner, key=key, digest=digest, size=size, destinations=destinations
+        )  # fmt: skip
+    _forget_candidate(gw, row)
+
+
+def _forget_candidate(gw: Gateway, row: InstanceRow) -> None:
+    """Delete a stored candidate, unless another instance of its group is still on its way."""
+    digest = str(row.candidate_digest)
+    if row.member is None or not gw.index.candidate_needed(digest):
+        gw.candidates.remove(digest)
 
 
 def _pass_through(work: Work, reason: str) -> None:
@@ -166,15 +201,28 @@ def _pass_through(work: Work, reason: str) -> None:
     data = work.gw.spool.read(work.row.digest)
     rule = archive_rule(work.gw, work.row, data)
     candidate = build_passthrough(data, provenance(work.gw, work.row), work.gw.keys, reason, rule=rule)
-    _store_candidate(work, candidate, rule, modality_of(data))
+    set_candidates([work], [candidate], [(rule, modality_of(data))])
 
 
-def _store_candidate(work: Work, candidate: Candidate, rule: ArchiveRule, modality: str) -> None:
-    """The bytes durably first, then digest, wrapped keys and figures in one commit."""
-    digest = work.gw.candidates.put(candidate.envelope)
-    facts = CandidateFacts(
+def set_candidates(
+    works: Sequence[Work], made: Sequence[Candidate], told: Sequence[tuple[ArchiveRule, str]]
+) -> list[InstanceRow]:
+    """The bytes durably first, then digest, wrapped keys and figures in one commit. told: rule and modality of each.
+
+    Several candidates are those of one group: their bytes are the same.
+    """
+    gw, digest = works[0].gw, works[0].gw.candidates.put(made[0].envelope)
+    facts = {
+        work.row.id: _candidate_facts(digest, candidate, *each)
+        for work, candidate, each in zip(works, made, told, strict=True)
+    }
+    return gw.index.set_candidates(works[0].owner, facts)
+
+
+def _candidate_facts(digest: str, candidate: Candidate, rule: ArchiveRule, modality: str) -> CandidateFacts:
+    return CandidateFacts(
         digest=digest,
-        size=len(candidate.envelope),
+        size=candidate.size,
         form=candidate.form,
         reason=candidate.reason or None,
         envelope_uid=candidate.envelope_uid,
@@ -195,8 +243,8 @@ def _store_candidate(work: Work, candidate: Candidate, rule: ArchiveRule, modali
         },
         wraps=[wrap.hex() for wrap in candidate.wraps],
         patient_key=candidate.patient_key or None,
+        member=candidate.member,
     )
-    work.gw.index.set_candidate(work.row.id, work.owner, facts)
 
 
 def _stored_candidate(gw: Gateway, row: InstanceRow) -> bytes | None:
@@ -241,7 +289,7 @@ def provenance(gw: Gateway, row: InstanceRow) -> Provenance:
     )
 
 
-def _disproof(work: Work, report: VerifyReport) -> str | None:
+def disproof(work: Work, report: VerifyReport) -> str | None:
     """Why the report does not prove the candidate; None if it does.
 
     Uncompressed input: the rebuilt file is the received one.  Losslessly compressed input: the record in the object
@@ -269,7 +317,7 @@ def _proof_facts(report: VerifyReport) -> dict[str, Any]:
     return {"restored_sha256": report.sha256, "verify_seconds": round(report.seconds, 3)}
 
 
-def _quarantine(work: Work, envelope: bytes, problem: str) -> None:
+def quarantine(work: Work, envelope: bytes, problem: str) -> None:
     """Keep the failed candidate and the reason for a person to look at; sealed bytes and machine words only.
 
     One of each form per instance, the newest: what fails again and again must not fill the disk.

@@ -29,7 +29,7 @@ from worker.container import SectionType
 from worker.envelope import RAW_DATA_STORAGE, Source, build_envelope, envelope_uid
 from worker.orphan import Reading, Shape, containers, readings, stated_padding, tolerant_header
 from worker.pixelrules import MAX_FRAMES_TRIED
-from worker.restore import restore
+from worker.restore import members_of, restore
 from worker.sealing import open_wraps
 from worker.stegoframe import MODES
 from worker.stegoread import StegoReading, find_capsule, rebuild
@@ -91,7 +91,10 @@ def rebind(gw: Gateway, data: bytes, shape: Shape | None = None, apart: bytes | 
 def _by_container(gw: Gateway, data: bytes) -> Rebound | None:
     """An archive object, header or not: what a PACS did around the container does not matter."""
     for found in containers(data):
-        if {SectionType.FRAMES, SectionType.WHOLE} & set(box.parse(found)):
+        sections = box.parse(found)
+        if SectionType.MEMBERS in sections:
+            raise _several()
+        if {SectionType.FRAMES, SectionType.WHOLE} & set(sections):
             try:
                 back = restore(build_envelope(bytes(found), _NO_SOURCE, "", bytes(32)), gw.keys)
             except NOT_THIS:
@@ -111,12 +114,25 @@ def _by_uid(gw: Gateway, data: bytes) -> Rebound | None:
 def _archived(gw: Gateway, uid: str, found: str, file_sha256: str = "") -> Rebound | None:
     """The original out of the archive object of this UID, if it is there, opens, and is of the file that is meant."""
     try:
-        back = restore(gw.archive.read_unchecked(archive_key(uid)), gw.keys)
+        envelope = gw.archive.read_unchecked(archive_key(uid))
+        count = len(members_of(envelope))
     except (BadUID, *NOT_THIS):
         return None
-    if file_sha256 and back.record.file_sha256 != file_sha256:
-        return None
-    return Rebound(back.data, back.record, found, "archive", back.exact)
+    if count and not file_sha256:
+        raise _several()
+    for member in range(count) if count else (None,):
+        try:
+            back = restore(envelope, gw.keys, member=member)
+        except NOT_THIS:
+            continue
+        if file_sha256 in ("", back.record.file_sha256):
+            return Rebound(back.data, back.record, found, "archive", back.exact)
+    return None
+
+
+def _several() -> Unsupported:
+    message = "an archive object of several instances: `palimpsest payload extract --member` opens each"
+    return Unsupported("group", message)
 
 
 # --- pixels ---

@@ -47,10 +47,13 @@ class StegoProver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What is sent. name: an archive key, or of that form; reason: why it is not the form that the rule names first."""
+    """What is sent. name: an archive key, or of that form; reason: why it is not the form that the rule names first.
+
+    data: None if the destination has these very bytes already, sent for another instance of the same archive object.
+    """
 
     name: str
-    data: bytes = field(repr=False)
+    data: bytes | None = field(repr=False)
     representation: Representation
     reason: str | None = None
 
@@ -66,6 +69,8 @@ def represent(gw: Gateway, row: InstanceRow, destination: str, prover: StegoProv
     rule, refused = delivery_rule(gw, row, destination), None
     for form in rule.attempts:
         if form == "envelope":
+            if gw.index.sent_with_group(row, destination):
+                return Parcel(row.archive_key, None, form, refused.reason if refused else None)
             data = gw.archive.get(row.archive_key, row.archive_digest)
             return Parcel(row.archive_key, data, form, refused.reason if refused else None)
         try:

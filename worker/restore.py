@@ -26,7 +26,7 @@ from worker.attributes import read_tolerant
 from worker.container import CarrierMode, SectionType
 from worker.envelope import parse_envelope
 from worker.framechain import Decode, FrameChain
-from worker.framepass import FramePass, Sections, section
+from worker.framepass import FramePass, Sections, chain_of, section
 from worker.objectcontext import PASSTHROUGH_MODE
 from worker.pixels import Layout, frame_bytes, little_endian, pixel_pieces
 from worker.sealing import OpenedKey, open_wraps, open_wraps_as, pixel_key_that_opens
@@ -103,7 +103,7 @@ def restore(
     envelope: bytes | memoryview,
     ring: KeyRing,
     *,
-    decode: Decode = decode_frame,
+    decode: Decode | None = None,
     sop_uid: str = "",
     member: int | None = None,
 ) -> Restored:
@@ -118,7 +118,7 @@ def rebuild(
     ring: KeyRing,
     write: Write,
     *,
-    decode: Decode = decode_frame,
+    decode: Decode | None = None,
     sop_uid: str = "",
     member: int | None = None,
 ) -> Rebuilt:
@@ -139,13 +139,14 @@ def rebuild_member(
     ring: KeyRing,
     write: Write,
     *,
-    decode: Decode = decode_frame,
+    decode: Decode | None = None,
     sop_uid: str = "",
     chain: FrameChain | None = None,
 ) -> Rebuilt:
     """`rebuild` of an instance's own sections (`container.unpack_members`). chain: as in `FramePass`."""
     context = _context(sections)
-    coded = None if context.mode == PASSTHROUGH_MODE else _Coded(FramePass(sections, decode, chain), context)
+    whole = context.mode == PASSTHROUGH_MODE
+    coded = None if whole else _Coded(FramePass(sections, decode or decode_frame, chain), context)
     try:
         found = _open_coded(coded, sections, ring, write) if coded else _open_whole(sections, context, ring, write)
     except (SealError, IntegrityError):
@@ -155,6 +156,16 @@ def rebuild_member(
     if found is None or (sop_uid and found.record.sop_uid != sop_uid):
         raise _refused()
     return found
+
+
+def members_of(envelope: bytes | memoryview) -> list[dict[SectionType, memoryview]]:
+    """The sections of every instance of a group's envelope; none where it is of one instance. Raises IntegrityError."""
+    return box.unpack_members(box.parse(parse_envelope(envelope).container))
+
+
+def chain_through(member: Sections) -> FrameChain:
+    """The decoder that a group's instances share when one is read after another. Raises IntegrityError."""
+    return chain_of(member, decode_frame)
 
 
 def member_of(sections: Sections, member: int | None) -> Sections:
@@ -170,14 +181,19 @@ def member_of(sections: Sections, member: int | None) -> Sections:
 
 
 def read_image(
-    envelope: bytes | memoryview, ring: KeyRing | None = None, *, recovery: bytes | None = None
+    envelope: bytes | memoryview,
+    ring: KeyRing | None = None,
+    *,
+    recovery: bytes | None = None,
+    member: int | None = None,
 ) -> ExactImage | StegoImage:
     """What the pixels can be read as: exact without any key, but for a sealed bitmap only with one, else a StegoImage.
 
     recovery: private key of a recovery recipient (`stego.recipients.generate`). A key that does not open is refused.
-    Raises IntegrityError; Unsupported ``passthrough`` without frames.
+    member: which instance of a group's envelope. Raises IntegrityError; Unsupported ``passthrough`` without frames,
+    ``group``.
     """
-    sections, first = _open_frames(envelope)
+    sections, first = _open_frames(envelope, member)
     shape = (first.fmt, first.count, first.image.photometric)
     if first.carrier.mode is not CarrierMode.SEALED:
         digest = first.image.pixel_sha256
@@ -189,24 +205,28 @@ def read_image(
 
 
 def exact_image(
-    envelope: bytes | memoryview, ring: KeyRing | None = None, *, recovery: bytes | None = None
+    envelope: bytes | memoryview,
+    ring: KeyRing | None = None,
+    *,
+    recovery: bytes | None = None,
+    member: int | None = None,
 ) -> ExactImage:
     """The exact pixels. Raises as `read_image`, and PolicyRefused ``pixels-sealed`` where they need a key."""
-    found = read_image(envelope, ring, recovery=recovery)
+    found = read_image(envelope, ring, recovery=recovery, member=member)
     if isinstance(found, StegoImage):
         raise PolicyRefused("pixels-sealed", "the exact pixels of this object are sealed: they need the key ring")
     return found
 
 
-def stego_image(envelope: bytes | memoryview) -> StegoImage:
+def stego_image(envelope: bytes | memoryview, member: int | None = None) -> StegoImage:
     """The pixels as coded, record inside. Raises as `read_image`."""
-    sections, first = _open_frames(envelope)
+    sections, first = _open_frames(envelope, member)
     shape = (first.fmt, first.count, first.image.photometric)
     return StegoImage(*shape, lambda: FramePass(sections, decode_frame).stego_frames())
 
 
-def _open_frames(envelope: bytes | memoryview) -> tuple[Sections, FramePass]:
-    sections = box.parse(parse_envelope(envelope).container)
+def _open_frames(envelope: bytes | memoryview, member: int | None) -> tuple[Sections, FramePass]:
+    sections = member_of(box.parse(parse_envelope(envelope).container), member)
     if SectionType.FRAMES not in sections:
         raise Unsupported("passthrough", "the object was sealed whole: it has no pixels to read without a key")
     return sections, FramePass(sections, decode_frame)

@@ -58,7 +58,7 @@ def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
     if row.archive_key is None or row.archive_digest is None:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
     with used_keys():
-        restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+        restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys, member=row.member)
         gw.index.audit(AuditEvent("restored", "worker", instance_id=row.id))
     if restored.sha256 not in (row.digest, gw.index.facts(row.id).get("restored_sha256")):
         raise IntegrityError("restore-digest", "the archive restored to something other than what was proven")
@@ -82,7 +82,7 @@ def _rendered(gw: Gateway, row: InstanceRow, frame: int, image_format: str) -> b
     if row.form is Form.PASSTHROUGH:
         raise _gone()
     envelope = gw.archive.get(str(row.archive_key), str(row.archive_digest))
-    return render_image(exact_image(envelope, gw.keys), frame, image_format)
+    return render_image(exact_image(envelope, gw.keys, member=row.member), frame, image_format)
 
 
 def _gone() -> Gone:

@@ -23,8 +23,9 @@ from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
 from worker.gpubatch import Provers, process_batch
+from worker.grouping import process_series
 from worker.indexing import index_by_door, index_instance
-from worker.pipeline import failure_reason, process_instance, record_failure
+from worker.pipeline import failure_reason, record_failure
 from worker.retrieve import retrieve, retrieve_failure
 from worker.verify import Verifier
 
@@ -118,10 +119,11 @@ class TaskSpec:
 def run_encode(runtime: Runtime, instance_id: int) -> Reply:
     """palimpsest.encode [instance id]: RECEIVED to ARCHIVED; then hands the forwards to the queue at once.
 
-    A GPU worker takes what waits of the same series along: their own messages then find nothing left to do.
+    What waits of the same series is taken along by a GPU worker, and where the policy groups series: their own
+    messages then find nothing left to do.
     """
     if runtime.device is None:
-        states = {instance_id: process_instance(runtime.gw, runtime.verifier, instance_id, runtime.owner)}
+        states = process_series(runtime.gw, runtime.verifier, instance_id, runtime.owner)
     else:
         states = process_batch(runtime.gw, runtime.provers, instance_id, runtime.owner, runtime.batcher)
     for each in states:

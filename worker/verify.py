@@ -3,9 +3,11 @@
 `python -m worker.verify --keys DIR --parent PID` is the process, `Verifier` its client. On the pipes, big endian:
 
     request    u8 kind (0 check, 1 check with the reference decoder), u64 length, envelope bytes
+               u8 kind 3 (check one instance of a group's envelope), u64 length, u32 which (from 0), envelope bytes
+               u8 kind 4 (check all instances of a group's envelope), u64 length, envelope bytes
                u8 kind 2 (check a viewable stego object), u64 length of u64 + file + record, u64 length of the file,
                file, restoration record (empty: there is none)
-    answer     u32 length, JSON object; the first one is {"ready": true}
+    answer     u32 length, JSON object; the first one is {"ready": true}; to kind 4 {"members": [one each]}
 
 The process sees no database, no spool and no encoder state. It ends at EOF on its standard input and with its parent.
 """
@@ -23,8 +25,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from gateway.errors import IntegrityError, PalimpsestError, Unavailable
 from gateway.keys import KeyRing
@@ -33,13 +36,17 @@ from gateway.masters import open_master
 from gateway.settings import Settings, python_environment
 from worker.process import die_with_parent
 
-CHECK, CHECK_REFERENCE, CHECK_STEGO = 0, 1, 2
+if TYPE_CHECKING:
+    from worker.restore import Rebuilt
+
+CHECK, CHECK_REFERENCE, CHECK_STEGO, CHECK_MEMBER, CHECK_GROUP = range(5)
 MEMORY_BYTES = 6 << 30  # RLIMIT_DATA of the process: it holds envelope, side part, pixels and file at once
 TIMEOUT_SECONDS = 900.0  # one object; the largest that is coded has 1 GiB of pixels
 START_SECONDS = 300.0  # importing and, with a cold cache, compiling
-MAX_ANSWER_BYTES = 1 << 16
+MAX_ANSWER_BYTES = 1 << 21  # a group of 1024 instances
 MAX_ENVELOPE_BYTES = 1 << 33
 _REQUEST, _ANSWER, _LENGTH = struct.Struct(">BQ"), struct.Struct(">I"), struct.Struct(">Q")
+_MEMBER = struct.Struct(">I")
 _PIPE_PIECE = 1 << 16
 
 
@@ -67,18 +74,38 @@ class VerifyReport:
 # --- the process ---
 
 
-def check_envelope(envelope: bytes, ring: KeyRing, *, reference: bool = False) -> VerifyReport:
-    """Rebuild and compare. Raises only Unavailable (the key ring cannot be read); all else is in the report."""
+def check_envelope(
+    envelope: bytes, ring: KeyRing, *, reference: bool = False, member: int | None = None
+) -> VerifyReport:
+    """Rebuild and compare. member: which instance of a group's envelope.
+
+    Raises only Unavailable (the key ring cannot be read); all else is in the report.
+    """
     from worker.restore import rebuild  # imports the codec, hence numba: only after the limits are set
 
+    if not reference:
+        return _reported(lambda: rebuild(envelope, ring, _nowhere, member=member))
+    from codec.reference import decode_frame_reference
+
+    return _reported(lambda: rebuild(envelope, ring, _nowhere, decode=decode_frame_reference, member=member), True)
+
+
+def check_group(envelope: bytes, ring: KeyRing) -> list[VerifyReport]:
+    """`check_envelope` of every instance of a group's envelope, each frame decoded once. Empty if it holds no group."""
+    from worker.restore import chain_through, members_of, rebuild_member
+
+    try:
+        members = members_of(envelope)
+        chain = chain_through(members[0]) if members else None
+    except PalimpsestError:
+        return []
+    return [_reported(partial(rebuild_member, member, ring, _nowhere, chain=chain)) for member in members]
+
+
+def _reported(rebuilt: Callable[[], Rebuilt], reference: bool = False) -> VerifyReport:
     started = time.monotonic()
     try:
-        if reference:
-            from codec.reference import decode_frame_reference
-
-            found = rebuild(envelope, ring, _nowhere, decode=decode_frame_reference)
-        else:
-            found = rebuild(envelope, ring, _nowhere)
+        found = rebuilt()
     except Unavailable:
         raise
     except PalimpsestError as error:
@@ -134,7 +161,10 @@ def serve(requests: IO[bytes], answers: IO[bytes], ring: KeyRing) -> None:
         if len(envelope) < length:
             return
         try:
-            _answer(answers, asdict(_check(kind, envelope, ring)))
+            if kind == CHECK_GROUP:
+                _answer(answers, {"members": [asdict(each) for each in _check_all(envelope, ring)]})
+            else:
+                _answer(answers, asdict(_check(kind, envelope, ring)))
         except Unavailable as error:
             _answer(answers, {"unavailable": error.reason})
 
@@ -145,7 +175,15 @@ def _check(kind: int, body: bytes, ring: KeyRing) -> VerifyReport:
     return replace(report, keys=used.ids())
 
 
+def _check_all(body: bytes, ring: KeyRing) -> list[VerifyReport]:
+    with used_keys() as used:
+        reports = check_group(body, ring)
+    return [replace(report, keys=used.ids()) for report in reports]
+
+
 def _checked(kind: int, body: bytes, ring: KeyRing) -> VerifyReport:
+    if kind == CHECK_MEMBER:
+        return check_envelope(body[_MEMBER.size :], ring, member=_MEMBER.unpack_from(body)[0])
     if kind != CHECK_STEGO:
         return check_envelope(body, ring, reference=kind == CHECK_REFERENCE)
     end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
@@ -180,6 +218,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 # --- the client ---
+
+
+def _report(answer: dict[str, object]) -> VerifyReport:
+    try:
+        return VerifyReport(**answer)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise IntegrityError("verifier-answer", "the verifying process answered nonsense") from error
 
 
 class VerifierGone(Exception):
@@ -246,25 +291,36 @@ class Verifier:
             self.close()
             raise Unavailable("verifier-start", "the verifying process speaks another protocol")
 
-    def check(self, envelope: bytes) -> VerifyReport:
-        """Prove one candidate.
+    def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
+        """Prove one candidate; member: which instance of a group's envelope it is.
 
         A process that dies is replaced and asked once more, so that a kill from outside costs nothing; dying twice, or
         taking too long, is the candidate's failure (reasons ``verifier-crashed``, ``verifier-timeout``).
         Raises Unavailable when the process cannot start or has no key ring.
         """
+        if member is not None:
+            return _report(self._ask_twice(CHECK_MEMBER, _MEMBER.pack(member) + envelope))
         self._count += 1
         sampled = self._every > 0 and self._count % self._every == 0 and len(envelope) <= self._reference_bytes
-        report = self._ask_twice(CHECK, envelope)
-        return self._ask_twice(CHECK_REFERENCE, envelope) if report.ok and sampled else report
+        report = _report(self._ask_twice(CHECK, envelope))
+        return _report(self._ask_twice(CHECK_REFERENCE, envelope)) if report.ok and sampled else report
+
+    def check_group(self, envelope: bytes) -> list[VerifyReport]:
+        """Prove all instances of a group's envelope, in its order; not as many as it holds, or none: it is not proven.
+
+        Never by the reference decoder. Crashes, timeouts and Unavailable as `check`.
+        """
+        members = self._ask_twice(CHECK_GROUP, envelope).get("members")
+        return [_report(each) for each in members] if isinstance(members, list) else []
 
     def check_reference(self, envelope: bytes) -> VerifyReport:
         """As `check`, with the NumPy reference decoder."""
-        return self._ask_twice(CHECK_REFERENCE, envelope)
+        return _report(self._ask_twice(CHECK_REFERENCE, envelope))
 
     def check_stego(self, part10: bytes, restoration: bytes | None) -> VerifyReport:
         """Prove one viewable stego object; crashes, timeouts and Unavailable as `check`."""
-        return self._ask_twice(CHECK_STEGO, b"".join((_LENGTH.pack(len(part10)), part10, restoration or b"")))
+        body = b"".join((_LENGTH.pack(len(part10)), part10, restoration or b""))
+        return _report(self._ask_twice(CHECK_STEGO, body))
 
     def close(self) -> None:
         """End the process; safe to call twice."""
@@ -277,7 +333,8 @@ class Verifier:
             if pipe is not None:
                 pipe.close()
 
-    def _ask_twice(self, kind: int, envelope: bytes) -> VerifyReport:
+    def _ask_twice(self, kind: int, envelope: bytes) -> dict[str, object]:
+        """The answer, or that of a report which says why there is none."""
         reason = ""
         for _ in range(2):
             try:
@@ -287,9 +344,9 @@ class Verifier:
                 reason = error.reason
                 if reason == "verifier-timeout":
                     break
-        return VerifyReport(False, reason)
+        return asdict(VerifyReport(False, reason))
 
-    def _ask(self, kind: int, envelope: bytes) -> VerifyReport:
+    def _ask(self, kind: int, envelope: bytes) -> dict[str, object]:
         self.start()
         deadline = time.monotonic() + self._timeout
         self._write(_REQUEST.pack(kind, len(envelope)), deadline)
@@ -297,10 +354,7 @@ class Verifier:
         answer = self._read_answer(deadline)
         if "unavailable" in answer:
             raise Unavailable(str(answer["unavailable"]), "the verifying process cannot read the key ring")
-        try:
-            return VerifyReport(**answer)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise IntegrityError("verifier-answer", "the verifying process answered nonsense") from error
+        return answer
 
     def _write(self, data: bytes, deadline: float) -> None:
         view, pipe = memoryview(data), self._pipe(lambda process: process.stdin)

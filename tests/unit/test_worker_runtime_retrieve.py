@@ -185,11 +185,11 @@ def test_the_encode_task_hands_the_forwards_on_at_once(
     instance_id = take_in(gw)
     gw.index.claim(instance_id, "x", 60.0)
 
-    def archived(*_: Any) -> str:
+    def archived(*_: Any) -> dict[int, str]:
         gw.index.forward_add(instance_id, ["one", "two"])
-        return "ARCHIVED"
+        return {instance_id: "ARCHIVED"}
 
-    monkeypatch.setattr("worker.tasks.process_instance", archived)
+    monkeypatch.setattr("worker.tasks.process_series", archived)
     app.tasks["palimpsest.encode"](instance_id)
     assert gw.queue.depths()["forward"] == 2
     assert gw.index.outbox_due() == []

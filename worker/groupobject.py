@@ -1,0 +1,115 @@
+"""One archive object of several instances of a series: their frames in one chain, all else of each by itself.
+
+Which instances belong together, and in which order, is `worker.slices`'s to say; what happens when one of them fails,
+`worker.grouping`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gateway.errors import Unsupported
+from gateway.instance import Form
+from gateway.keys import KeyRing
+from gateway.policy import ArchiveRule
+from worker import container as box
+from worker.attributes import Data
+from worker.candidate import Candidate, SealedImage, Sealer, candidate_of, payload_bytes, seal_image, wrap
+from worker.container import SectionType
+from worker.envelope import Source, build_envelope, envelope_uid, group_name
+from worker.framechain import ChainCoder
+from worker.identity import Provenance
+from worker.pixels import open_pixels
+from worker.sealing import Wraps
+from worker.splice import read_object
+
+MAX_GROUP_BYTES = 64 << 20  # of the envelope: what giving back one slice reads
+MEMBER_ROOM = 4 << 10  # bytes that an instance's seals may take beside what was received of it
+
+
+@dataclass(frozen=True)
+class GroupFile:
+    """A received file; `read` gives its bytes when its turn comes."""
+
+    read: Callable[[], Data]
+    facts: Provenance
+
+
+@dataclass(frozen=True)
+class _Member:
+    made: SealedImage
+    wraps: Wraps
+    key_ids: tuple[str, ...]
+    first: int
+
+
+def build_group(
+    files: Sequence[GroupFile], ring: KeyRing, *, rule: ArchiveRule, threads: int = 1, shared: bytes | None = None
+) -> list[Candidate]:
+    """Code the files in this order; one candidate each, all with the same envelope.
+
+    shared: an adapter fitted to the series. Raises what one of them alone would be sealed whole for (Unsupported,
+    InvalidInstance, CodecError, CarrierError, MemoryError): none of them is archived like this then; Unsupported
+    ``group-patients``, ``group-size``; Unavailable.
+    """
+    coder = ChainCoder(threads, rule.profile or "default", shared)
+    members = [_sealed(each, ring, rule, coder) for each in files]
+    if len({each.wraps.patient_key for each in members}) != 1:
+        raise Unsupported("group-patients", "the files belong to different patients")
+    sections = {
+        SectionType.FRAMES: box.pack_frames(coder.blobs),
+        SectionType.MEMBERS: box.pack_members([each.made.sections for each in members]),
+    }
+    if coder.uses_shared and coder.shared is not None:
+        sections[SectionType.ADAPTER] = coder.shared
+    container = box.build(sections, box.CONTEXT_VERSION)
+    source, pseudonyms = _source(members), ring.pseudonym_key()
+    envelope = build_envelope(container, source, "", pseudonyms, version=box.CONTEXT_VERSION)
+    if len(envelope) > MAX_GROUP_BYTES:
+        raise Unsupported("group-size", "the group's envelope is larger than one may be")
+    uid = envelope_uid(source.file_sha256, pseudonyms, source.sealed_to)
+    return _candidates(members, coder, envelope, uid)
+
+
+def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder) -> _Member:
+    sealer, data = Sealer.of(ring, None, rule), file.read()
+    first, source = len(coder.blobs), open_pixels(read_object(data))
+    made = seal_image(data, source, file.facts, sealer, coder)
+    made.sections[SectionType.SPAN] = box.pack_span(first, source.frames)
+    wraps = wrap(made, sealer)
+    return _Member(made, wraps, (*wraps.key_ids, sealer.signer[0]), first)
+
+
+def _source(members: Sequence[_Member]) -> Source:
+    records = [each.made.record for each in members]
+    first = records[0]
+    return Source(
+        group_name([record.file_sha256 for record in records]),
+        first.patient_id,
+        first.study_uid,
+        first.series_uid,
+        first.sop_uid,
+        first.sop_class,
+        members[0].wraps.patient_key,
+        tuple((record.sop_class, record.sop_uid) for record in records[1:]),
+    )
+
+
+def _candidates(members: Sequence[_Member], coder: ChainCoder, envelope: bytes, uid: str) -> list[Candidate]:
+    """Each with its share of the envelope: its own parts, and evenly of what all need."""
+    own = [sum(map(len, each.made.sections.values())) for each in members]
+    spans = [range(each.first, each.first + each.made.frames) for each in members]
+    coded = [sum(len(coder.blobs[at]) for at in span) for span in spans]
+    rest = len(envelope) - sum(own) - sum(coded)
+    even, left = divmod(rest, len(members))
+    return [
+        candidate_of(
+            each.made, each.wraps, envelope=envelope, envelope_uid=uid, form=Form.CODED, reason="",
+            coder="+".join(name for name, _ in Counter(coder.coders[at] for at in spans[number]).most_common()),
+            codec_bytes=coded[number], payload_bytes=payload_bytes(each.made.sections), key_ids=each.key_ids,
+            member=number, share=own[number] + coded[number] + even + (left if number == 0 else 0),
+        )
+        for number, each in enumerate(members)
+    ]  # fmt: skip
