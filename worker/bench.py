@@ -195,8 +195,9 @@ def _measure_frame(each: Input, opened: Opened, index: int, context: Context, pl
     )
     row.exact = frame.fmt == fmt and bool(np.array_equal(frame.words, words))
     row.bytes["ours"], row.coder, row.lengths = len(best.blob), best.coder, dict(best.lengths)
-    row.previous = best.details.get("previous", 0) == 1
-    row.adapter = next((name for name in ("inline", "shared") if best.details.get(name)), "none")
+    if best.coder == "learned":
+        row.previous = bool(best.details["previous"])
+        row.adapter = "inline" if best.details["adapter"] else "shared" if best.details["shared"] else "none"
     context.coded(words, fmt, row.previous)
     return row
 

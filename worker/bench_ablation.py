@@ -77,7 +77,7 @@ def _measure(words: Words, fmt: PixelFormat, part: str, context: Context, plan: 
         )
     )  # fmt: skip
     frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, threads=plan.threads))
-    context.coded(words, fmt, coded.details.get("previous", 0) == 1)
+    context.coded(words, fmt, bool(coded.details["previous"]))
     return Sums([len(coded.blob)], spent + seconds, back, bool(np.array_equal(frame.words, words)))
 
 

@@ -47,13 +47,24 @@ def test_what_the_network_does_not_understand_is_odd() -> None:
 
 
 def test_sparse_frames_of_few_levels_are_odd() -> None:
-    index = (natural() >> 11).astype(np.uint16)
-    assert is_odd(index, 2, index.size // 8, index.size)
+    index = (natural(40) >> 8).astype(np.uint16)
+    assert is_odd(index, 16, index.size // 10, index.size)
+    assert not is_odd(index, 16, index.size // 3, index.size)
 
 
 def test_label_maps_are_odd_whatever_their_levels() -> None:
     index = np.repeat(np.repeat(np.arange(80, dtype=np.uint16).reshape(8, 10) * 37, 16, 0), 16, 1)
     assert is_odd(index, 3000, index.size // 40, index.size)
+
+
+def test_magnified_pixels_are_odd() -> None:
+    index = np.repeat(np.repeat(natural()[:64, :80], 2, 0), 2, 1)
+    assert is_odd(index, 4096, index.size, 2 * index.size)
+
+
+def test_a_gradient_is_odd() -> None:
+    y, x = np.mgrid[:128, :160]
+    assert is_odd((3 * y + 7 * x).astype(np.uint16), 1600, 100, 5000)
 
 
 def test_repeated_noise_is_odd() -> None:
