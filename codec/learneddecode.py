@@ -91,10 +91,12 @@ class Engine(Protocol):
 def previous_index(values: Plane, levels: LevelTable) -> Plane:
     """Where a previous frame's values lie among this frame's levels: how many levels are below each, int32."""
     if levels.table is None:
-        place = values - np.int32(levels.minimum)
-    else:
-        place = np.searchsorted(levels.table, values).astype(np.int32)
-    return np.asarray(np.clip(place, 0, levels.count - 1), np.int32)
+        return np.asarray(np.clip(values - np.int32(levels.minimum), 0, levels.count - 1), np.int32)
+    span = int(levels.table[-1]) - levels.minimum
+    present = np.zeros(span + 1, np.int32)
+    present[levels.table - levels.minimum] = 1
+    below = np.cumsum(present, dtype=np.int32) - present  # of every value from the least to the highest level
+    return below[np.clip(values - np.int32(levels.minimum), 0, span)]
 
 
 def previous_planes(values: Plane, levels: LevelTable, transform: int | None) -> list[Plane]:

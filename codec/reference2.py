@@ -113,6 +113,8 @@ def decode_tile(tile: Tile, streams: Streams) -> list[list[int]]:
             low = streams.slot(y) >> 28 - raw
             streams.remove(y, low << 28 - raw, 1 << 28 - raw)
             sample = sample << raw | low
+        if sample > tile.shape.setting.highest:
+            raise CorruptBitstream("sample outside the plane's range")
         tile.keep(y, x, sample)
     streams.close()
     return tile.samples
