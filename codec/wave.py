@@ -215,4 +215,4 @@ def _packed(network: Network) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     hidden = max(network.w1.shape[0], network.w2.shape[0], network.w3.shape[0])
     if network.inputs > MOST_INPUTS or hidden > MOST_HIDDEN or network.components > MOST_COMPONENTS:
         raise ValueError("the network is too large for the kernel")
-    return network.packed()
+    return network.packed

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from codec.tables import LOGISTIC, TAPS, Z_LAST, Z_LIMIT, Z_STEPS
 
 _OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
-outer: Any = njit(**_OPTIONS)
+_njit: Any = njit
+outer: Any = _njit(**_OPTIONS)
 # Kernels that hand arrays around without counting references (a quarter of the time otherwise), and so allocate none.
-bare: Any = njit(**_OPTIONS, _nrt=False)
-inner: Any = njit(**_OPTIONS, _nrt=False, forceinline=True)
+bare: Any = _njit(**_OPTIONS, _nrt=False)
+inner: Any = _njit(**_OPTIONS, _nrt=False, forceinline=True)
 
 # The wavefront: lane l codes rows l, l + 16, ...; it is SKEW steps behind lane l - 1.
 SKEW = 5

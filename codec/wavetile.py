@@ -60,7 +60,7 @@ CHANCE_STEPS = 16  # probabilities multiplied before their logarithm is taken: 2
 class Law(NamedTuple):
     """How a tile is coded; the same for all samples.
 
-    `thresholds` int32[sets - 2]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`: Network.packed();
+    `thresholds` int32[sets - 2]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`: Network.packed;
     `upper`, `previous`: G and the previous frame, `skew_around`, or empty (no G: k has all bits).
     """
 
