@@ -95,10 +95,11 @@ def sample_plane(
     seen = turned(middle(plane), view.turn)
     before = None if earlier is None else framed(turned(middle(earlier), view.turn), 0, highest)
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
-    classes = int(rng.choice(choices))
+    classes = int(rng.choice(choices)) if view.turn or view.split else choices[-1]
     buffer = padded(seen, int(seen[0, 0]))
+    rows, columns = seen.shape
     predictors = fit_predictors(
-        buffer, *seen.shape, classes, precision, NO_PREVIOUS if before is None else before, FIT_SAMPLES
+        buffer, rows, columns, classes, precision, NO_PREVIOUS if before is None else before, FIT_SAMPLES
     )
     bits = highest.bit_length()
     k = max(1, bits - view.split) if view.split else bits

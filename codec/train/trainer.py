@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,14 +106,16 @@ def rounded(values: Parameters) -> Layers:
     def whole(name: str) -> Floats:
         scaled = np.rint(values[name] * np.float32(UNITS[name]))
         most = BOUNDS.get(name, HIGHEST_BIAS)
-        return np.clip(scaled, 0 if name[0] == "g" else -most, most).astype(np.float32)
+        bounded: Floats = np.clip(scaled, 0 if name[0] == "g" else -most, most).astype(np.float32)
+        return bounded
 
     return Layers(**{part.name: whole(part.name) for part in fields(Layers)})
 
 
 def rounded_codes(codes: Floats) -> Floats:
     """Codes in 1/32."""
-    return np.clip(np.rint(codes * np.float32(CODE_UNIT)), -127, 127).astype(np.float32)
+    whole: Floats = np.clip(np.rint(codes * np.float32(CODE_UNIT)), -127, 127).astype(np.float32)
+    return whole
 
 
 def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes) -> float:
@@ -148,19 +150,20 @@ class Trainer:
             self._load(checkpoint)
             tell(f"resumed at step {self.state.step}")
         saved = time.monotonic()
-        while self.state.step < self._plan.steps:
+        while self.state.step < self._plan.steps and not self._exhausted():
             self._step()
             if self.state.step % self._plan.check == 0 or self.state.step == self._plan.steps:
                 self._check(tell)
-                if self.state.step - self.state.best_step >= self._plan.patience * self._plan.check:
-                    tell(f"no better for {self._plan.patience} checks: stopped")
-                    break
             if checkpoint is not None and time.monotonic() - saved > self._plan.save:
                 self._save(checkpoint)
                 saved = time.monotonic()
         if checkpoint is not None:
             self._save(checkpoint)
         return self.state
+
+    def _exhausted(self) -> bool:
+        """Whether the sources held out have not gained for too long."""
+        return bool(self._held) and self.state.step - self.state.best_step >= self._plan.patience * self._plan.check
 
     def _step(self) -> None:
         plan, state, sizes = self._plan, self.state, self._plan.sizes
@@ -259,13 +262,8 @@ def chances(images: Sequence[Sampled]) -> NDArray[np.float64]:
     return chance
 
 
-def widened(values: Parameters, inputs: int, images: int, codes: int) -> Parameters:
-    """Parameters of a network that takes more inputs, the new ones unused at first; codes start at 0."""
-    more = inputs - values["w1"].shape[1]
+def widened(values: Parameters, plan: Plan, images: int) -> Parameters:
+    """First parameters of a network with more inputs out of a trained one's: the new inputs unused, codes 0."""
+    more = plan.sizes.inputs - values["w1"].shape[1]
     w1 = np.concatenate([values["w1"], np.zeros((len(values["w1"]), more), np.float32)], axis=1)
-    return {**values, "w1": w1, "code": np.zeros((images, codes), np.float32)}
-
-
-def resized(plan: Plan, inputs: int) -> Plan:
-    """The same plan for another number of inputs."""
-    return replace(plan, sizes=plan.sizes._replace(inputs=inputs))
+    return {**values, "w1": w1, "code": np.zeros((images, plan.sizes.codes), np.float32)}
