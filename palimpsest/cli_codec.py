@@ -146,3 +146,24 @@ def codec_escrow(
     made = write_escrow(out)
     typer.echo(f"{out}: {made.files} files, {made.size / 1e6:.1f} MB, {len(made.weights)} released weight files")
     typer.echo(f"check it:  python3 {out / 'verify.py'}")
+
+
+@codec.command("train")
+def codec_train(
+    data: Annotated[Path, typer.Option(help="Folder of DICOM, NIfTI, PNG files; MANIFEST.csv: only use = train.")],
+    out: Annotated[Path, typer.Option(help="Folder of the weight files, the model card, and what resuming needs.")],
+    profile: Annotated[
+        list[Profile] | None, typer.Option(help="What is trained (again for more); all of them.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of a profile's first network; fewer with early stopping.")] = 12000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and data give the same weights.")] = 1,
+) -> None:
+    """Train the learned coder's networks on your images, on one core; run it again to resume. Sends nothing.
+
+    What comes out is not released: archives only take weights that a release lists (docs/model-card.md).
+    """
+    from worker.training_run import Recipe, train
+
+    chosen = tuple(one.value for one in profile or list(Profile))
+    for path in train(data, out, Recipe(chosen, steps, seed=seed), console.print):
+        typer.echo(path)

@@ -196,11 +196,11 @@ def backward(
 # --- the mixture ---
 
 
-def power(octaves: Floats) -> Floats:
-    """The law's 2^-d for d >= 0: linear between whole octaves, 0 beyond 16."""
+def power(octaves: Floats) -> tuple[Floats, Floats]:
+    """The law's 2^-d for d >= 0, linear between whole octaves and 0 beyond 16; and minus its slope."""
     whole = np.floor(octaves)
-    part = np.ldexp(1 - 0.5 * (octaves - whole), -whole.astype(np.int32))
-    return np.where(whole > 16, np.float32(0), part).astype(np.float32)
+    steep = np.where(whole > 16, np.float32(0), np.ldexp(np.float32(0.5), -whole.astype(np.int32)))
+    return steep * (2 - (octaves - whole)), steep
 
 
 def rise(upper: Floats, lower: Floats) -> tuple[Floats, Floats, Floats]:
@@ -217,7 +217,8 @@ def mixture_bits(outputs: Floats, facts: Facts) -> tuple[Floats, Floats]:
     """Code lengths float32[N] in bits, without raw planes, and their gradients by the outputs [N, 3 K] (1/4096)."""
     u, offset, width = np.split(outputs, 3, axis=1)
     behind = np.floor((u.max(1, keepdims=True) - u) * np.float32(1 / 16)) * np.float32(1 / 256)
-    weight = power(behind) + np.float32(2.0**-16)
+    weight, steep = power(behind)
+    weight += np.float32(2.0**-16)
     shift = np.floor(offset * np.float32(1 / 32))
     clear = np.abs(shift) < OFFSET_LIMIT
     np.clip(shift, -OFFSET_LIMIT, OFFSET_LIMIT, out=shift)
@@ -247,6 +248,6 @@ def mixture_bits(outputs: Floats, facts: Facts) -> tuple[Floats, Floats]:
     )
     unit = np.float32(1 / SUM_UNIT)
     slope = np.concatenate(
-        [by_weight * weight * np.float32(LN2) * unit, by_centre * clear * scale * unit, by_width * wide * unit], axis=1
+        [by_weight * steep * unit, by_centre * clear * scale * unit, by_width * wide * unit], axis=1
     )
     return bits.astype(np.float32), slope.astype(np.float32)

@@ -13,13 +13,13 @@ from codec.train.gradient import Floats, Sizes
 from codec.train.trainer import Parameters, Sampled, rounded, rounded_codes
 from codec.weights import write_weights
 
-#: inputs of a frame's network: its own and those of the global part; with a previous frame 15 more
-FRAME_INPUTS, VOLUME_INPUTS = 68, 83
-#: networks by profile
+#: inputs of the kernel: 62 own, 5 of adaptive contexts (1 spare), 6 of the global part, 15 of the previous frame (1 spare)
+OWN_INPUTS, FRAME_INPUTS, VOLUME_INPUTS = 62, 74, 90
+#: networks for frames by profile; those for frames with a previous one take VOLUME_INPUTS
 SIZES: Final[dict[str, Sizes]] = {
-    "fast": Sizes(FRAME_INPUTS, 24, 16, 3, 16),
+    "fast": Sizes(OWN_INPUTS, 24, 16, 3, 16),
     "default": Sizes(FRAME_INPUTS, 64, 48, 4, 24),
-    "max": Sizes(FRAME_INPUTS, 128, 64, 4, 32),
+    "max": Sizes(FRAME_INPUTS, 96, 64, 5, 32),
 }
 LEAST_IMAGES: Final = 4  # of a prior that gets a centre of its own
 CLUSTERS: Final = 8  # centres of no prior
