@@ -16,7 +16,7 @@ _njit: Any = njit
 outer: Any = _njit(**_OPTIONS)
 # Kernels that hand arrays around without counting references (a quarter of the time otherwise), and so allocate none.
 bare: Any = _njit(**_OPTIONS, _nrt=False)
-inner: Any = _njit(**_OPTIONS, _nrt=False, forceinline=True)
+inner: Any = _njit(**_OPTIONS, _nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # The wavefront: lane l codes rows l, l + 16, ...; it is SKEW steps behind lane l - 1.
 SKEW = 5
