@@ -16,7 +16,7 @@ import numpy as np
 
 from codec.bitplane import Words
 from codec.errors import CodecError
-from codec.frame import decode_frame, encode_frame
+from codec.frame import ABLATIONS, decode_frame, encode_frame
 from codec.group import MAX_FRAMES, GroupReport, decode_group, stack_group
 from codec.pixelformat import PixelFormat
 from codec.weights import UnknownWeights, load
@@ -28,7 +28,7 @@ from worker.bench_inputs import Opened, list_inputs, open_input
 from worker.bench_table import aligned, percent
 
 WHOLE, VAE = "whole", "vae"
-IN_FRAMES = ("least-squares", "network", "adapters", "split", "previous")
+IN_FRAMES = tuple(sorted(ABLATIONS - {VAE}))
 PARTS = (*IN_FRAMES, VAE)
 OWN_CODERS = ("learned",)
 PAYLOAD = bytes(range(256)) * 2  # about what a sealed record takes
