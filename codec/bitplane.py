@@ -19,6 +19,7 @@ from codec.pixelformat import PixelFormat as PixelFormat
 
 Words = NDArray[np.uint8] | NDArray[np.uint16]
 DENSE_SHARE = 0.92  # design: rank the levels when fewer than 92 % of those in range occur
+ROUGH_SAMPLES = 1 << 16  # looked at to choose between the two kinds of level table
 ESTIMATE_SAMPLES = 1 << 21  # estimates of larger frames are made on this many samples in the middle: bounded memory
 
 
@@ -88,8 +89,13 @@ class LevelTable:
             if wide.size and (int(wide.min()) < 0 or int(wide.max()) >= self.count):
                 raise CodecError("a value lies outside the frame's levels")
             return wide.astype(np.uint16)
-        index = np.minimum(np.searchsorted(self.table, values), self.count - 1)
-        if not np.array_equal(self.table[index], values):
+        ranks = np.full(int(self.table[-1]) - self.minimum + 1, -1, np.int32)  # a look-up is faster than a search
+        ranks[self.table - self.minimum] = np.arange(self.count, dtype=np.int32)
+        wide = values - np.int32(self.minimum)
+        if wide.size and (int(wide.min()) < 0 or int(wide.max()) >= ranks.size):
+            raise CodecError("a value is not among the frame's levels")
+        index = ranks[wide]
+        if index.size and int(index.min()) < 0:
             raise CodecError("a value is not among the frame's levels")
         return index.astype(np.uint16)
 
@@ -137,7 +143,7 @@ def choose_levels(values: NDArray[np.int32]) -> LevelTable:
 
 def _rough_bits(index: NDArray[np.uint16]) -> float:
     """Estimated code length of level indices in bits, from the errors of the MED predictor."""
-    part = _middle(index)
+    part = _middle(index, ROUGH_SAMPLES)
     plane = part.reshape(part.shape[0], part.shape[1], -1).astype(np.int32)
     errors = np.abs(plane - med_predictions(plane))
     rows, columns = errors.shape[:2]
@@ -150,9 +156,9 @@ def _rough_bits(index: NDArray[np.uint16]) -> float:
     return min(modelled, part.size * float(np.log2(1 + int(index.max())))) * index.size / part.size
 
 
-def _middle(index: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Whole rows from the middle of a frame, about ESTIMATE_SAMPLES of them at most."""
-    height = max(2, ESTIMATE_SAMPLES // (index.size // index.shape[0]))
+def _middle(index: NDArray[np.uint16], samples: int) -> NDArray[np.uint16]:
+    """Whole rows from the middle of a frame, about `samples` samples at most."""
+    height = max(2, samples // (index.size // index.shape[0]))
     first = max(0, (index.shape[0] - height) // 2)
     return index[first : first + height]
 
@@ -177,7 +183,7 @@ def plane_entropies(index: NDArray[np.uint16]) -> NDArray[np.float64]:
     Each plane is conditioned on all planes above it and on the causal neighbourhood, through a causal prediction and
     the local activity. As many entries as the highest index has bits (at least one). Large images: of their middle.
     """
-    part = _middle(index)
+    part = _middle(index, ESTIMATE_SAMPLES)
     plane = part.reshape(part.shape[0], -1).astype(np.int32)
     bits = max(1, int(index.max()).bit_length())
     guess = _smooth_predictions(plane)

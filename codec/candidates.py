@@ -2,27 +2,32 @@
 
 JPEG XL's full effort takes about ten times the learned coder's time, and on images of the kinds that the network was
 trained on it is never shorter. It is on odd ones: colour, palettes, screens, drawings and masks, whose structure is in
-exact repeats. What tells them apart costs a JPEG-LS run, which competes anyway, and a quick Lempel-Ziv run over a part.
+exact repeats. What tells them apart costs a JPEG-LS run, which competes anyway, and counts over a part of the frame.
 docs/codec-bench.md has how often the estimate was wrong.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 #: nothing gains more than it may on so short a blob
 TINY_BYTES = 64
-#: of a frame of at most so many levels (8 bits and less), so few bits a sample: screens, text, ultrasound with frame
-FEW_LEVELS, SPARSE_BITS = 256, 1.7
-#: of any frame: masks and label maps
-BARE_BITS = 0.3
+#: almost nothing to code: gradients, blank frames
+BARE_BITS = 0.1
+#: a share of samples that copy a neighbour where the neighbours differ, as drawings, label maps and magnified pixels do
+COPIES = 0.5
+#: and of a frame of at most so many levels (8 bits and less) and so few bits a sample: ultrasound with its frame
+FEW_LEVELS, FEW_BITS, FEW_COPIES = 256, 1.7, 0.25
 #: the learned coder is shorter than JPEG-LS wherever it understands the image
 UNLEARNED = 0.985
-#: Lempel-Ziv: bytes looked at, in so many runs of rows, and how near it may come to the coded length
-REPEAT_BYTES, REPEAT_RUNS, REPEAT_SHARE = 1 << 16, 2, 1.15
+#: samples looked at, in so many runs of whole rows
+SAMPLES, RUNS = 1 << 16, 4
+#: Lempel-Ziv: how near it may come to the coded length
+REPEAT_SHARE = 1.15
 #: packed samples: how near the shortest candidate must be
 PACKED_SHARE = 0.97
 
@@ -39,10 +44,10 @@ def is_odd(index: NDArray[np.uint16], count: int, shortest: int, jpegls: int | N
         if not bool((index == index[..., :1]).all()):
             return True
         index, jpegls = np.ascontiguousarray(index[..., 0]), None  # grey three times: JPEG-LS codes it three times
-    bits = 8 * shortest / index.size
-    if bits < BARE_BITS or (count <= FEW_LEVELS and bits < SPARSE_BITS):
-        return True
     if jpegls is not None and shortest > UNLEARNED * jpegls:
+        return True
+    bits, copies = 8 * shortest / index.size, _copies(index)
+    if bits < BARE_BITS or copies > COPIES or (count <= FEW_LEVELS and bits < FEW_BITS and copies > FEW_COPIES):
         return True
     return _repeats(index, count) * index.size < REPEAT_SHARE * shortest
 
@@ -52,15 +57,31 @@ def packing_may_win(size: int, count: int, shortest: int) -> bool:
     return size * (count - 1).bit_length() * PACKED_SHARE < 8 * shortest
 
 
+def _runs(index: NDArray[np.uint16]) -> Iterator[NDArray[np.uint16]]:
+    """Runs of whole rows, two at least, evenly spread over a plane; some SAMPLES together."""
+    rows = index.shape[0]
+    height = min(rows, max(2, SAMPLES // (RUNS * index.shape[1])))
+    for run in range(RUNS):
+        first = min(rows - height, (2 * run + 1) * rows // (2 * RUNS))
+        yield index[first : first + height]
+
+
+def _copies(index: NDArray[np.uint16]) -> float:
+    """The share of samples that equal the one to the left or the one above, of those where these two differ."""
+    differ = copied = 0
+    for run in _runs(index):
+        here, left, above = run[1:, 1:], run[1:, :-1], run[:-1, 1:]
+        edge = left != above
+        differ += int(edge.sum())
+        copied += int((edge & ((here == left) | (here == above))).sum())
+    return copied / differ if differ else 0.0
+
+
 def _repeats(index: NDArray[np.uint16], count: int) -> float:
-    """Bytes a sample by Lempel-Ziv alone, estimated on whole rows of a part of the frame."""
-    rows = index.reshape(index.shape[0], -1)
-    narrow = np.uint8 if count <= 256 else np.uint16
-    height = max(1, REPEAT_BYTES // (REPEAT_RUNS * rows.shape[1] * np.dtype(narrow).itemsize))
+    """Bytes a sample by Lempel-Ziv alone, of the same runs."""
+    narrow = np.uint8 if count <= FEW_LEVELS else np.uint16
     length = size = 0
-    for run in range(REPEAT_RUNS):
-        first = max(0, (2 * run + 1) * rows.shape[0] // (2 * REPEAT_RUNS) - height // 2)
-        part = rows[first : first + height].astype(narrow)
-        length += len(zlib.compress(part.tobytes(), 1))
-        size += part.size
+    for run in _runs(index):
+        length += len(zlib.compress(run.astype(narrow).tobytes(), 1))
+        size += run.size
     return length / size

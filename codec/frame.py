@@ -138,9 +138,11 @@ class _Race:
         self._odd: bool | None = None
 
     def is_worth(self, name: str) -> bool:
-        """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried."""
-        if name in ("learned", "jpegls") or "learned" not in self.blobs:
+        """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried on grey."""
+        if name == "learned" or "learned" not in self.blobs:
             return True
+        if name == "jpegls":
+            return self.index.ndim == 2
         count, shortest = self.header.levels.count, min(len(blob) for blob in self.blobs.values())
         if name == "raw":
             return packing_may_win(self.index.size, count, shortest)

@@ -8,13 +8,12 @@ No function checks bounds: whoever calls `load` or `gather` has to know that the
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding  # type: ignore[import-untyped]
 from llvmlite import ir
-from numba import extending, types
+from numba import config, extending, types
 from numba.core import cgutils as untyped_cgutils
 from numba.core.typing import templates
 
@@ -26,7 +25,8 @@ intrinsic: Any = extending.intrinsic
 models: Any = extending.models
 lower_builtin: Any = extending.lower_builtin
 LANES = 16
-FEATURES = {} if os.environ.get("PALIMPSEST_PORTABLE") else dict(llvmlite.binding.get_host_cpu_features())
+# Numba may have been told to compile for another processor (NUMBA_CPU_NAME): then nothing is known of it.
+FEATURES = {} if getattr(config, "CPU_NAME", None) else dict(llvmlite.binding.get_host_cpu_features())
 WIDE = bool(FEATURES.get("avx512f"))
 PAIRED = WIDE and bool(FEATURES.get("avx512vnni"))
 
@@ -276,13 +276,6 @@ def gather(typing: Any, array: Any, place: Any) -> Any:
     """array[place] of int32, lane by lane."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        if os.environ.get("GATHER_HW"):
-            data = context.make_array(sig.args[0])(context, builder, args[0]).data
-            base = builder.bitcast(data, ir.IntType(8).as_pointer())
-            return call(
-                builder, "llvm.x86.avx512.mask.gather.dpi.512", VI,
-                [ir.Constant(VI, ir.Undefined), base, args[1], constant(VM, 1), I32(4)],
-            )  # fmt: skip
         out = ir.Constant(VI, ir.Undefined)
         for lane in range(LANES):
             index = builder.sext(builder.extract_element(args[1], I32(lane)), I64)

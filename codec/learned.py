@@ -150,7 +150,7 @@ def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds
     words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if taps.shape[0] else NO_WORDS
     return CodedPlane(
-        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, taps.shape[0],
+        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, taps.shape[0], setting.rate,
         tuple(int(threshold) for threshold in thresholds), words, tuple(tiles),
     )  # fmt: skip
 

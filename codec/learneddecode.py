@@ -52,7 +52,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the samples of one plane are coded: everything but the samples."""
+    """How the samples of one plane are coded: everything but the samples. `rate`: of the head's learning, 0: none."""
 
     highest: int
     k: int
@@ -60,6 +60,7 @@ class Setting:
     predictors: Predictors
     network: Network
     states: int
+    rate: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,12 @@ class Engine(Protocol):
 def previous_index(values: Plane, levels: LevelTable) -> Plane:
     """Where a previous frame's values lie among this frame's levels: how many levels are below each, int32."""
     if levels.table is None:
-        place = values - np.int32(levels.minimum)
-    else:
-        place = np.searchsorted(levels.table, values).astype(np.int32)
-    return np.asarray(np.clip(place, 0, levels.count - 1), np.int32)
+        return np.asarray(np.clip(values - np.int32(levels.minimum), 0, levels.count - 1), np.int32)
+    span = int(levels.table[-1]) - levels.minimum
+    present = np.zeros(span + 1, np.int32)
+    present[levels.table - levels.minimum] = 1
+    below = np.cumsum(present, dtype=np.int32) - present  # of every value from the least to the highest level
+    return below[np.clip(values - np.int32(levels.minimum), 0, span)]
 
 
 def previous_planes(values: Plane, levels: LevelTable, transform: int | None) -> list[Plane]:
@@ -127,9 +130,8 @@ def decode_learned(
             planes.append(np.full(side, plane.low, np.int32))
             continue
         network = _network(preface, context) if network is None else network
-        setting = Setting(
-            plane.highest, plane.k, plane.raw, _predictors(plane, engine, earlier is not None), network, preface.states
-        )
+        predictors = _predictors(plane, engine, earlier is not None)
+        setting = Setting(plane.highest, plane.k, plane.raw, predictors, network, preface.states, plane.rate)
         before = None if earlier is None else framed(earlier[number], plane.low, plane.highest)
         above = next(upper) if preface.stacked and plane.top else None
         samples = engine.plane(Job(side, setting, plane.tile_rows, plane.tiles, before, above))

@@ -18,6 +18,7 @@ from codec.wire import Reader, put_crc, put_signed, put_varint
 
 MAX_SETS = 15
 MAX_PRECISION = 4
+RATES = (0, *range(7, 15))  # of the head's learning; 0: none
 MAX_ADAPTER = 65535
 MAX_SPAN = (1 << 17) - 1  # of a colour plane
 ADAPTER_NONE, ADAPTER_INLINE, ADAPTER_SHARED = 0, 1, 2
@@ -57,7 +58,8 @@ class CodedPlane:
     """One plane as it stands in the blob; `low` is added to its samples 0..highest (0 in frames of one plane).
 
     `k`, `raw`, `tile_rows`: split, raw planes, rows of a tile. `taps`: words of `sets` least-squares predictors, whose
-    coefficients are multiples of 2^precision; `thresholds` of their activity classes. A plane of highest 0 has no more.
+    coefficients are multiples of 2^precision; `thresholds` of their activity classes. `rate`: one of RATES. A plane of
+    highest 0 has nothing but its level.
     """
 
     low: int
@@ -67,6 +69,7 @@ class CodedPlane:
     tile_rows: int = 1
     precision: int = 0
     sets: int = 0
+    rate: int = 0
     thresholds: tuple[int, ...] = ()
     taps: Words = field(default_factory=lambda: NO_WORDS)
     tiles: tuple[Tile, ...] = ()
@@ -180,7 +183,7 @@ def _put_plane(out: bytearray, start: int, plane: CodedPlane, stacked: bool) -> 
         return
     out.append(plane.k | plane.raw << 5)
     put_varint(out, plane.tile_rows)
-    out.append(plane.sets | plane.precision << 4)
+    out += bytes((plane.sets | plane.precision << 4, plane.rate))
     for gap in np.diff(plane.thresholds, prepend=-1):
         put_varint(out, int(gap) - 1)
     if plane.sets:
@@ -200,9 +203,15 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
     if highest == 0:
         reader.check_crc(start, "plane header")
         return CodedPlane(low, 0)
-    split, tile_rows, layout = reader.byte(), reader.varint(rows), reader.byte()
+    split, tile_rows, layout, rate = reader.byte(), reader.varint(rows), reader.byte(), reader.byte()
     k, raw, sets, precision = split & 31, split >> 5, layout & 15, layout >> 4
-    if not 1 <= k <= highest.bit_length() or raw > k or tile_rows == 0 or precision > MAX_PRECISION:
+    if (
+        not 1 <= k <= highest.bit_length()
+        or raw > k
+        or tile_rows == 0
+        or precision > MAX_PRECISION
+        or rate not in RATES
+    ):
         raise CorruptBitstream("plane parameters out of range")
     thresholds, last = [], -1
     for _ in range(max(0, sets - 2)):
@@ -218,4 +227,4 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
         words = _take_words(reader, MAX_WORDS)
         reader.check_crc(start, "tile")
         tiles.append(Tile(anchor, upper, words))
-    return CodedPlane(low, highest, k, raw, tile_rows, precision, sets, tuple(thresholds), taps, tuple(tiles))
+    return CodedPlane(low, highest, k, raw, tile_rows, precision, sets, rate, tuple(thresholds), taps, tuple(tiles))

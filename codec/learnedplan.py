@@ -11,13 +11,15 @@ from codec.fit import NO_PREVIOUS, fit_predictors
 from codec.learneddecode import Plane, Setting
 from codec.network import Network
 from codec.plan import count_global, padded
-from codec.wave import count_tile
+from codec.wave import count_tile, survey_tile
 
 FIT_SAMPLES = 1 << 16
 SURVEY_SAMPLES = 1 << 14
 RAW_CHOICES = 4
 RAW_LOSS = 0.0005  # share of the code length that leaving planes unmodelled may cost
-SPLIT_WORSE = 0.02  # share of the code length at which no smaller k is looked at
+SPLIT_CHOICES = 5  # values of k that are looked at
+SPLIT_WORSE, SPLIT_CLOSE = 0.02, 0.01  # shares of the code length at which to stop looking, and to look closer
+NO_GAINS = np.zeros(64, np.float64)
 STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
 STATE_BYTES = 4
 WAVE_ROWS = 16
@@ -138,26 +140,35 @@ def choose_network(
 
 
 def choose_split(subject: Subject, setting: Setting, *, split: bool) -> tuple[Setting, float]:
-    """k and raw planes of a plane with the least estimated code length, and that in bits."""
+    """k and raw planes of a plane with the least estimated code length, and that in bits.
+
+    `setting` is unsplit. One pass over the parts says what each k would save of the samples; only a k that comes close
+    is tried in earnest, with G known to the network.
+    """
     parts = subject.parts()
     share = subject.samples.size / sum(part.samples.size for part in parts)
-    bits = subject.highest.bit_length()
-    whole = survey(parts, setting)
+    if not split:
+        return setting, survey(parts, setting) * share
+    gains = sum(
+        (survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting) for part in parts), NO_GAINS
+    )
+    whole, bits = float(gains[32]), subject.highest.bit_length()
+    rough: dict[int, float] = {}
+    for k in range(bits - 1, max(0, bits - 1 - SPLIT_CHOICES), -1):
+        upper = sum(count_global(part.samples >> k, subject.highest >> k)[0] for part in parts)
+        rough[k] = whole + upper - float(gains[k])
+        if rough[k] > min(rough.values()) + SPLIT_WORSE * whole:
+            break
     best, least = setting, whole
-    for k in range(bits - 1, 0, -1) if split else ():
-        top = subject.highest >> k
+    k = min(rough, key=lambda k: rough[k], default=bits)
+    if k < bits and rough[k] < whole * (1 + SPLIT_CLOSE):
         tried = replace(setting, k=k)
-        cost = sum(count_global(part.samples >> k, top)[0] for part in parts) + survey(parts, tried)
-        if cost < least:
-            best, least = tried, cost
-        if cost > least + SPLIT_WORSE * whole:
-            break
-    for raw in range(1, min(RAW_CHOICES, best.k) + 1) if split else ():
-        tried = replace(setting, raw=raw)
-        if survey(parts, tried) > whole * (1 + RAW_LOSS):
-            break
-        best = replace(best, raw=raw)
-    return best, least * share
+        upper = sum(count_global(part.samples >> k, subject.highest >> k)[0] for part in parts)
+        cost = upper + survey(parts, tried)
+        best, least = (tried, cost) if cost < whole else (setting, whole)
+    costs = gains[32 : 32 + min(RAW_CHOICES, bits)]
+    raw = max(r for r in range(len(costs)) if r <= best.k and costs[r] <= whole * (1 + RAW_LOSS))
+    return replace(best, raw=raw), least * share
 
 
 @dataclass(frozen=True)

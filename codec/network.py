@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ class Network:
         most = [np.abs(w.astype(np.int64)).sum(1) * ACTIVATION_LIMIT + np.abs(b.astype(np.int64)) for w, b in layers]
         return max(int(line.max()) for line in most) < SUM_LIMIT
 
+    @functools.cached_property
     def packed(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The kernel's arrangement: (sizes int32[6], all weights, biases and gains in one int32 array).
 

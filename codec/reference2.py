@@ -13,7 +13,7 @@ from codec.errors import CorruptBitstream
 from codec.learneddecode import Job, Plane
 from codec.learnedformat import Words
 from codec.reference1 import Stream, decode_global
-from codec.reference2law import Shape, Tile, coding_order
+from codec.reference2law import Shape, Tile, coding_steps
 
 LOWEST = 1 << 31
 
@@ -102,17 +102,19 @@ class LearnedReference:
 
 def decode_tile(tile: Tile, streams: Streams) -> list[list[int]]:
     """The samples of a tile given G."""
-    k, raw = tile.shape.setting.k, tile.shape.setting.raw
-    for y, x in coding_order(tile.shape.rows, tile.shape.columns):
-        sample = tile.shape.upper[y][x] << k >> raw
-        slots = tile.slots(y, x)
-        if slots is not None:
+    raw = tile.shape.setting.raw
+    for step in coding_steps(tile.shape.rows, tile.shape.columns):
+        for y, x in step:
+            slots = tile.slots(y, x)
             sample = slots.find(streams.slot(y))
             streams.remove(y, slots.start(sample), slots.start(sample + 1) - slots.start(sample))
-        if raw:
-            low = streams.slot(y) >> 28 - raw
-            streams.remove(y, low << 28 - raw, 1 << 28 - raw)
-            sample = sample << raw | low
-        tile.keep(y, x, sample)
+            if raw:
+                low = streams.slot(y) >> 28 - raw
+                streams.remove(y, low << 28 - raw, 1 << 28 - raw)
+                sample = sample << raw | low
+            if sample > tile.shape.setting.highest:
+                raise CorruptBitstream("sample outside the plane's range")
+            tile.keep(y, x, sample, slots.law)
+        tile.end_step()
     streams.close()
     return tile.samples

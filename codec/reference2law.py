@@ -6,6 +6,7 @@ One function or method for each paragraph of docs/bitstream.md, part 2, section 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.learneddecode import PREVIOUS_TAPS, Setting
+from codec.reference2learn import MIDDLE, Cells, Contexts, Head, Seen
 from codec.tables import LOGISTIC, TAPS
 
 LANES, SKEW = 16, 5
@@ -37,6 +39,16 @@ def log256(number: int) -> int:
     return (exponent << 8) + ((number << 8 >> exponent) - 256)
 
 
+def long_log256(number: int) -> int:
+    """L of 1 <= number < 2^32."""
+    return log256(number) if number < 1 << 24 else log256(number >> 8) + 2048
+
+
+def half_octaves(number: int) -> int:
+    """log2 in halves, at most 31."""
+    return min(log256(min(number, NEAR_CAP)) >> 7, 31)
+
+
 def falling(distance: int) -> int:
     """E: 2^16 * 2^(-distance / 256), piecewise linear; 0 from 17 octaves on."""
     octaves = distance >> 8
@@ -53,21 +65,25 @@ def wrap(number: int) -> int:
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
-def coding_order(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """(row, column) of every sample of a tile in the order in which they are coded."""
+def coding_steps(rows: int, columns: int) -> Iterator[list[tuple[int, int]]]:
+    """The (row, column) of a tile's samples step by step, within a step in the order in which they are coded."""
     period = max(columns + 9, 80)
-    places = []
+    steps: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row in range(rows):
-        lane = row % LANES
-        start = row // LANES * period + SKEW * lane
-        places += [(start + column, lane, row, column) for column in range(columns)]
-    for _, _, row, column in sorted(places):
-        yield row, column
+        start = row // LANES * period + SKEW * (row % LANES)
+        for column in range(columns):
+            steps[start + column].append((row, column))
+    for step in sorted(steps):
+        yield sorted(steps[step], key=lambda place: place[0] % LANES)
 
 
-def logistic(offset: int, inverse: int) -> int:
-    """2^26 times the logistic function at offset / scale, piecewise linear between table entries."""
-    place = clamp((offset * inverse >> 13) + 18 * 32 * 256, 0, 2 * 18 * 32 * 256)
+def table_place(offset: int, inverse: int) -> int:
+    """Where offset / scale lies in the logistic table, in 1/256 entry."""
+    return clamp((offset * inverse >> 13) + MIDDLE, 0, 2 * MIDDLE)
+
+
+def logistic(place: int) -> int:
+    """2^26 times the logistic function, piecewise linear between table entries."""
     entry = place >> 8
     step = LOGISTIC_LIST[entry + 1] - LOGISTIC_LIST[entry]
     return LOGISTIC_LIST[entry] + (step * (place & 255) >> 8)
@@ -83,9 +99,16 @@ class Mixture:
 
     def below(self, level: int) -> int:
         """C: mixture mass below a level."""
-        edge = 64 * level - 32
-        parts = zip(self.weights, self.centres, self.inverses, strict=True)
-        return sum(weight * logistic(edge - centre, inverse) for weight, centre, inverse in parts) >> 17
+        return sum(w * mass for w, mass in zip(self.weights, self.masses(64 * level - 32), strict=True)) >> 17
+
+    def masses(self, edge: int) -> list[int]:
+        """2^26 times each logistic below an edge (1/64 level)."""
+        return [logistic(place) for place in self.places(edge)]
+
+    def places(self, edge: int) -> list[int]:
+        """Where an edge (1/64 level) lies in the table of each logistic."""
+        pairs = zip(self.centres, self.inverses, strict=True)
+        return [table_place(edge - centre, inverse) for centre, inverse in pairs]
 
 
 @dataclass(frozen=True)
@@ -153,11 +176,17 @@ class Tile:
     samples: list[list[int]] = field(default_factory=list)
     errors: list[list[list[int]]] = field(default_factory=list)  # 15 absolute ones and the blend's signed one
     guesses: list[int] = field(default_factory=list)
+    activity: int = 0
     mean: int = 0
     near: list[int] = field(default_factory=list)
     logs: list[int] = field(default_factory=list)
+    contexts: Contexts = field(default_factory=Contexts)
+    cells: Cells = field(default_factory=Cells)
+    hidden: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    seen: list[Seen] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.head = Head(self.shape.setting.network, self.shape.setting.rate)
         self.samples = [[0] * self.shape.columns for _ in range(self.shape.rows)]
         self.errors = [[[0] * 16 for _ in range(self.shape.columns)] for _ in range(self.shape.rows)]
 
@@ -191,6 +220,7 @@ class Tile:
             32 * (w + n) + 16 * (ne - nw), 64 * med, 32 * (w + ne), 16 * (3 * (w + n) - 2 * nw), 64 * (n + ne - nne),
         ]  # fmt: skip
         activity = abs(w - nw) + abs(n - nw) + abs(n - ne) + abs(w - ww) + abs(n - nn)
+        self.activity = activity
         out += self.least_squares(y, x, w + n, activity) or [out[7], out[8]]
         return [clamp(guess, 0, 64 * self.shape.setting.highest) for guess in out]
 
@@ -231,9 +261,31 @@ class Tile:
         out += [self.slog(self.errors_at(y + dy, x + dx)[15]) for dy, dx in SIGNED_PLACES]
         out += [clamp((log - self.logs[14]) >> 2, -INPUT_LIMIT, INPUT_LIMIT) for log in self.logs[:14]]
         out.append(clamp((self.scale()[1] >> 2) - 512, -INPUT_LIMIT, INPUT_LIMIT))
-        out += [self.slog(self.mean) >> 2, self.slog(64 * self.shape.setting.highest - self.mean) >> 2]
+        out += [self.slog(self.mean) >> 1, self.slog(64 * self.shape.setting.highest - self.mean) >> 1]
+        out += [*self.context_inputs(y, x), 0]
         out += self.upper_inputs(y, x) if self.shape.split else [0] * 6
         return out if self.shape.previous is None else out + self.previous_inputs(y, x)
+
+    def context_inputs(self, y: int, x: int) -> list[int]:
+        """What the adaptive contexts say; notes the sample's cells."""
+        w, n = self.errors_at(y, x - 1)[15], self.errors_at(y - 1, x)[15]
+        p, mean = self.guesses, self.mean
+        energy = clamp((self.logs[14] - 1536) >> 7, 0, 31)
+        spread = half_octaves(((abs(p[13] - mean) + abs(p[8] - mean) + abs(p[12] - mean)) >> 2) + 1)
+        gradient = half_octaves(8 * min(self.activity, 1 << 20) + 1)
+        recent = half_octaves(abs(w) + abs(n) + 8)
+        signs = (w > 0, n > 0, *(p[i] > mean for i in (13, 1, 0, 3, 6)))
+        texture = sum(sign << bit for bit, sign in enumerate(signs))
+        self.cells = Cells(
+            (32 * energy + spread, 32 * energy + gradient, 32 * spread + recent), texture * 16 + (energy >> 1)
+        )
+        level = self.scale()[1]
+        out = []
+        for total, count in self.contexts.scales_at(self.cells):
+            out.append(clamp((long_log256(total + 1) - log256(count) - level) >> 1, -INPUT_LIMIT, INPUT_LIMIT))
+        total, count = self.contexts.bias_at(self.cells)
+        bias = 2 * self.slog(total // (count + 8))
+        return [*out, clamp(bias, -INPUT_LIMIT, INPUT_LIMIT), min(256, log256(count + 1) >> 2)]
 
     def slog(self, d: int) -> int:
         """How far d is from 0 measured by the blend's local scale, 1/64 octave, with its sign."""
@@ -271,15 +323,15 @@ class Tile:
     # 5.5 network
 
     def run(self, inputs: list[int]) -> list[int]:
-        """The outputs of the last layer."""
+        """The outputs of the last layer; notes its inputs."""
         net = self.shape.setting.network
         values = np.zeros(net.inputs, np.int64)
         values[: len(inputs)] = inputs[: net.inputs]
         for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
             sums = b.astype(np.int64) + w.astype(np.int64) @ values
             values = np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT)
-        out: list[int] = (net.b3.astype(np.int64) + net.w3.astype(np.int64) @ values).tolist()
-        return out
+        self.hidden = values
+        return self.head.outputs(values)
 
     def mixture(self, outputs: list[int]) -> Mixture:
         """The law from the network's outputs: weights u, offsets o and log scales t."""
@@ -301,17 +353,25 @@ class Tile:
         self.mean = self.blend(y, x)
         return self.mixture(self.run(self.inputs(y, x)))
 
-    def slots(self, y: int, x: int) -> Slots | None:
-        """The intervals of the sample's symbols inside G's interval; None if only one is possible."""
+    def slots(self, y: int, x: int) -> Slots:
+        """The intervals of the sample's symbols inside G's interval."""
         k, raw = self.shape.setting.k, self.shape.setting.raw
-        law = self.law(y, x)
         low = self.shape.upper[y][x] << k
         first, last = low >> raw, min(low + (1 << k) - 1, self.shape.setting.highest) >> raw
-        return Slots.of(law, first, last, raw) if last > first else None
+        return Slots.of(self.law(y, x), first, last, raw)
 
-    def keep(self, y: int, x: int, sample: int) -> None:
-        """Store the sample and the errors that it leaves."""
+    # 5.7 learning
+
+    def keep(self, y: int, x: int, sample: int, law: Mixture) -> None:
+        """Store the sample, the errors that it leaves, and what is to be learnt from it at the end of the step."""
         self.samples[y][x] = sample
         exact = 64 * sample
         errors = [min(abs(exact - guess), ERROR_CAP) for guess in (*self.guesses, self.mean)]
         self.errors[y][x] = [*errors, exact - self.mean]
+        self.seen.append(Seen(self.cells, exact - self.mean, exact, law, self.hidden))
+
+    def end_step(self) -> None:
+        """Learn from the samples of a step."""
+        self.contexts.learn(self.seen)
+        self.head.learn(self.seen)
+        self.seen = []

@@ -26,7 +26,7 @@ from codec.wavetables import (
     SKEW,
     outer,
 )
-from codec.wavetile import COUNT, FACTS, FEATURES, GAINS, RAW_CHOICES, SURVEY, Law, run_tile
+from codec.wavetile import COUNT, FACTS, FEATURES, GAINS, RAW_CHOICES, SURVEY, Law, fresh_room, run_tile
 
 if TYPE_CHECKING:
     from codec.learneddecode import Setting
@@ -116,10 +116,23 @@ def decode_tile(
     open_stream(io, state, words, setting.states)
     if io[FAILED]:
         return False
+    words = np.array(words, np.uint32)  # a copy may be written to: the kernel is compiled for one kind of array only
     shape = geometry(*out.shape)
     levels = np.zeros(shape[3] * LANES, np.int32)
     law = _law(shape, upper, previous, setting)
-    run_tile(DECODE, io, state, words, NO_STREAM, levels, shape, anchor, law, setting.states, *_no_gains())
+    run_tile(
+        DECODE,
+        io,
+        state,
+        words,
+        NO_STREAM,
+        levels,
+        shape,
+        fresh_room(anchor, shape[2] - SHORTEST),
+        law,
+        setting.states,
+        *_no_gains(),
+    )
     straighten(levels, out, shape[2])
     return bool(not io[FAILED] and io[WORD] == words.size and (state[: setting.states] == 1 << 31).all())
 
@@ -169,9 +182,10 @@ def _run(mode: int, tile: Plane, anchor: int, upper: Plane | None, previous: Pla
     io[0] = first
     spare = _no_gains()
     run_tile(
-        mode, io, np.zeros(LANES, np.int64), NO_WORDS, stream, skew(tile, shape[2], shape[3]), shape, anchor,
-        _law(shape, upper, previous, setting), setting.states, spare[0] if gains is None else gains,
-        spare[1] if facts is None else facts, spare[2] if inputs is None else inputs,
+        mode, io, np.zeros(LANES, np.int64), NO_WORDS, stream, skew(tile, shape[2], shape[3]), shape,
+        fresh_room(anchor, shape[2] - SHORTEST), _law(shape, upper, previous, setting), setting.states,
+        spare[0] if gains is None else gains, spare[1] if facts is None else facts,
+        spare[2] if inputs is None else inputs,
     )  # fmt: skip
     return io
 
@@ -201,4 +215,4 @@ def _packed(network: Network) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     hidden = max(network.w1.shape[0], network.w2.shape[0], network.w3.shape[0])
     if network.inputs > MOST_INPUTS or hidden > MOST_HIDDEN or network.components > MOST_COMPONENTS:
         raise ValueError("the network is too large for the kernel")
-    return network.packed()
+    return network.packed

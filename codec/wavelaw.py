@@ -187,12 +187,9 @@ def own_inputs(level: Any, at: Any, error: Any, step: Any, top: Any, guess: Any,
     for j in range(SEEN_OFFSETS.size):
         store(x, j * LANES, signed_log((load(level, at + SEEN_OFFSETS[j]) << 6) - mean, s0, ls))
     count = SEEN_OFFSETS.size
-    floor = log256(vmin(load(near, BLEND * LANES), splat(NEAR_CAP)) + 96)
     for i in range(PREDICTORS):
         store(x, (count + i) * LANES, signed_log(load(guess, i * LANES) - mean, s0, ls))
-        far = (load(logs, i * LANES) - floor) >> 2
-        store(x, (count + PREDICTORS + i) * LANES, clamp(far, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
-    count += 2 * PREDICTORS
+    count += PREDICTORS
     p = SIGNED * ERROR_STRIDE
     store(x, count * LANES, signed_log(load(error, ring(step - 1, 0) + p), s0, ls))
     store(x, (count + 1) * LANES, signed_log(load(error, ring(step - SKEW, 1) + p), s0, ls))
@@ -200,9 +197,15 @@ def own_inputs(level: Any, at: Any, error: Any, step: Any, top: Any, guess: Any,
     store(x, (count + 3) * LANES, signed_log(load(error, ring(step - SKEW + 1, 1) + p), s0, ls))
     store(x, (count + 4) * LANES, signed_log(load(error, ring(step - 2, 0) + p), s0, ls))
     store(x, (count + 5) * LANES, signed_log(load(error, ring(step - 2 * SKEW, 2) + p), s0, ls))
-    store(x, (count + 6) * LANES, clamp((ls >> 2) - 512, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
-    store(x, (count + 7) * LANES, signed_log(mean, s0, ls) >> 2)
-    store(x, (count + 8) * LANES, signed_log(splat(top) - mean, s0, ls) >> 2)
+    count += 6
+    floor = log256(vmin(load(near, BLEND * LANES), splat(NEAR_CAP)) + 96)
+    for i in range(PREDICTORS):
+        ratio = (load(logs, i * LANES) - floor) >> 2
+        store(x, (count + i) * LANES, clamp(ratio, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
+    count += PREDICTORS
+    store(x, count * LANES, clamp((ls >> 2) - 512, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
+    store(x, (count + 1) * LANES, signed_log(mean, s0, ls) >> 2)
+    store(x, (count + 2) * LANES, signed_log(splat(top) - mean, s0, ls) >> 2)
 
 
 @inner

@@ -5,6 +5,7 @@ Whatever the decoder depends on is an integer; float64 only ever holds integers 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from codec.lanes import (
@@ -37,12 +38,14 @@ from codec.wavetables import (
     Z_END,
     Z_PLACE,
     Z_SHIFT,
+    bare,
     inner,
 )
 
 TOTAL = 1 << 28
 CENTRE, REACHES, RATE, WEIGHT, FIELDS = 0, 1, 2, 3, 4  # rows of a component in `mix`
-PATIENCE = 9  # probes of the search before it only halves
+WIDTH_UNIT = (1 << 26) * math.log(2) / 256  # 1/64 level over INVERSE, for odds in 1/256 octave
+PATIENCE = 8  # probes of the search before it only halves
 
 
 @inner
@@ -64,26 +67,39 @@ def set_mixture(sums: Any, components: Any, mean: Any, s0: Any, top: Any, mix: A
 
 
 @inner
-def below(level: Any, components: Any, mix: Any) -> Any:
-    """C(level): the mixture's mass below the lower edge of `level` (D)."""
+def mass_and_slope(level: Any, components: Any, mix: Any) -> Any:
+    """C(level), the mixture's mass below the lower edge of `level`, and about what a level adds to it there (D, D)."""
     edge = (level << 6) - 32
-    total = to_double(splat(0))
+    total, rise = to_double(splat(0)), to_double(splat(0))
     for k in range(components):
         at = k * FIELDS * LANES
-        reach = load(mix, at + REACHES * LANES)
+        reach, rate = load(mix, at + REACHES * LANES), load(mix, at + RATE * LANES)
         far = clamp(edge - load(mix, at + CENTRE * LANES), splat(0) - reach, reach)
-        place = clamp(((far * load(mix, at + RATE * LANES)) >> Z_SHIFT) + Z_PLACE, splat(0), splat(Z_END))
+        place = clamp(((far * rate) >> Z_SHIFT) + Z_PLACE, splat(0), splat(Z_END))
         entry = place >> 8
-        mass = gather(RISE, entry) + ((gather(SLOPE, entry) * (place & 255)) >> 8)
-        total = total + to_double(load(mix, at + WEIGHT * LANES)) * to_double(mass)
-    return floor(total * (1.0 / (1 << MASS_SHIFT)))
+        slope, weight = gather(SLOPE, entry), to_double(load(mix, at + WEIGHT * LANES))
+        mass = gather(RISE, entry) + ((slope * (place & 255)) >> 8)
+        total = total + weight * to_double(mass)
+        rise = rise + weight * to_double(slope) * to_double(rate)
+    return floor(total * (1.0 / (1 << MASS_SHIFT))), rise * (1.0 / (1 << (MASS_SHIFT + 15)))
+
+
+@bare
+def below(level: Any, components: Any, mix: Any) -> Any:
+    """C(level) (D)."""
+    return mass_and_slope(level, components, mix)[0]
+
+
+@inner
+def slot_of(mass: Any, scale: Any) -> Any:
+    """The first slot above a mass, of 2^28."""
+    return to_int(floor(mass * scale * (1.0 / (1 << SLOT_SHIFT))))
 
 
 @inner
 def slot(symbol: Any, first: Any, raw: Any, base: Any, scale: Any, components: Any, mix: Any) -> Any:
-    """S(symbol): where its slots begin, of 2^28."""
-    mass = below(symbol << raw, components, mix) - base + to_double(symbol - first)
-    return to_int(floor(mass * scale * (1.0 / (1 << SLOT_SHIFT))))
+    """S(symbol): where its slots begin."""
+    return slot_of(below(symbol << raw, components, mix) - base + to_double(symbol - first), scale)
 
 
 @inner
@@ -94,31 +110,47 @@ def slot_scale(first: Any, last: Any, raw: Any, base: Any, components: Any, mix:
 
 
 @inner
-def find_symbols(target: Any, first: Any, last: Any, raw: Any, base: Any, scale: Any, guess: Any, step: Any,
-                 components: Any, mix: Any) -> Any:  # fmt: skip
+def first_probe(target: Any, raw: Any, components: Any, mix: Any) -> Any:
+    """About where one logistic of the components' mean centre and mean width would reach the target."""
+    weights, centres, widths = to_double(splat(0)), to_double(splat(0)), to_double(splat(0))
+    for k in range(components):
+        at = k * FIELDS * LANES
+        weight = to_double(load(mix, at + WEIGHT * LANES))
+        weights = weights + weight
+        centres = centres + weight * to_double(load(mix, at + CENTRE * LANES))
+        widths = widths + weight / to_double(load(mix, at + RATE * LANES))
+    part = target >> 5
+    odds = to_double(log256(part + 1) - log256(splat((1 << 23) + 1) - part))
+    place = (centres + widths * odds * WIDTH_UNIT) / weights
+    return (to_int(place) + 32) >> (6 + raw)
+
+
+@inner
+def find_symbols(target: Any, first: Any, last: Any, raw: Any, base: Any, scale: Any, components: Any,
+                 mix: Any) -> Any:  # fmt: skip
     """The symbols whose slots hold `target`, with where their slots begin and end (three V).
 
-    A bracket [bottom, top) holds the symbol; it is probed first around `guess`, then where a line between its ends
-    meets the target, at last in its middle. Which probes are made is no part of the law.
+    A bracket [bottom, top) holds the symbol; it is closed by Newton's steps, which aim just beyond the target, and
+    from time to time by halving. Which probes are made is no part of the law.
     """
     bottom, top = first, last + 1
     low, high = splat(0), splat(TOTAL)
-    probe = guess
+    probe = first_probe(target, raw, components, mix)
     for turn in range(64):
-        if bits_of(top - bottom > 1) == 0:
+        wide = top - bottom > 1
+        if bits_of(wide) == 0:
             break
         # A lane that has finished probes its bottom, which changes nothing.
-        probe = vmax(vmin(probe, top - 1), bottom + select(top - bottom > 1, splat(1), splat(0)))
-        mark = slot(probe, first, raw, base, scale, components, mix)
+        probe = vmax(vmin(probe, top - 1), bottom + select(wide, splat(1), splat(0)))
+        mass, slope = mass_and_slope(probe << raw, components, mix)
+        mark = slot_of(mass - base + to_double(probe - first), scale)
         under = mark <= target
         bottom, low = select(under, probe, bottom), select(under, mark, low)
         top, high = select(under, top, probe), select(under, high, mark)
-        if turn < 2:
-            probe = probe + select(under, step, splat(0) - step)
-            step = step << 1
-        elif turn % 3 == 0 or turn > PATIENCE:
+        if turn % 3 == 2 or turn > PATIENCE:
             probe = bottom + ((top - bottom) >> 1)
         else:
-            part = to_double(target - low) / to_double(high - low)
-            probe = bottom + to_int(part * to_double(top - bottom) + 0.5)
+            # Towards 0, then one further: just above the target from below, at or below it from above.
+            step = to_int(to_double(target - mark) * float(1 << SLOT_SHIFT) / ((slope * float(1 << raw) + 1.0) * scale))
+            probe = probe + step + select(under, splat(1), splat(-1))
     return bottom, low, high

@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 
 from codec.tables import LOGISTIC, TAPS, Z_LAST, Z_LIMIT, Z_STEPS
 
-inner: Any = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
-outer: Any = njit(nogil=True, cache=True, error_model="numpy")
+_OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
+_njit: Any = njit
+outer: Any = _njit(**_OPTIONS)
+# Kernels that hand arrays around without counting references (a quarter of the time otherwise), and so allocate none.
+bare: Any = _njit(**_OPTIONS, _nrt=False)
+inner: Any = _njit(**_OPTIONS, _nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # The wavefront: lane l codes rows l, l + 16, ...; it is SKEW steps behind lane l - 1.
 SKEW = 5

@@ -47,8 +47,8 @@ from codec.wavetables import (
     SKEW,
     SLOTS,
     UPPER_INPUTS,
+    bare,
     inner,
-    outer,
 )
 
 COUNT, SURVEY, FEATURES = 2, 3, 4  # modes besides DECODE and ENCODE
@@ -60,7 +60,7 @@ CHANCE_STEPS = 16  # probabilities multiplied before their logarithm is taken: 2
 class Law(NamedTuple):
     """How a tile is coded; the same for all samples.
 
-    `thresholds` int32[sets - 2]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`: Network.packed();
+    `thresholds` int32[sets - 2]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`: Network.packed;
     `upper`, `previous`: G and the previous frame, `skew_around`, or empty (no G: k has all bits).
     """
 
@@ -96,16 +96,12 @@ class Room(NamedTuple):
     chance: NDArray[np.float64]
 
 
-@inner
-def fresh_room(anchor: Any, late: Any) -> Any:
+def fresh_room(anchor: int, late: int) -> Room:
     """Before the first step: all samples are the anchor, all errors 0. `late`: steps from lane 15 to lane -1."""
-    level, late_level = np.empty(LEVEL_STEPS * LEVEL_STRIDE, np.int32), np.empty((late + 1) * LEVEL_ABOVE, np.int32)
-    level[:] = anchor
-    late_level[:] = anchor
     return Room(
-        level,
+        np.full(LEVEL_STEPS * LEVEL_STRIDE, anchor, np.int32),
         np.zeros(ERROR_STEPS * SLOTS * ERROR_STRIDE, np.int32),
-        late_level,
+        np.full((late + 1) * LEVEL_ABOVE, anchor, np.int32),
         np.zeros((late + 1) * SLOTS * ERROR_ABOVE, np.int32),
         np.zeros(SLOTS * LANES, np.int32),
         np.zeros(SLOTS * LANES, np.int32),
@@ -193,14 +189,12 @@ def known_slots(room: Any, level: Any, low: Any, high: Any, law: Any) -> Any:
 
 
 @inner
-def decode_lanes(room: Any, io: Any, state: Any, words: Any, active: Any, low: Any, high: Any, law: Any, mean: Any,
-                 s0: Any, states: Any) -> Any:  # fmt: skip
+def decode_lanes(room: Any, io: Any, state: Any, words: Any, active: Any, low: Any, high: Any, law: Any,
+                 states: Any) -> Any:  # fmt: skip
     """Take the samples of the active lanes from the stream, `states` lanes at a time."""
     first, last = low >> law.raw, high >> law.raw
     base = below(first << law.raw, law.components, room.mix)
     scale = slot_scale(first, last, law.raw, base, law.components, room.mix)
-    shift = 6 + law.raw
-    guess, width = (mean + 32) >> shift, (s0 >> shift) + 1
     live = bits_of(active)
     for begin in range(0, LANES, states):
         if (live >> begin) & ((1 << states) - 1) == 0:
@@ -210,7 +204,7 @@ def decode_lanes(room: Any, io: Any, state: Any, words: Any, active: Any, low: A
         mine = active & (iota() >= begin) & (iota() < begin + states)
         symbol, start, end = find_symbols(
             load(room.step, 0), select(mine, first, splat(0)), select(mine, last, splat(0)), law.raw, base, scale,
-            guess, width, law.components, room.mix,
+            law.components, room.mix,
         )  # fmt: skip
         store(room.step, LANES, symbol)
         store(room.step, 2 * LANES, start)
@@ -235,7 +229,7 @@ def take_lane(step: Any, io: Any, state: Any, which: Any, words: Any, lane: Any,
     return level
 
 
-@inner
+@bare
 def sum_logs(room: Any, gains: Any) -> None:
     """Take the logarithms of the products in `room.chance` to `gains` (bits)."""
     for place in range(GAINS):
@@ -290,8 +284,8 @@ def dump(room: Any, step: Any, live: Any, level: Any, low: Any, high: Any, mean:
             io[SYMBOL] += 1
 
 
-@outer
-def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: Any, shape: Any, anchor: Any, law: Any,
+@bare
+def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: Any, shape: Any, room: Any, law: Any,
              states: Any, gains: Any, facts: Any, inputs: Any) -> None:  # fmt: skip
     """All steps of a tile. `levels` int32[steps * 16] skewed samples, read or (decoding) written.
 
@@ -300,7 +294,6 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
     """
     rows, columns, period, steps = shape
     late = period - SHORTEST
-    room = fresh_room(anchor, late)
     phase = iota() * -SKEW
     row = iota() + select(phase < 0, splat(-LANES), splat(0))
     phase = phase + select(phase < 0, splat(period), splat(0))
@@ -308,7 +301,9 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
     for step in range(steps):
         at += LEVEL_STRIDE
         if at >= LEVEL_STEPS * LEVEL_STRIDE:
-            room.level[: LEVEL_KEPT * LEVEL_STRIDE] = room.level[(LEVEL_STEPS - LEVEL_KEPT) * LEVEL_STRIDE :]
+            for place in range(0, LEVEL_KEPT * LEVEL_STRIDE, LANES):
+                kept = load(room.level, (LEVEL_STEPS - LEVEL_KEPT) * LEVEL_STRIDE + place)
+                store(room.level, place, kept)
             at = LEVEL_KEPT * LEVEL_STRIDE + LEVEL_FIRST
         active = (phase < columns) & (row >= 0) & (row < rows)
         live = bits_of(active)
@@ -318,7 +313,7 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
             run_network(room.packed, law.net, law.sizes, room.sums, room.hidden)
             set_mixture(room.sums, law.components, mean, s0, law.highest << 6, room.mix)
         if mode == DECODE:
-            level = decode_lanes(room, io, state, words, active, low, high, law, mean, s0, states)
+            level = decode_lanes(room, io, state, words, active, low, high, law, states)
             store(levels, step * LANES, level)
             if io[FAILED]:
                 return
@@ -334,7 +329,7 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
                     record(io, stream, room.step, live, law.raw)
                 else:
                     multiply(room, 0, active, to_double(freq) * (1.0 / TOTAL))
-            if step % CHANCE_STEPS == 0:
+            if step % CHANCE_STEPS == 0 and mode in (COUNT, SURVEY):
                 sum_logs(room, gains)
         store(room.level, at, level)
         mark_errors(room.error, step, level, room.guess, mean)

@@ -65,6 +65,9 @@ def codec_bench(
     ] = None,
     use: Annotated[str, typer.Option(help="Values of `use` in the manifest that are measured, by commas.")] = "",
     objects: Annotated[bool, typer.Option("--objects/--no-objects", help="Also archive whole objects.")] = True,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="A weight file that is not released, for profiles that have none.")
+    ] = None,
     fit_seconds: Annotated[float, typer.Option(min=0.1, help="That one fit may take.")] = 4.0,
 ) -> None:
     """Measure our coder against JPEG XL (efforts 9 and 7), JPEG-LS and HTJ2K on your files: bytes and speed.
@@ -77,6 +80,7 @@ def codec_bench(
     choice = Choice(max_frames, grey_rgb, manifest, _listed(use))
     plan = Plan(profile.value, adapt.value, threads, frozenset(_listed(without)), objects, fit_seconds, choice)
     _checked(plan)
+    _add_weights(weights or [])
     text, table, found = _ablation(paths, plan) if ablation else _bench(paths, plan)
     if json_file is not None and str(json_file) != "-":
         json_file.write_text(text, encoding="utf-8")
@@ -94,6 +98,17 @@ def _checked(plan: Plan) -> None:
     unknown = sorted(plan.without - set(PARTS))
     if unknown:
         raise typer.BadParameter(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+
+
+def _add_weights(files: list[Path]) -> None:
+    from codec.errors import CodecError
+    from codec.weights import add
+
+    for file in files:
+        try:
+            add(file.read_bytes())
+        except (OSError, CodecError) as error:
+            raise typer.BadParameter(f"{file}: {error}") from error
 
 
 def _bench(paths: list[Path], plan: Plan) -> tuple[str, str, bool]:
@@ -131,3 +146,24 @@ def codec_escrow(
     made = write_escrow(out)
     typer.echo(f"{out}: {made.files} files, {made.size / 1e6:.1f} MB, {len(made.weights)} released weight files")
     typer.echo(f"check it:  python3 {out / 'verify.py'}")
+
+
+@codec.command("train")
+def codec_train(
+    data: Annotated[Path, typer.Option(help="Folder of DICOM, NIfTI, PNG files; MANIFEST.csv: only use = train.")],
+    out: Annotated[Path, typer.Option(help="Folder of the weight files, the model card, and what resuming needs.")],
+    profile: Annotated[
+        list[Profile] | None, typer.Option(help="What is trained (again for more); all of them.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of a profile's first network; fewer with early stopping.")] = 12000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed and data give the same weights.")] = 1,
+) -> None:
+    """Train the learned coder's networks on your images, on one core; run it again to resume. Sends nothing.
+
+    What comes out is not released: archives only take weights that a release lists (docs/model-card.md).
+    """
+    from worker.training_run import Recipe, train
+
+    chosen = tuple(one.value for one in profile or list(Profile))
+    for path in train(data, out, Recipe(chosen, steps, seed=seed), console.print):
+        typer.echo(path)

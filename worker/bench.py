@@ -35,6 +35,7 @@ from worker.bench_figures import FrameRow, ObjectRow, summary
 from worker.bench_fit import SERIES_SAMPLE, Fitted, Sample, fit
 from worker.bench_inputs import Choice, Input, Opened, groups, list_inputs, open_input, trained_sources
 from worker.candidate import build_candidate
+from worker.framechain import RUN
 from worker.identity import Provenance
 from worker.jpegls_baseline import encode_jpegls
 from worker.pixels import PixelSource
@@ -42,7 +43,6 @@ from worker.pixels import PixelSource
 T = TypeVar("T")
 LIBRARIES = {"jxl9": ("jxl", 9), "jxl7": ("jxl", 7), "jpegls": ("jpegls", 0), "htj2k": ("htj2k", 0)}
 ENCAPSULATION_BYTES = 12 + 8 + 8  # pixel data header, empty offset table item, sequence delimiter; 8 more per frame
-INDEPENDENT_EVERY = 16  # codec.md rule 3: an independent frame at least every so many
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,19 @@ class BenchReport:
 
 @dataclass
 class Context:
-    """What coded frames leave for the next one of their chain."""
+    """What coded frames leave for the next one of their chain, as worker.framechain does it."""
 
+    count: int = 0
     previous: Words | None = None
     fmt: PixelFormat | None = None
-    since: int = 0
 
     def before(self, fmt: PixelFormat) -> Words | None:
         """The frame before, if the next one may use it."""
-        return self.previous if self.fmt == fmt and self.since < INDEPENDENT_EVERY else None
+        return self.previous if self.fmt == fmt and self.count % RUN else None
 
-    def coded(self, words: Words, fmt: PixelFormat, used: bool) -> None:
+    def coded(self, words: Words, fmt: PixelFormat) -> None:
         """Remember a frame."""
-        self.previous, self.fmt, self.since = words, fmt, self.since + 1 if used else 1
+        self.count, self.previous, self.fmt = self.count + 1, words, fmt
 
 
 def bench(paths: Sequence[Path], plan: Plan, progress: Callable[[FrameRow], None] | None = None) -> BenchReport:
@@ -195,9 +195,10 @@ def _measure_frame(each: Input, opened: Opened, index: int, context: Context, pl
     )
     row.exact = frame.fmt == fmt and bool(np.array_equal(frame.words, words))
     row.bytes["ours"], row.coder, row.lengths = len(best.blob), best.coder, dict(best.lengths)
-    row.previous = best.details.get("previous", 0) == 1
-    row.adapter = next((name for name in ("inline", "shared") if best.details.get(name)), "none")
-    context.coded(words, fmt, row.previous)
+    if best.coder == "learned":
+        row.previous = bool(best.details["previous"])
+        row.adapter = "inline" if best.details["adapter"] else "shared" if best.details["shared"] else "none"
+    context.coded(words, fmt)
     return row
 
 

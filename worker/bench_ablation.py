@@ -1,12 +1,14 @@
 """`palimpsest codec bench --ablate`: the learned coder without one of its parts at a time, on the same frames.
 
-Only our own coder is run (no standard codec competes), so that a part's worth is not hidden by another candidate.
+Only our own coder is run (no standard codec competes), so that a part's worth is not hidden by another candidate. The
+VAE is no part of a frame but of up to 16 together: it is measured on the coded frames, with a payload of the size of a
+sealed record counted on both sides (see codec.group).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,22 @@ import numpy as np
 
 from codec.bitplane import Words
 from codec.errors import CodecError
-from codec.frame import decode_frame, encode_frame
+from codec.frame import ABLATIONS, decode_frame, encode_frame
+from codec.group import MAX_FRAMES, GroupReport, decode_group, stack_group
 from codec.pixelformat import PixelFormat
+from codec.weights import UnknownWeights, load
 from gateway.errors import PalimpsestError
 from worker.bench import Context, Plan, timed, warm
 from worker.bench_figures import geometric
 from worker.bench_fit import Fitted
-from worker.bench_inputs import list_inputs, open_input
+from worker.bench_inputs import Opened, list_inputs, open_input
 from worker.bench_table import aligned, percent
 
-PARTS = ("least-squares", "network", "adapters", "split", "vae", "previous")
-WHOLE = "whole"
+WHOLE, VAE = "whole", "vae"
+IN_FRAMES = tuple(sorted(ABLATIONS - {VAE}))
+PARTS = (*IN_FRAMES, VAE)
 OWN_CODERS = ("learned",)
+PAYLOAD = bytes(range(256)) * 2  # about what a sealed record takes
 
 
 @dataclass
@@ -38,35 +44,95 @@ class Sums:
     exact: bool = True
 
 
+@dataclass
+class VaeSums:
+    """Groups of up to 16 frames, and where G went. Bytes with the payload: by the causal coder, and the shorter way;
+    G alone by both, of the frames whose G a stack would hold. saved: bytes of payload in the stacks that were kept,
+    where random bits would have been.
+    """
+
+    groups: int = 0
+    won: int = 0
+    causal: int = 0
+    best: int = 0
+    causal_global: int = 0
+    stacked_global: int = 0
+    saved: int = 0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    exact: bool = True
+
+    def add(self, report: GroupReport) -> None:
+        """Count one group."""
+        won = report.chosen == "stack" and report.stacked is not None
+        self.groups += 1
+        self.won += won
+        self.causal += report.causal
+        self.best += report.stacked if won and report.stacked is not None else report.causal
+        self.causal_global += report.causal_global
+        self.stacked_global += report.stacked_global
+        self.saved += report.saved
+
+
 def ablate(paths: Sequence[Path], plan: Plan, progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
     """JSON-able; in `parts`, by what was left out ('whole': nothing): n, bytes, geomean_vs_whole, encode_mp_s (proof
-    and fit included), decode_mp_s, exact. Raises as worker.bench.bench.
+    and fit included), decode_mp_s, exact; in `vae`, VaeSums by the kind of group ('single' frames, 'volumes'). Raises
+    as worker.bench.bench.
     """
     skipped: dict[str, str] = {}
-    sums = {part: Sums() for part in (WHOLE, *PARTS)}
-    samples = 0
+    sums = {part: Sums() for part in (WHOLE, *IN_FRAMES)}
+    stacks = {"single": VaeSums(), "volumes": VaeSums()}
+    samples, stackable = 0, _has_vae()
     warm(plan)
     for each in list_inputs(paths, plan.choice, skipped):
-        contexts = {part: Context() for part in sums}
         try:
             with open_input(each, plan.choice) as opened:
-                fitted = Fitted(plan.adapt == "image", plan.profile, opened.prior, plan.fit_seconds, plan.threads)
-                for index in plan.choice.frames(opened.frames):
-                    words = opened.frame(index)
-                    found = {part: _measure(words, opened.fmt, part, contexts[part], plan, fitted) for part in sums}
-                    samples += words.size
+                chain: list[bytes] = []
+                for index, size, found, blob in _measure_file(opened, plan):
+                    samples += size
                     for part, one in found.items():
                         _add(sums[part], one)
+                    chain.append(blob)
                     if progress is not None:
                         progress(str(each.path), index)
+                for first in range(0, len(chain) if stackable else 0, MAX_FRAMES):
+                    _stack(chain[first : first + MAX_FRAMES], stacks["single" if len(chain) == 1 else "volumes"], plan)
         except (PalimpsestError, CodecError) as error:
             skipped[str(each.path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
-    parts = {part: _summed(found, sums[WHOLE], samples) for part, found in sums.items()}
-    return {"profile": plan.profile, "adapt": plan.adapt, "threads": plan.threads, "parts": parts, "skipped": skipped}
+    return {
+        "profile": plan.profile,
+        "adapt": plan.adapt,
+        "threads": plan.threads,
+        "parts": {part: _summed(found, sums[WHOLE], samples) for part, found in sums.items()},
+        "vae": {kind: asdict(found) for kind, found in stacks.items()},
+        "skipped": skipped,
+    }
 
 
-def _measure(words: Words, fmt: PixelFormat, part: str, context: Context, plan: Plan, fitted: Fitted) -> Sums:
-    """One frame without one part."""
+def _has_vae() -> bool:
+    """Whether weights of the VAE are at hand; without them `vae` counts no group."""
+    try:
+        load(VAE)
+    except UnknownWeights:
+        return False
+    return True
+
+
+def _measure_file(opened: Opened, plan: Plan) -> Iterator[tuple[int, int, dict[str, Sums], bytes]]:
+    """Of every frame: its number, its samples, figures without each part, and the whole coder's blob."""
+    fitted = Fitted(plan.adapt == "image", plan.profile, opened.prior, plan.fit_seconds, plan.threads)
+    contexts = {part: Context() for part in (WHOLE, *IN_FRAMES)}
+    for index in plan.choice.frames(opened.frames):
+        words, found, blobs = opened.frame(index), dict[str, Sums](), dict[str, bytes]()
+        for part, context in contexts.items():
+            found[part], blobs[part] = _measure(words, opened.fmt, part, context, plan, fitted)
+        yield index, words.size, found, blobs[WHOLE]
+
+
+def _measure(
+    words: Words, fmt: PixelFormat, part: str, context: Context, plan: Plan, fitted: Fitted
+) -> tuple[Sums, bytes]:
+    """One frame without one part, and its blob."""
     without = plan.without | ({part} - {WHOLE})
     previous = None if "previous" in without else context.before(fmt)
     adapters, seconds = ((), 0.0) if "adapters" in without else fitted.inline(words, fmt, previous)
@@ -77,8 +143,22 @@ def _measure(words: Words, fmt: PixelFormat, part: str, context: Context, plan: 
         )
     )  # fmt: skip
     frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, threads=plan.threads))
-    context.coded(words, fmt, coded.details.get("previous", 0) == 1)
-    return Sums([len(coded.blob)], spent + seconds, back, bool(np.array_equal(frame.words, words)))
+    context.coded(words, fmt)
+    exact = bool(np.array_equal(frame.words, words))
+    return Sums([len(coded.blob)], spent + seconds, back, exact), coded.blob
+
+
+def _stack(blobs: Sequence[bytes], found: VaeSums, plan: Plan) -> None:
+    """Let the VAE try to take G off these frames; seconds are those of the stack alone when encoding."""
+    group, spent = timed(lambda: stack_group(blobs, payload=PAYLOAD, seed=1))
+    (frames, initial), back = timed(lambda: decode_group(group.blobs, group.stack, threads=plan.threads))
+    plain, _ = decode_group(blobs, b"", threads=plan.threads)
+    same = all(np.array_equal(a.words, b.words) for a, b in zip(frames, plain, strict=True))
+    carried = len(PAYLOAD) - len(group.beside)
+    found.add(group.report)
+    found.encode_s += spent
+    found.decode_s += back
+    found.exact &= same and initial[:carried] == PAYLOAD[:carried] and group.beside == PAYLOAD[carried:]
 
 
 def _add(total: Sums, one: Sums) -> None:
@@ -107,4 +187,13 @@ def format_ablation(found: dict[str, Any]) -> str:
             speeds = (f"{row['encode_mp_s']:.2f}", f"{row['decode_mp_s']:.2f}", "" if row["exact"] else "NOT EXACT")
             change = percent(row["geomean_vs_whole"])
             lines.append((part.replace(WHOLE, "(whole)"), str(row["n"]), str(row["bytes"]), change, *speeds))
-    return "\n".join([*aligned(lines), f"{len(found['skipped'])} files skipped; profile {found['profile']}"])
+    text = aligned(lines)
+    for kind, row in found["vae"].items():
+        if row["groups"]:
+            change = percent(row["best"] / row["causal"])
+            text.append(
+                f"VAE, {kind}: shorter in {row['won']} of {row['groups']} groups, {change} of all bytes; G where tried "
+                f"{row['causal_global']} causal, {row['stacked_global']} stacked; payload saved {row['saved']} "
+                f"bytes{'' if row['exact'] else '; NOT EXACT'}"
+            )
+    return "\n".join([*text, f"{len(found['skipped'])} files skipped; profile {found['profile']}"])

@@ -113,6 +113,7 @@ def summary(rows: Sequence[FrameRow], objects: Sequence[ObjectRow]) -> dict[str,
     out["coders"] = dict(Counter(row.coder for row in rows).most_common())
     out["adapters"] = dict(Counter(row.adapter for row in rows).most_common())
     out["with_previous"] = sum(row.previous for row in rows)
+    out["estimate"] = estimate_figures(rows)
     out["worse_than_allowed"] = [_named(row) for row in _worst(rows, lambda row: row.excess) if row.excess > 0]
     out["worst"] = [_named(row) for row in _worst(rows, lambda row: row.ratio("jxl9"))[:WORST]]
     out["by_modality"] = _by(rows, lambda row: row.modality)
@@ -123,6 +124,27 @@ def summary(rows: Sequence[FrameRow], objects: Sequence[ObjectRow]) -> dict[str,
         out["sources_held_out"] = figures([row for row in rows if row.held_out])
     out["objects"] = object_figures(objects)
     return out
+
+
+def estimate_figures(rows: Sequence[FrameRow]) -> dict[str, int]:
+    """How often the estimate of when JPEG XL is worth trying was right, of the frames that the learned coder coded.
+
+    tried, in_vain: JPEG XL was tried; and was longer. missed: it was not tried, and one of its two efforts is shorter;
+    missed_too_much: by more than is allowed.
+    """
+    judged = [row for row in rows if "learned" in row.lengths]
+    tried = [row for row in judged if "jxl" in row.lengths]
+    missed = [
+        row for row in judged
+        if "jxl" not in row.lengths and min(row.bytes["jxl9"], row.bytes["jxl7"]) < row.bytes["ours"]
+    ]  # fmt: skip
+    return {
+        "n": len(judged),
+        "tried": len(tried),
+        "in_vain": sum(row.coder != "jxl" for row in tried),
+        "missed": len(missed),
+        "missed_too_much": sum(row.excess > 0 for row in missed),
+    }
 
 
 def object_figures(objects: Sequence[ObjectRow]) -> dict[str, float]:

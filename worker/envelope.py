@@ -89,17 +89,22 @@ def build_envelope(
     """
     uid = envelope_uid(source.file_sha256, key, source.sealed_to)
     body = _identity(source, uid, key, version) + _encrypted_attributes(encrypted) + _private(container, pixel_sha256)
+    return part10(uid, body)
+
+
+def part10(uid: str, body: bytes) -> bytes:
+    """A Raw Data file of ours: preamble, file meta information (PS3.10 7.1) and data set."""
     meta = b"".join(
         (
-            _element(0x00020001, "OB", b"\x00\x01"),
-            _element(0x00020002, "UI", RAW_DATA_STORAGE),
-            _element(0x00020003, "UI", uid),
-            _element(0x00020010, "UI", EXPLICIT_LE),
-            _element(0x00020012, "UI", IMPLEMENTATION_UID),
-            _element(0x00020013, "SH", IMPLEMENTATION_VERSION),
+            element(0x00020001, "OB", b"\x00\x01"),
+            element(0x00020002, "UI", RAW_DATA_STORAGE),
+            element(0x00020003, "UI", uid),
+            element(0x00020010, "UI", EXPLICIT_LE),
+            element(0x00020012, "UI", IMPLEMENTATION_UID),
+            element(0x00020013, "SH", IMPLEMENTATION_VERSION),
         )
     )
-    group = _element(0x00020000, "UL", struct.pack("<I", len(meta)))
+    group = element(0x00020000, "UL", struct.pack("<I", len(meta)))
     return b"".join((bytes(128), b"DICM", group, meta, body))
 
 
@@ -114,32 +119,32 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
     method = _code("113100", "DCM", "Basic Application Confidentiality Profile")
     return b"".join(
         (
-            _element(0x00080016, "UI", RAW_DATA_STORAGE),
-            _element(0x00080018, "UI", uid),
-            _element(0x00080020, "DA"),
-            _element(0x00080023, "DA", DUMMY_DATE),
-            _element(0x00080030, "TM"),
-            _element(0x00080033, "TM", DUMMY_TIME),
-            _element(0x00080050, "SH"),
-            _element(0x00080060, "CS", "OT"),
-            _element(0x00080070, "LO", "Palimpsest"),
-            _element(0x00080090, "PN"),
-            _sequence(0x0008114A, *references),
-            _element(0x00089123, "UI", CREATOR_VERSION_UIDS[version]),
-            _element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
-            _element(0x00100020, "LO", patient),
-            _element(0x00100030, "DA"),
-            _element(0x00100040, "CS"),
-            _element(0x00120062, "CS", "YES"),
-            _sequence(0x00120064, method),
-            _element(0x0020000D, "UI", pseudonym_uid(study, key)),
-            _element(0x0020000E, "UI", pseudonym_uid(f"palimpsest/envelope-series/1/{series}", key)),
-            _element(0x00200010, "SH"),
-            _element(0x00200011, "IS"),
-            _element(0x00200013, "IS"),
-            _element(0x00200060, "CS"),
-            _element(0x00280303, "CS", "REMOVED"),
-            _sequence(0x00400555),
+            element(0x00080016, "UI", RAW_DATA_STORAGE),
+            element(0x00080018, "UI", uid),
+            element(0x00080020, "DA"),
+            element(0x00080023, "DA", DUMMY_DATE),
+            element(0x00080030, "TM"),
+            element(0x00080033, "TM", DUMMY_TIME),
+            element(0x00080050, "SH"),
+            element(0x00080060, "CS", "OT"),
+            element(0x00080070, "LO", "Palimpsest"),
+            element(0x00080090, "PN"),
+            sequence(0x0008114A, *references),
+            element(0x00089123, "UI", CREATOR_VERSION_UIDS[version]),
+            element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
+            element(0x00100020, "LO", patient),
+            element(0x00100030, "DA"),
+            element(0x00100040, "CS"),
+            element(0x00120062, "CS", "YES"),
+            sequence(0x00120064, method),
+            element(0x0020000D, "UI", pseudonym_uid(study, key)),
+            element(0x0020000E, "UI", pseudonym_uid(f"palimpsest/envelope-series/1/{series}", key)),
+            element(0x00200010, "SH"),
+            element(0x00200011, "IS"),
+            element(0x00200013, "IS"),
+            element(0x00200060, "CS"),
+            element(0x00280303, "CS", "REMOVED"),
+            sequence(0x00400555),
         )
     )
 
@@ -148,40 +153,41 @@ def _reference(sop_class: str, sop_uid: str, key: bytes) -> bytes:
     """An instance that the object holds."""
     shown = sop_class if sop_class.startswith("1.2.840.10008.") else RAW_DATA_STORAGE
     purpose = _code("121322", "DCM", "Source image for image processing operation")
-    uids = _element(0x00081150, "UI", shown) + _element(0x00081155, "UI", pseudonym_uid(sop_uid, key))
-    return uids + _sequence(0x0040A170, purpose)
+    uids = element(0x00081150, "UI", shown) + element(0x00081155, "UI", pseudonym_uid(sop_uid, key))
+    return uids + sequence(0x0040A170, purpose)
 
 
 def _encrypted_attributes(items: Sequence[tuple[str, bytes]]) -> bytes:
-    packed = [_element(0x04000510, "UI", syntax) + _element(0x04000520, "OB", content) for syntax, content in items]
-    return _sequence(0x04000500, *packed) if packed else b""
+    packed = [element(0x04000510, "UI", syntax) + element(0x04000520, "OB", content) for syntax, content in items]
+    return sequence(0x04000500, *packed) if packed else b""
 
 
 def _private(container: bytes, pixel_sha256: str) -> bytes:
     base = PRIVATE_GROUP << 16
     block = base | 0x1000
     out = [
-        _element(base | 0x10, "LO", PRIVATE_CREATOR),
-        _element(block | FORMAT, "LO", FORMAT_NAME),
-        _element(block | BITSTREAM_DIGEST, "LO", sha256(container).hexdigest()),
-        _element(block | PIXEL_DIGEST, "LO", pixel_sha256),
-        _element(block | LENGTH, "LO", str(len(container))),
+        element(base | 0x10, "LO", PRIVATE_CREATOR),
+        element(block | FORMAT, "LO", FORMAT_NAME),
+        element(block | BITSTREAM_DIGEST, "LO", sha256(container).hexdigest()),
+        element(block | PIXEL_DIGEST, "LO", pixel_sha256),
+        element(block | LENGTH, "LO", str(len(container))),
     ]
     for index, start in enumerate(range(0, len(container), CHUNK_BYTES)):
-        out.append(_element(block | FIRST_CHUNK + index, "OB", container[start : start + CHUNK_BYTES]))
+        out.append(element(block | FIRST_CHUNK + index, "OB", container[start : start + CHUNK_BYTES]))
     return b"".join(out)
 
 
 def _code(value: str, scheme: str, meaning: str) -> bytes:
     parts = ((0x00080100, "SH", value), (0x00080102, "SH", scheme), (0x00080104, "LO", meaning))
-    return b"".join(_element(*part) for part in parts)
+    return b"".join(element(*part) for part in parts)
 
 
-def _sequence(tag: int, *items: bytes) -> bytes:
-    return _element(tag, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items))
+def sequence(tag: int, *items: bytes) -> bytes:
+    """A sequence of items with explicit lengths (PS3.5 7.5)."""
+    return element(tag, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items))
 
 
-def _element(tag: int, vr: str, value: str | bytes = b"") -> bytes:
+def element(tag: int, vr: str, value: str | bytes = b"") -> bytes:
     """One element in Explicit VR Little Endian, padded to even length (PS3.5 6.2, 7.1.2)."""
     data = value.encode("ascii") if isinstance(value, str) else value
     if len(data) & 1:

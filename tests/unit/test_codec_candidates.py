@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from codec import frame
 from codec.candidates import is_odd, packing_may_win
+from codec.frame import ALL_CODERS, encode_frame
 from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
-from tests.unit.codec_images import noise, picture
+from tests.unit.codec_images import noise, picture, stored
+from tests.unit.codec_networks import known, weight_file
 
 FMT = PixelFormat(128, 160, 1, 16, 12, 11, False)
 
@@ -47,13 +52,25 @@ def test_what_the_network_does_not_understand_is_odd() -> None:
 
 
 def test_sparse_frames_of_few_levels_are_odd() -> None:
-    index = (natural() >> 11).astype(np.uint16)
-    assert is_odd(index, 2, index.size // 8, index.size)
+    index = (natural(40) >> 8).astype(np.uint16)
+    assert is_odd(index, 16, index.size // 10, index.size)
+    grainy = (natural(200) >> 4).astype(np.uint16)
+    assert not is_odd(grainy, 256, grainy.size // 3, grainy.size)
 
 
 def test_label_maps_are_odd_whatever_their_levels() -> None:
     index = np.repeat(np.repeat(np.arange(80, dtype=np.uint16).reshape(8, 10) * 37, 16, 0), 16, 1)
     assert is_odd(index, 3000, index.size // 40, index.size)
+
+
+def test_magnified_pixels_are_odd() -> None:
+    index = np.repeat(np.repeat(natural()[:64, :80], 2, 0), 2, 1)
+    assert is_odd(index, 4096, index.size, 2 * index.size)
+
+
+def test_a_gradient_is_odd() -> None:
+    y, x = np.mgrid[:128, :160]
+    assert is_odd((3 * y + 7 * x).astype(np.uint16), 1600, 100, 5000)
 
 
 def test_repeated_noise_is_odd() -> None:
@@ -75,3 +92,35 @@ def test_packing() -> None:
     assert not packing_may_win(1000, 256, 900)
     assert not packing_may_win(1000, 1 << 16, 1000)
     assert packing_may_win(1000, 1, 30)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_race_asks_the_estimate(odd: bool, samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt = PixelFormat(24, 32, samples, 16, 12, 11, False)
+    words = stored(picture(fmt, 3, 20), fmt)
+    monkeypatch.setattr(frame, "is_odd", lambda *_: odd)
+    monkeypatch.setattr(frame, "packing_may_win", lambda *_: False)
+    with known(weight_file()):
+        tried = set(encode_frame(words, fmt).lengths)
+        everything = set(encode_frame(words, fmt, profile="max").lengths)
+    assert tried == {"learned"} | ({"jpegls"} if samples == 1 else set()) | ({"jxl", "htj2k"} if odd else set())
+    assert everything == set(ALL_CODERS)
+
+
+def test_profile_fast_leaves_out_full_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    fmt = PixelFormat(24, 32, 1, 16, 12, 11, False)
+    words, efforts = stored(picture(fmt, 3, 20), fmt), list[int]()
+    jxl = STANDARD["jxl"]
+
+    def encode(plane: NDArray[np.uint16], effort: int) -> bytes:
+        efforts.append(effort)
+        return jxl.encode(plane, effort)
+
+    monkeypatch.setitem(STANDARD, "jxl", replace(jxl, encode=encode))
+    monkeypatch.setattr(frame, "is_odd", lambda *_: True)
+    with known(weight_file()):  # random weights: JPEG XL is far shorter
+        encode_frame(words, fmt, profile="fast")
+        assert efforts == [7]
+        encode_frame(words, fmt)
+    assert efforts == [7, 7, 9]

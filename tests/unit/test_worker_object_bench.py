@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import imagecodecs
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from codec import weights as weightfiles
 from palimpsest.cli import app
 from tests.object_makers import image, noisy, packaged
+from tests.unit.codec_networks import known, weight_file
+from tests.unit.test_codec_vae import random_weights
 from tests.unit.test_worker_imagefiles import nifti
 from worker.bench import Context, Plan, bench
-from worker.bench_ablation import PARTS, WHOLE, ablate, format_ablation
+from worker.bench_ablation import IN_FRAMES, WHOLE, ablate, format_ablation
 from worker.bench_figures import STANDARDS, FrameRow, figures, summary
 from worker.bench_inputs import Choice, groups, list_inputs, trained_sources
 from worker.bench_table import format_table
@@ -24,6 +28,15 @@ SUMMARY = (
     "n", "geomean_vs_jpegxl9", "worst_vs_jpegxl9", "geomean_vs_jpegls", "geomean_vs_htj2k", "encode_mp_s", "fit_s",
     "decode_mp_s", "exact",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def weights() -> Iterator[None]:
+    """Random ones, also of the VAE: figures need not be good, only right."""
+    vae = weightfiles.add(weightfiles.write_weights("vae", (), weightfiles.parse(random_weights(5)).arrays))
+    with known(weight_file()):
+        yield
+    weightfiles.drop(vae)
 
 
 @pytest.fixture
@@ -123,7 +136,7 @@ def test_a_frame_before_counts_only_if_it_is_of_the_same_kind_and_not_too_long_a
     for _ in range(40):
         before = context.before(fmt)
         used.append(before is not None)
-        context.coded(words, fmt, before is not None)
+        context.coded(words, fmt)
     assert [place for place, each in enumerate(used) if not each] == [0, 16, 32]
     assert context.before(PixelFormat(4, 4, 1, 8, 7, 6, False)) is None
 
@@ -159,11 +172,13 @@ def test_files_of_a_series_stand_side_by_side(folder: Path) -> None:
 
 def test_ablation(folder: Path) -> None:
     found = ablate([folder], Plan(choice=Choice(max_frames=2)))
-    assert set(found["parts"]) == {WHOLE, *PARTS}
+    assert set(found["parts"]) == {WHOLE, *IN_FRAMES}
     for part in found["parts"].values():
         assert (part["n"], part["exact"]) == (5, True)
     assert found["parts"][WHOLE]["geomean_vs_whole"] == 1
     assert len(found["skipped"]) == 2
+    assert found["vae"]["single"]["groups"] + found["vae"]["volumes"]["groups"] == 3
+    assert all(each["exact"] and each["best"] <= each["causal"] for each in found["vae"].values())
     assert "least-squares" in format_ablation(found)
 
 
@@ -176,6 +191,11 @@ def test_command(folder: Path) -> None:
     assert json.loads(done.stdout)["summary"]["n"] == 1
     done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--ablate", "--json", "-"])
     assert json.loads(done.stdout)["parts"][WHOLE]["n"] == 1
+    (folder / "own.bin").write_bytes(weight_file(2))
+    own = ["codec", "bench", str(folder / "e.png"), "--weights"]
+    assert CliRunner().invoke(app, [*own, str(folder / "own.bin")]).exit_code == 0
+    weightfiles.drop(weightfiles.parse(weight_file(2)))
+    assert CliRunner().invoke(app, [*own, str(folder / "e.png")]).exit_code == 2
     done = CliRunner().invoke(app, ["codec", "bench", str(folder / "e.png"), "--without", "nonsense"])
     assert done.exit_code == 2
     assert CliRunner().invoke(app, ["codec", "bench", str(folder / "c.txt")]).exit_code == 1

@@ -61,6 +61,8 @@ def decompress(data: bytes, size: int) -> bytes:
         at, checksum = _frame_header(data)
         state, last = _State(), False
         while not last:
+            if at + 3 > len(data):
+                raise Damaged("a compressed part is cut off")
             head = int.from_bytes(data[at : at + 3], "little")
             last, kind, length = bool(head & 1), head >> 1 & 3, head >> 3
             at += 3

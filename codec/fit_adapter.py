@@ -1,0 +1,238 @@
+"""The encoder's fit of an adapter to an image or a series: gradient descent on the coded law, with a bound on time.
+
+Whatever is fitted competes by code length with its own bytes counted, on samples that the fit never saw. NumPy only;
+nothing that decodes imports it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from codec.adapter import DELTA_SHIFT, FRAME, MATRICES, VOLUME, WEIGHT_LIMIT, Adapter, candidates, materialise
+from codec.bitplane import Words
+from codec.pixelformat import PixelFormat
+from codec.train.gradient import (
+    Facts,
+    Floats,
+    Layers,
+    Pass,
+    Sizes,
+    backward,
+    backward_modulation,
+    by_basis,
+    facts_of,
+    flat,
+    forward,
+    mixture_bits,
+)
+from codec.train.samples import Shot, View, sample_shot
+from codec.weights import UnknownWeights, Weights, current
+
+FIT_SAMPLES: Final = 20_000  # of an image
+SERIES_SAMPLES: Final = 60_000  # of several
+BATCH, LARGE_BATCH = 2048, 4096
+STEPS, DELTA_STEPS = 140, 400
+RATE, DELTA_RATE = 2.0, 1.0  # of Adam, in the integers' units
+JUDGED_EVERY: Final = 4  # every so many samples are kept back to judge by
+RANKS: Final = ((1 << 19, 4), (1 << 17, 2))  # coded bytes from which on low-rank deltas are tried, and their rank
+
+Frame = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Samples of what is adapted to: inputs float32 [N, I]; counts float32[N], how many samples each stands for."""
+
+    x: Floats
+    facts: Facts
+    counts: Floats
+
+    def take(self, places: Any) -> Evidence:
+        """Some of the samples."""
+        return Evidence(self.x[places], self.facts.take(places), self.counts[places])
+
+
+def fit(
+    frames: Sequence[Frame], *, profile: str, prior: tuple[str, str, str], seconds: float, threads: int = 1
+) -> bytes:
+    """An adapter for frames that are coded with a profile's weights; b'' when none is estimated to pay.
+
+    `frames`: all with their previous frame, or the fit is for frames coded without. `prior`: Modality,
+    BodyPartExamined, Manufacturer's Model Name, '' unknown. `seconds`: about the most that it may take; `threads` is
+    BLAS's own affair and only kept for callers that count. Not deterministic: it stops by the clock.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        weights = current(profile)
+    except UnknownWeights:
+        return b""
+    previous = VOLUME in weights.networks and all(frame[2] is not None for frame in frames)
+    name = VOLUME if previous else FRAME
+    if not frames or f"{name}.basis" not in weights.arrays:
+        return b""
+    evidence = gather(frames, weights.array(f"{name}.w1").shape[1], previous)
+    if evidence is None:
+        return b""
+    return _Fit(weights, previous, evidence, deadline).run(prior)
+
+
+def gather(frames: Sequence[Frame], inputs: int, previous: bool) -> Evidence | None:
+    """Samples of all frames; None when nothing in them is coded."""
+    wanted = max(1000, FIT_SAMPLES if len(frames) == 1 else SERIES_SAMPLES // len(frames))
+    rng = np.random.default_rng(0)
+    images, counts = [], []
+    for words, fmt, before in frames:
+        shot = Shot("", "", "", words, fmt, before if previous else None)
+        for image in sample_shot(shot, (View(0, 0, wanted),), inputs, rng):
+            images.append(image)
+            counts.append(np.full(len(image.x), fmt.rows * fmt.columns / len(image.x), np.float32))
+    if not images:
+        return None
+    x = np.concatenate([image.x for image in images]).astype(np.float32)
+    return Evidence(x, facts_of(np.concatenate([image.facts for image in images])), np.concatenate(counts))
+
+
+@dataclass
+class _Adam:
+    """Adam's moments for some arrays."""
+
+    values: list[Floats]
+    rate: float
+    turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.first = [np.zeros_like(value) for value in self.values]
+        self.second = [np.zeros_like(value) for value in self.values]
+
+    def step(self, gradients: Sequence[Floats], share: float) -> None:
+        """One step in place; `share` of the steps are done."""
+        self.turn += 1
+        rate = self.rate * min(1.0, self.turn / 8) * (1 - 0.95 * share)
+        rate *= np.sqrt(1 - 0.99**self.turn) / (1 - 0.9**self.turn)
+        for value, gradient, one, two in zip(self.values, gradients, self.first, self.second, strict=True):
+            one += np.float32(0.1) * (gradient - one)
+            two += np.float32(0.01) * (gradient * gradient - two)
+            value -= np.float32(rate) * one / (np.sqrt(two) + np.float32(1e-12))
+            np.clip(value, -127, 127, out=value)
+
+
+class _Fit:
+    """One network's adapter for one set of samples."""
+
+    def __init__(self, weights: Weights, previous: bool, evidence: Evidence, deadline: float) -> None:
+        self._weights, self._previous, self._deadline = weights, previous, deadline
+        name = VOLUME if previous else FRAME
+        arrays = weights.layers(name) | {"basis": weights.array(f"{name}.basis")}
+        self._layers = Layers(**{part: array.astype(np.float32) for part, array in arrays.items()})
+        self._sizes = Sizes(
+            self._layers.w1.shape[1], self._layers.w1.shape[0], self._layers.w2.shape[0],
+            self._layers.w3.shape[0] // 3, self._layers.basis.shape[0],
+        )  # fmt: skip
+        places = np.arange(len(evidence.x))
+        judged = places % JUDGED_EVERY == 0
+        self._judged, self._learned = evidence.take(places[judged]), evidence.take(places[~judged])
+        self._share = float(evidence.counts.sum() / self._judged.counts.sum())
+        self._rng = np.random.default_rng(1)
+
+    def run(self, prior: tuple[str, str, str]) -> bytes:
+        """The adapter with the least bits, its own counted."""
+        none = self._cost(b"")
+        tried = {adapter: self._cost(adapter) for adapter in candidates(self._weights, prior, self._previous)}
+        start = min(tried, key=lambda adapter: tried[adapter]) if tried else b""
+        code = np.zeros(self._sizes.codes, np.float32)
+        if start and tried[start] < none:
+            name = VOLUME if self._previous else FRAME
+            code = self._weights.array(f"{name}.centres")[start[1]].astype(np.float32)
+        code = self._fit_code(code)
+        short = Adapter(self._previous, None, np.rint(code).astype(np.int8)).pack()
+        tried[short] = self._cost(short)
+        rank = next((rank for size, rank in RANKS if none >= 8 * size), 0)
+        if rank and time.monotonic() < self._deadline:
+            long = self._fit_deltas(code, rank).pack()
+            tried[long] = self._cost(long)
+        tried[b""] = none
+        return min(tried, key=lambda adapter: tried[adapter])
+
+    def _cost(self, adapter: bytes) -> float:
+        """Estimated bits of everything under an adapter, its bytes among them."""
+        network = materialise(self._weights, adapter, self._previous)
+        parts = {part: getattr(network, part).astype(np.float32) for part in network.__dataclass_fields__}
+        layers = Layers(**parts, basis=self._layers.basis)
+        total = 0.0
+        for first in range(0, len(self._judged.x), LARGE_BATCH):
+            part = self._judged.take(slice(first, first + LARGE_BATCH))
+            done = forward(layers, part.x[None], np.zeros((1, self._sizes.codes), np.float32), self._sizes)
+            total += float((mixture_bits(flat(done.outputs), part.facts)[0] * part.counts).sum())
+        return total * self._share + 8 * (len(adapter) + 1 if adapter else 0)
+
+    def _slope(self, layers: Layers, code: Floats, batch: int) -> tuple[Pass, Floats]:
+        """A forward pass over some samples under a code [1, codes], and the gradient by its outputs."""
+        chance = self._rng.integers(0, len(self._learned.x), batch)
+        part = self._learned.take(chance)
+        done = forward(layers, part.x[None], code, self._sizes)
+        slope = mixture_bits(flat(done.outputs), part.facts)[1]
+        slope *= (part.counts / np.float32(part.counts.sum()))[:, None]
+        return done, slope[None]
+
+    def _fit_code(self, start: Floats) -> Floats:
+        """The code (1/32) that codes the samples shortest, from a first one."""
+        adam = _Adam([start.astype(np.float32).copy()], RATE)
+        began, steps = time.monotonic(), STEPS
+        for step in range(STEPS):
+            code = adam.values[0]
+            done, slope = self._slope(self._layers, np.rint(code)[None], BATCH)
+            mixed = by_basis(backward_modulation(self._layers, done, slope)[0], self._sizes)
+            adam.step([(mixed @ self._layers.basis.T)[0]], step / steps)
+            if step == STEPS // 4:
+                steps = self._affordable(began, step, STEPS)
+            if step >= steps:
+                break
+        return adam.values[0]
+
+    def _affordable(self, began: float, step: int, steps: int) -> int:
+        """How many steps the deadline leaves time for."""
+        each = (time.monotonic() - began) / (step + 1)
+        return max(step + 1, min(steps, step + int((self._deadline - time.monotonic()) / max(each, 1e-6))))
+
+    def _fit_deltas(self, code: Floats, rank: int) -> Adapter:
+        """A code and low-rank deltas of all weights, together."""
+        values = [code.copy()]
+        for part in MATRICES:
+            outputs, inputs = getattr(self._layers, part).shape
+            values += [
+                (self._rng.standard_normal((outputs, rank)) * 16).astype(np.float32),
+                np.zeros((rank, inputs), np.float32),
+            ]
+        adam, began, steps = _Adam(values, DELTA_RATE), time.monotonic(), DELTA_STEPS
+        for step in range(DELTA_STEPS):
+            whole = [np.rint(value) for value in adam.values]
+            layers = self._added(whole[1:])
+            done, slope = self._slope(layers, whole[0][None], LARGE_BATCH)
+            gradient, by_code = backward(layers, done, whole[0][None], slope, self._sizes)
+            parts: list[Floats] = [by_code[0]]
+            for place, part in enumerate(MATRICES):
+                left, right = whole[1 + 2 * place], whole[2 + 2 * place]
+                scaled = gradient[part] * np.float32(1 / (1 << DELTA_SHIFT))
+                parts += [scaled @ right.T, left.T @ scaled]
+            adam.step(parts, step / steps)
+            if step == DELTA_STEPS // 20:
+                steps = self._affordable(began, step, DELTA_STEPS)
+            if step >= steps:
+                break
+        small = [np.rint(value).astype(np.int8) for value in adam.values]
+        factors = tuple((small[1 + 2 * place], small[2 + 2 * place]) for place in range(len(MATRICES)))
+        return Adapter(self._previous, None, small[0], factors)
+
+    def _added(self, factors: Sequence[Floats]) -> Layers:
+        """The layers with low-rank deltas, as `adapter.materialise` adds them."""
+        changed = {}
+        for place, part in enumerate(MATRICES):
+            product = factors[2 * place] @ factors[2 * place + 1]
+            added = np.floor((product + (1 << (DELTA_SHIFT - 1))) / (1 << DELTA_SHIFT))
+            changed[part] = np.clip(getattr(self._layers, part) + added, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+        return replace(self._layers, **changed)

@@ -1,0 +1,148 @@
+"""What the networks are trained on: the kernel's own inputs at sampled places of real frames, kept in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec import color
+from codec.bitplane import Words, choose_levels, split_words
+from codec.fit import NO_PREVIOUS, fit_predictors
+from codec.learneddecode import Setting, framed, previous_planes
+from codec.learnedplan import CLASS_CHOICES, FIT_SAMPLES
+from codec.network import Network
+from codec.pixelformat import PixelFormat
+from codec.plan import padded
+from codec.train.trainer import Sampled
+from codec.wave import features_tile
+
+MOST_SAMPLES: Final = 1 << 19  # of a plane: the middle of larger ones is used
+LEAST_SIDE: Final = 16
+
+Plane = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A frame to train on: words, their format, the frame before (or None); its names see `Sampled`."""
+
+    name: str
+    source: str
+    kind: str
+    words: Words
+    fmt: PixelFormat
+    previous: Words | None
+
+
+@dataclass(frozen=True)
+class View:
+    """How a frame is looked at: turned (0..7), split at k bits below its highest (0: unsplit), samples wanted."""
+
+    turn: int
+    split: int
+    wanted: int
+
+
+def blank_network(inputs: int) -> Network:
+    """A network that says nothing: features do not depend on it."""
+    zeros, one, three = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(3, np.int32)
+    return Network(np.zeros((1, inputs), np.int32), one, one, zeros, one, one, np.zeros((3, 1), np.int32), three)
+
+
+def planes_of(shot: Shot) -> list[tuple[Plane, int, Plane | None]]:
+    """The frame's planes as they are coded: samples from 0, the highest, the previous frame's plane in its range."""
+    values, _ = split_words(shot.words, shot.fmt)
+    levels = choose_levels(values)
+    index = levels.rank(values)
+    before = None if shot.previous is None else split_words(shot.previous, shot.fmt)[0]
+    transform = None if index.ndim == 2 else color.choose_transform(index)
+    planes = [index.astype(np.int32)] if transform is None else list(color.forward(index, transform))
+    earlier = None if before is None else previous_planes(before, levels, transform)
+    out: list[tuple[Plane, int, Plane | None]] = []
+    for number, plane in enumerate(planes):
+        low, high = (0, levels.count - 1) if transform is None else (int(plane.min()), int(plane.max()))
+        own = None if earlier is None else np.clip(earlier[number] - low, 0, high - low).astype(np.int32)
+        out.append(((plane - low).astype(np.int32), high - low, own))
+    return out
+
+
+def middle(plane: Plane) -> Plane:
+    """The plane, or its middle when it is large."""
+    if plane.size <= MOST_SAMPLES:
+        return plane
+    share = (MOST_SAMPLES / plane.size) ** 0.5
+    rows, columns = (max(1, int(side * share)) for side in plane.shape)
+    top, left = (plane.shape[0] - rows) // 2, (plane.shape[1] - columns) // 2
+    return plane[top : top + rows, left : left + columns]
+
+
+def turned(plane: Plane, turn: int) -> Plane:
+    """One of the eight orientations of a plane."""
+    seen = np.rot90(plane, turn & 3)
+    return np.ascontiguousarray(seen[:, ::-1] if turn & 4 else seen)
+
+
+def sample_plane(
+    plane: Plane, highest: int, earlier: Plane | None, view: View, inputs: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+    """Inputs int16[n, inputs] and facts int32[n, 6] (see gradient.facts_of) at about `view.wanted` places."""
+    seen = turned(middle(plane), view.turn)
+    before = None if earlier is None else framed(turned(middle(earlier), view.turn), 0, highest)
+    choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
+    classes = int(rng.choice(choices)) if view.turn or view.split else choices[-1]
+    buffer = padded(seen, int(seen[0, 0]))
+    rows, columns = seen.shape
+    predictors = fit_predictors(
+        buffer, rows, columns, classes, precision, NO_PREVIOUS if before is None else before, FIT_SAMPLES
+    )
+    bits = highest.bit_length()
+    k = max(1, bits - view.split) if view.split else bits
+    setting = Setting(highest, k, 0, predictors, blank_network(inputs), 1)
+    upper = seen >> k
+    stride = max(1, seen.size // view.wanted)
+    x, facts = features_tile(seen, int(seen[0, 0]), upper, before, setting, inputs, stride)
+    return x, np.concatenate([facts[:, :5], np.full((len(facts), 1), highest, np.int32)], axis=1)
+
+
+def sample_shot(shot: Shot, views: Sequence[View], inputs: int, rng: np.random.Generator) -> list[Sampled]:
+    """What training sees of a frame: every plane in every view."""
+    out = []
+    for number, (plane, highest, earlier) in enumerate(planes_of(shot)):
+        if highest < 1 or min(plane.shape) < LEAST_SIDE:
+            continue
+        for view in views:
+            x, facts = sample_plane(plane, highest, earlier, view, inputs, rng)
+            name = f"{shot.name}#{number}t{view.turn}s{view.split}"
+            if len(x):
+                out.append(Sampled(name, shot.source, shot.kind, x, facts))
+    return out
+
+
+def store(path: Path, images: Iterable[Sampled]) -> None:
+    """Keep samples in one .npz file."""
+    every = list(images)
+    names = json.dumps([[one.name, one.source, one.kind, len(one.x)] for one in every]).encode()
+    fresh = path.with_suffix(".part")
+    with fresh.open("wb") as file:
+        np.savez(
+            file, names=np.frombuffer(names, np.uint8), x=np.concatenate([one.x for one in every]),
+            facts=np.concatenate([one.facts for one in every]),
+        )  # fmt: skip
+    fresh.replace(path)
+
+
+def restore(path: Path) -> list[Sampled]:
+    """Inverse of `store`; the images are views of two large arrays."""
+    with np.load(path) as stored:
+        names, x, facts = json.loads(stored["names"].tobytes()), stored["x"], stored["facts"]
+    out, at = [], 0
+    for name, source, kind, count in names:
+        out.append(Sampled(name, source, kind, x[at : at + count], facts[at : at + count]))
+        at += count
+    return out

@@ -1,0 +1,269 @@
+"""Training of one network of a weight file: Adam on the coded law itself, resumable, the same result every time."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.train.gradient import (
+    CODE_UNIT,
+    GAIN_UNIT,
+    HIGHEST_GAIN,
+    SUM_UNIT,
+    WEIGHT_UNIT,
+    Floats,
+    Layers,
+    Sizes,
+    backward,
+    facts_of,
+    flat,
+    forward,
+    mixture_bits,
+)
+
+FLOOR_BITS: Final = 0.15  # added to an image's bits per sample before its loss is divided by them
+HIGHEST_BIAS: Final = (1 << 17) - 1
+UNITS: Final = {
+    "w1": WEIGHT_UNIT, "b1": SUM_UNIT, "g1": GAIN_UNIT, "w2": WEIGHT_UNIT, "b2": SUM_UNIT, "g2": GAIN_UNIT,
+    "w3": WEIGHT_UNIT, "b3": SUM_UNIT, "basis": 64.0,
+}  # fmt: skip
+BOUNDS: Final = {"w1": 127, "w2": 127, "w3": 127, "basis": 127, "g1": HIGHEST_GAIN, "g2": HIGHEST_GAIN}
+
+Parameters = dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Samples of one plane: inputs int16[N, I], facts int32[N, 6] (see facts_of); what it is and where it is from."""
+
+    name: str
+    source: str
+    kind: str  # of the anatomical prior: Modality, body part, model
+    x: NDArray[np.int16]
+    facts: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is trained. A step sees `groups` images, `samples` of each."""
+
+    sizes: Sizes
+    steps: int = 6000
+    groups: int = 64
+    samples: int = 128
+    rate: float = 3e-3
+    dropout: float = 0.4  # of codes, so that the network without one is good
+    decay: float = 1e-4  # of codes
+    seed: int = 1
+    check: int = 500  # steps between checks on the sources held out
+    patience: int = 8  # checks without a better one at which training stops
+    save: float = 30.0  # seconds between checkpoints
+
+
+@dataclass
+class State:
+    """All that a step changes; a checkpoint holds exactly this."""
+
+    step: int
+    values: Parameters
+    first: Parameters  # Adam's moments
+    second: Parameters
+    bits: Floats  # running mean of every image's bits per sample, 0 where none was seen
+    best: Parameters
+    best_bits: float
+    best_step: int
+    curve: list[tuple[int, float, float]] = field(default_factory=list)  # step, training bits, held-out bits
+
+
+def first_values(plan: Plan, images: int, rng: np.random.Generator) -> Parameters:
+    """Parameters before the first step, in real units; `code` [images, codes] among them."""
+    i, h1, h2, k, codes = plan.sizes
+
+    def normal(deviation: float, *shape: int) -> Floats:
+        return (rng.standard_normal(shape) * deviation).astype(np.float32)
+
+    outputs = np.zeros(3 * k, np.float32)
+    outputs[2 * k :] = np.linspace(-1.5, 1.0, k)
+    ones = {"g1": np.ones(h1, np.float32), "g2": np.ones(h2, np.float32)}
+    return {
+        "w1": normal((2 / i) ** 0.5, h1, i), "b1": np.zeros(h1, np.float32),
+        "w2": normal((2 / h1) ** 0.5, h2, h1), "b2": np.zeros(h2, np.float32),
+        "w3": normal(0.02, 3 * k, h2), "b3": outputs,
+        "basis": normal(0.02, codes, plan.sizes.modulated), "code": normal(0.1, images, codes), **ones,
+    }  # fmt: skip
+
+
+def rounded(values: Parameters) -> Layers:
+    """Whole numbers of a network's parameters."""
+
+    def whole(name: str) -> Floats:
+        scaled = np.rint(values[name] * np.float32(UNITS[name]))
+        most = BOUNDS.get(name, HIGHEST_BIAS)
+        bounded: Floats = np.clip(scaled, 0 if name[0] == "g" else -most, most).astype(np.float32)
+        return bounded
+
+    return Layers(**{part.name: whole(part.name) for part in fields(Layers)})
+
+
+def rounded_codes(codes: Floats) -> Floats:
+    """Codes in 1/32."""
+    whole: Floats = np.clip(np.rint(codes * np.float32(CODE_UNIT)), -127, 127).astype(np.float32)
+    return whole
+
+
+def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes) -> float:
+    """Bits per sample of all of an image's samples under a code [codes] (1/32)."""
+    x = image.x[None, :, : sizes.inputs].astype(np.float32)
+    done = forward(layers, x, code[None], sizes)
+    return float(mixture_bits(flat(done.outputs), facts_of(image.facts))[0].mean())
+
+
+class Trainer:
+    """Trains one network on images; `held` are the images of the sources that it never learns from."""
+
+    def __init__(self, plan: Plan, images: Sequence[Sampled], held: Sequence[Sampled], start: Parameters | None = None):
+        self._plan, self._images, self._held = plan, images, held
+        self._rng = np.random.default_rng(plan.seed)
+        values = first_values(plan, len(images), self._rng)
+        values |= start or {}
+        zeros = {name: np.zeros_like(value) for name, value in values.items()}
+        self.state = State(
+            0, values, zeros, {name: value.copy() for name, value in zeros.items()}, np.zeros(len(images), np.float32),
+            values, np.inf, 0,
+        )  # fmt: skip
+        self._counts = np.array([len(image.x) for image in images])
+        self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
+        self._x = np.concatenate([image.x[:, : plan.sizes.inputs] for image in images])
+        self._facts = facts_of(np.concatenate([image.facts for image in images]))
+        self._chance = chances(images)
+
+    def run(self, tell: Callable[[str], None], checkpoint: Path | None = None) -> State:
+        """Train to the end, from the checkpoint if there is one; returns the state with its best parameters."""
+        if checkpoint is not None and checkpoint.exists():
+            self._load(checkpoint)
+            tell(f"resumed at step {self.state.step}")
+        saved = time.monotonic()
+        while self.state.step < self._plan.steps and not self._exhausted():
+            self._step()
+            if self.state.step % self._plan.check == 0 or self.state.step == self._plan.steps:
+                self._check(tell)
+            if checkpoint is not None and time.monotonic() - saved > self._plan.save:
+                self._save(checkpoint)
+                saved = time.monotonic()
+        if checkpoint is not None:
+            self._save(checkpoint)
+        return self.state
+
+    def _exhausted(self) -> bool:
+        """Whether the sources held out have not gained for too long."""
+        return bool(self._held) and self.state.step - self.state.best_step >= self._plan.patience * self._plan.check
+
+    def _step(self) -> None:
+        plan, state, sizes = self._plan, self.state, self._plan.sizes
+        chosen = self._rng.choice(len(self._images), plan.groups, p=self._chance)
+        within = self._rng.random((plan.groups, plan.samples)) * self._counts[chosen, None]
+        places = (self._starts[chosen, None] + within.astype(np.int64)).ravel()
+        kept = (self._rng.random(plan.groups) >= plan.dropout).astype(np.float32)[:, None]
+        codes = rounded_codes(state.values["code"][chosen]) * kept
+        layers = rounded(state.values)
+        x = self._x[places].astype(np.float32).reshape(plan.groups, plan.samples, -1)
+        done = forward(layers, x, codes, sizes)
+        bits, slope = mixture_bits(flat(done.outputs), self._facts.take(places))
+        per_image = bits.reshape(plan.groups, -1).mean(1)
+        seen = state.bits[chosen]
+        state.bits[chosen] = np.where(seen > 0, seen * np.float32(0.9) + per_image * np.float32(0.1), per_image)
+        share = 1 / (state.bits[chosen] + np.float32(FLOOR_BITS)) / np.float32(plan.groups * plan.samples)
+        slope *= np.repeat(share, plan.samples)[:, None]
+        gradient, by_code = backward(layers, done, codes, slope.reshape(plan.groups, plan.samples, -1), sizes)
+        scaled = {name: value * np.float32(UNITS[name]) for name, value in gradient.items()}
+        code = np.zeros_like(state.values["code"])
+        np.add.at(code, chosen, by_code * kept * np.float32(CODE_UNIT))
+        scaled["code"] = code + np.float32(plan.decay / code.size) * state.values["code"]
+        self._adam(scaled)
+
+    def _adam(self, gradient: Parameters) -> None:
+        plan, state = self._plan, self.state
+        norm = float(np.sqrt(sum(float((value * value).sum()) for value in gradient.values())))
+        factor = np.float32(min(1.0, 1.0 / (norm + 1e-9)))
+        turn = state.step + 1
+        rate = plan.rate * min(1.0, turn / 100) * (0.5 * (1 + np.cos(np.pi * state.step / plan.steps)) + 0.01)
+        rate *= np.sqrt(1 - 0.999**turn) / (1 - 0.9**turn)
+        fresh: Parameters = {}
+        for name, value in gradient.items():
+            one, two = state.first[name], state.second[name]
+            value *= factor
+            one += np.float32(0.1) * (value - one)
+            two += np.float32(0.001) * (value * value - two)
+            fresh[name] = state.values[name] - np.float32(rate) * one / (np.sqrt(two) + np.float32(1e-8))
+        state.values = fresh
+        state.step = turn
+
+    def _check(self, tell: Callable[[str], None]) -> None:
+        state, sizes = self.state, self._plan.sizes
+        layers, none = rounded(state.values), np.zeros(sizes.codes, np.float32)
+        held = [mean_bits(layers, image, none, sizes) for image in self._held]
+        score = float(np.mean(np.log2(np.array(held) + FLOOR_BITS))) if held else 0.0
+        trained = float(np.mean(np.log2(state.bits[state.bits > 0] + FLOOR_BITS)))
+        state.curve.append((state.step, trained, score))
+        if score < state.best_bits or not held:
+            state.best, state.best_bits, state.best_step = state.values, score, state.step
+        tell(f"step {state.step}/{self._plan.steps}: log2 bits {trained:.4f}, held out {score:.4f}")
+
+    # --- checkpoints ---
+
+    def _save(self, path: Path) -> None:
+        state = self.state
+        groups = {"value": state.values, "first": state.first, "second": state.second, "best": state.best}
+        arrays: dict[str, Any] = {f"{g}.{name}": value for g, group in groups.items() for name, value in group.items()}
+        facts = {
+            "step": state.step, "best_bits": state.best_bits, "best_step": state.best_step, "curve": state.curve,
+            "rng": self._rng.bit_generator.state, "plan": asdict(self._plan),
+        }  # fmt: skip
+        text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
+        fresh = path.with_suffix(".part")
+        with fresh.open("wb") as file:
+            np.savez(file, facts=text, bits=state.bits, **arrays)
+        fresh.replace(path)
+
+    def _load(self, path: Path) -> None:
+        with np.load(path) as stored:
+            facts = json.loads(stored["facts"].tobytes())
+            groups: dict[str, Parameters] = {"value": {}, "first": {}, "second": {}, "best": {}}
+            for key in stored.files:
+                group, _, name = key.partition(".")
+                if name:
+                    groups[group][name] = stored[key]
+            bits = stored["bits"]
+        if facts["plan"] != json.loads(json.dumps(asdict(self._plan))) or len(bits) != len(self._images):
+            raise ValueError(f"{path} is a checkpoint of another training")
+        curve = [(int(step), float(a), float(b)) for step, a, b in facts["curve"]]
+        self.state = State(
+            facts["step"], groups["value"], groups["first"], groups["second"], bits, groups["best"],
+            facts["best_bits"], facts["best_step"], curve,
+        )  # fmt: skip
+        self._rng.bit_generator.state = facts["rng"]
+
+
+def chances(images: Sequence[Sampled]) -> NDArray[np.float64]:
+    """How often each image is seen: sources with many images of a kind count less for each, as do small images."""
+    groups = [(image.source, image.kind.split("|")[0]) for image in images]
+    many = {group: groups.count(group) for group in set(groups)}
+    weight = np.array(
+        [(min(1.0, len(image.x) / 8000) / many[group]) ** 0.5 for group, image in zip(groups, images, strict=True)]
+    )
+    chance: NDArray[np.float64] = weight / weight.sum()
+    return chance
+
+
+def widened(values: Parameters, plan: Plan, images: int) -> Parameters:
+    """First parameters of a network with more inputs out of a trained one's: the new inputs unused, codes 0."""
+    more = plan.sizes.inputs - values["w1"].shape[1]
+    w1 = np.concatenate([values["w1"], np.zeros((len(values["w1"]), more), np.float32)], axis=1)
+    return {**values, "w1": w1, "code": np.zeros((images, plan.sizes.codes), np.float32)}

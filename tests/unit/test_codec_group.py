@@ -1,0 +1,98 @@
+"""Groups of frames whose global parts share a stack: both sides counted, pixels without the payload's help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codec import learnedplan
+from codec import weights as weightfiles
+from codec.errors import CorruptBitstream, MissingContext, UnsupportedFrame
+from codec.frame import decode_frame, encode_frame
+from codec.group import EncodedGroup, decode_group, encode_group, open_stack, stack_group
+from codec.pixelformat import PixelFormat
+from tests.unit.codec_images import picture, stored
+from tests.unit.codec_networks import known, weight_file
+from tests.unit.test_codec_vae import random_weights
+
+PAYLOAD = b"sealed: " + bytes(range(256)) * 4
+
+
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Random networks known to the process, and three bits of G in every plane."""
+
+    def forced(subject: Any, setting: Any, **_: Any) -> tuple[Any, float]:
+        return replace(setting, k=max(1, subject.highest.bit_length() - 3)), 1.0
+
+    monkeypatch.setattr(learnedplan, "choose_split", forced)
+    own = weightfiles.add(random_weights(5, 2))
+    with known(weight_file()):
+        yield
+    weightfiles.drop(own)
+
+
+def frames_of(count: int, samples: int = 1) -> tuple[list[Any], PixelFormat]:
+    """A few different frames."""
+    fmt = PixelFormat(40, 52, samples, 16, 12, 11, False)
+    return [stored(picture(fmt, seed, 9), fmt) for seed in range(count)], fmt
+
+
+def stacked(monkeypatch: pytest.MonkeyPatch, samples: int = 1) -> tuple[EncodedGroup, list[Any]]:
+    """A group whose stack is kept whatever it costs."""
+    frames, fmt = frames_of(3, samples)
+    blobs = [encode_frame(words, fmt, coders=["learned"]).blob for words in frames]
+    monkeypatch.setattr("codec.group._worth", lambda members, gains, weights: list(members))
+    padded = [*blobs]
+    group = stack_group(padded, payload=PAYLOAD, seed=1, weights=weightfiles.load("vae-test-5"))
+    return group, frames
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_frames_and_payload_come_back(split: None, monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    monkeypatch.setattr("codec.group.shorter", lambda stacked, causal: True)
+    group, frames = stacked(monkeypatch, samples)
+    assert group.report.chosen == "stack" and group.report.carried > 0
+    decoded, initial = decode_group(group.blobs, group.stack)
+    assert all(np.array_equal(frame.words, words) for frame, words in zip(decoded, frames, strict=True))
+    carried = group.report.carried
+    assert initial[:carried] + group.beside == PAYLOAD and group.report.saved == carried
+    total = sum(map(len, group.blobs)) + len(group.stack) + len(group.beside)
+    assert total == group.report.stacked
+    with pytest.raises(MissingContext):
+        decode_frame(group.blobs[0])
+    with pytest.raises(MissingContext):
+        decode_group(group.blobs, b"")
+    with pytest.raises(CorruptBitstream):
+        decode_group(group.blobs[:2], group.stack)
+    uppers, _ = open_stack(group.blobs, group.stack)
+    assert np.array_equal(decode_frame(group.blobs[1], upper=uppers[1]).words, frames[1])
+
+
+def test_the_shorter_side_is_kept_and_both_are_reported(split: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, frames = stacked(monkeypatch)
+    report = group.report
+    assert report.stacked is not None and report.chosen == ("stack" if report.stacked < report.causal else "causal")
+    assert min(report.causal, report.stacked) == sum(map(len, (*group.blobs, group.stack, group.beside)))
+    decoded, _ = decode_group(group.blobs, group.stack)
+    assert all(np.array_equal(frame.words, words) for frame, words in zip(decoded, frames, strict=True))
+
+
+def test_frames_without_a_global_part_stay_as_they_are() -> None:
+    frames, fmt = frames_of(2)
+    group = encode_group(frames, fmt, payload=PAYLOAD, coders=["jpegls", "dual"])
+    assert group.stack == b"" and group.beside == PAYLOAD and group.report.stacked is None
+    assert group.report.causal == sum(map(len, group.blobs)) + len(PAYLOAD)
+    decoded, initial = decode_group(group.blobs, b"")
+    assert initial == b"" and np.array_equal(decoded[1].words, frames[1])
+
+
+def test_more_than_sixteen_frames_are_refused() -> None:
+    with pytest.raises(UnsupportedFrame):
+        stack_group([b""] * 17)
+    with pytest.raises(CorruptBitstream):
+        open_stack([b""] * 17, b"")

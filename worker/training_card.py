@@ -1,0 +1,77 @@
+"""The model card of trained weights, filled in by the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SIZES = ("inputs", "first hidden", "second hidden", "logistics", "codes")
+CURVE_LINES = 12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A weight file: its name, SHA-256, size, profile, and what training says of its networks."""
+
+    file: str
+    sha256: str
+    size: int
+    profile: str
+    facts: Mapping[str, Any]
+
+
+def model_card(
+    sources: Sequence[tuple[str, str, str, int]],
+    held: frozenset[str],
+    skipped: Mapping[str, int],
+    trained: Sequence[Trained],
+) -> str:
+    """The card as Markdown. `sources`: source, licence, Modality, frames."""
+    lines = [
+        "# Model card: weights of the learned coder",
+        "",
+        "Written by `palimpsest codec train`; figures are those of the run. The networks predict the next sample of a",
+        "frame from samples already coded, for lossless compression and nothing else: they never change an image, and",
+        "every coded frame is decoded and compared before it is kept. They learned from few sources (below), mostly CT",
+        "and MR; what they have not seen costs bytes, never exactness. No image can be read out of them: they hold",
+        "weights of a few thousand units of local statistics.",
+        "",
+        "## Data",
+        "",
+        "| source | licence, as the manifest says | Modality | frames | used for |",
+        "|---|---|---|---|---|",
+    ]
+    for source, licence, modality, frames in sources:
+        used = "early stopping only" if source in held else "training"
+        lines.append(f"| {source} | {licence.replace('|', '/') or 'not stated'} | {modality} | {frames} | {used} |")
+    left = ", ".join(f"{reason} {count}" for reason, count in sorted(skipped.items())) or "none"
+    lines += ["", f"Files left out, by reason: {left}. The split is by whole sources.", ""]
+    for one in trained:
+        lines += _network_lines(one)
+    return "\n".join(lines) + "\n"
+
+
+def _network_lines(one: Trained) -> list[str]:
+    lines = [f"## {one.file}", "", f"Profile {one.profile}, {one.size} bytes, SHA-256 `{one.sha256}`.", ""]
+    for name in ("frame", "volume"):
+        if name not in one.facts:
+            continue
+        facts = one.facts[name]
+        sizes = ", ".join(f"{label} {size}" for label, size in zip(SIZES, facts["sizes"], strict=True))
+        lines += [
+            f"### Network `{name}`",
+            "",
+            f"{sizes}. Seed {one.facts['seed']}; {facts['steps']} steps of {facts['samples_a_step']} samples, out of "
+            f"{facts['samples']} samples of {facts['images']} views of images; {facts['seconds']} s. Kept: step "
+            f"{facts['best_step']}, by the mean log2 of bits a sample (+ 0.15) over {facts['held_images']} images of "
+            f"the sources held out: {facts['held_log2_bits']}.",
+            "",
+            "| step | training images | held-out images |",
+            "|---|---|---|",
+        ]
+        curve = facts["curve"]
+        every = max(1, -(-len(curve) // CURVE_LINES))
+        lines += [f"| {step} | {own} | {other} |" for step, own, other in curve[every - 1 :: every]]
+        lines.append("")
+    return lines
