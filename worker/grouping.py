@@ -109,7 +109,9 @@ def _together(gw: Gateway, verifier: GroupProver, rows: Sequence[InstanceRow], o
             return {}
         with used_keys():  # the members' audit events name them
             try:
-                made = build_group(_files(gw, members), gw.keys, rule=members[0].rule)
+                made = build_group(
+                    _files(gw, members), gw.keys, rule=members[0].rule, fit_seconds=gw.settings.codec_fit_seconds
+                )
             except REFUSALS:
                 return {}
             beat.check()

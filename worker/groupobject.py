@@ -15,17 +15,19 @@ from gateway.instance import Form
 from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from worker import container as box
+from worker.adapting import FIT_SECONDS, Fitting
 from worker.attributes import Data
 from worker.candidate import Candidate, SealedImage, Sealer, candidate_of, payload_bytes, seal_image, wrap
 from worker.container import SectionType
 from worker.envelope import Source, build_envelope, envelope_uid, group_name
 from worker.framechain import ChainCoder
 from worker.identity import Provenance
-from worker.pixels import open_pixels
+from worker.pixels import PixelSource, open_pixels
 from worker.sealing import Wraps
 from worker.splice import read_object
 
 MAX_GROUP_BYTES = 64 << 20  # of the envelope: what giving back one slice reads
+FIT_BUDGET = 240.0  # seconds for all fits of a group whose slices are fitted one by one
 MEMBER_ROOM = 4 << 10  # bytes that an instance's seals may take beside what was received of it
 
 
@@ -46,15 +48,20 @@ class _Member:
 
 
 def build_group(
-    files: Sequence[GroupFile], ring: KeyRing, *, rule: ArchiveRule, threads: int = 1, shared: bytes | None = None
+    files: Sequence[GroupFile],
+    ring: KeyRing,
+    *,
+    rule: ArchiveRule,
+    threads: int = 1,
+    fit_seconds: float = FIT_SECONDS,
 ) -> list[Candidate]:
     """Code the files in this order; one candidate each, all with the same envelope.
 
-    shared: an adapter fitted to the series. Raises what one of them alone would be sealed whole for (Unsupported,
-    InvalidInstance, CodecError, CarrierError, MemoryError): none of them is archived like this then; Unsupported
-    ``group-patients``, ``group-size``; Unavailable.
+    fit_seconds: that fitting the series' adapter may take, where the rule asks for one. Raises what one of them alone
+    would be sealed whole for (Unsupported, InvalidInstance, CodecError, CarrierError, MemoryError): none of them is
+    archived like this then; Unsupported ``group-patients``, ``group-size``; Unavailable.
     """
-    coder = ChainCoder(threads, rule.profile or "default", shared)
+    coder = _coder(files, rule, threads, fit_seconds)
     members = [_sealed(each, ring, rule, coder) for each in files]
     if len({each.wraps.patient_key for each in members}) != 1:
         raise Unsupported("group-patients", "the files belong to different patients")
@@ -71,6 +78,21 @@ def build_group(
         raise Unsupported("group-size", "the group's envelope is larger than one may be")
     uid = envelope_uid(source.file_sha256, pseudonyms, source.sealed_to)
     return _candidates(members, coder, envelope, uid)
+
+
+def _coder(files: Sequence[GroupFile], rule: ArchiveRule, threads: int, seconds: float) -> ChainCoder:
+    """With an adapter for the series, or what fits one to each slice, as the rule says."""
+
+    def opened(number: int) -> PixelSource:
+        return open_pixels(read_object(files[number].read()))
+
+    first = opened(0)
+    if rule.adapt == "image":
+        each = Fitting.of(rule, first.spans.dataset, seconds=min(seconds, FIT_BUDGET / len(files)), threads=threads)
+        return ChainCoder(threads, each.profile, fit=each.image)
+    fitting = Fitting.of(rule, first.spans.dataset, seconds=seconds, threads=threads)
+    shared = fitting.together(len(files), lambda number: opened(number).frame(0), first.fmt)
+    return ChainCoder(threads, fitting.profile, shared)
 
 
 def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder) -> _Member:

@@ -118,9 +118,10 @@ def make_candidate(work: Work) -> None:
     if row.attempts > work.gw.settings.max_attempts or error.startswith(UNPROVEN):
         _pass_through(work, error)
         return
-    data = work.gw.spool.read(row.digest)
+    data = work.gw.spool.map(row.digest)  # frames are read from it as they are coded, never all at once
     rule = archive_rule(work.gw, row, data)
-    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule)
+    seconds = work.gw.settings.codec_fit_seconds
+    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule, fit_seconds=seconds)
     set_candidates([work], [made], [(rule, modality_of(data))])
 
 

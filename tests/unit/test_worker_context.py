@@ -18,7 +18,7 @@ from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from tests.context_codec import ContextCodec
 from tests.object_makers import BIG, FACTS, image, noisy
-from worker import candidate, framechain
+from worker import adapting, framechain
 from worker import container as box
 from worker import restore as reading
 from worker.candidate import Candidate, build_candidate
@@ -103,9 +103,9 @@ def test_objects_of_version_1_are_written_where_they_do(ring: KeyRing) -> None:
 def test_a_shared_adapter_stands_in_the_object_once(
     ring: KeyRing, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidate, "ChainCoder", lambda *_, **__: ChainCoder(shared=b"adapter"))
+    monkeypatch.setattr(adapting, "fit", lambda *_, **__: b"adapter")
     data = image(frames(3), stored=16)
-    built = build_candidate(data, FACTS, ring)
+    built = build_candidate(data, FACTS, ring, rule=ArchiveRule(name="fitted", adapt="series"))
     sections = {kind: bytes(body) for kind, body in sections_of(built).items()}
     assert sections[SectionType.ADAPTER] == b"adapter"
     assert restore(built.envelope, ring, decode=codec.decode).data == data
@@ -116,6 +116,32 @@ def test_a_shared_adapter_stands_in_the_object_once(
         with pytest.raises(IntegrityError) as caught:
             restore(envelope, ring, decode=codec.decode)
         assert caught.value.reason == "bitstream-damaged"
+
+
+@pytest.mark.parametrize(("adapt", "frames_", "fits"), [("none", 1, 0), ("image", 1, 1), ("series", 20, 1)])
+def test_a_fit_is_made_once_a_place(
+    adapt: str, frames_: int, fits: int, ring: KeyRing, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, float, tuple[str, str, str]]] = []
+
+    def fit(samples: list[object], *, profile: str, prior: tuple[str, str, str], seconds: float, threads: int) -> bytes:
+        asked.append((len(samples), seconds, prior))
+        return b"fitted"
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    made = frames(frames_) if frames_ > 1 else [noisy()]
+    data = image(made, stored=16, BodyPartExamined="HEAD", ManufacturerModelName="Model 7")
+    rule = ArchiveRule(name="fitted", adapt=adapt)
+    built = build_candidate(data, FACTS, ring, rule=rule, fit_seconds=2.5)
+    assert asked == [(min(frames_, adapting.SAMPLE), 2.5, ("CT", "HEAD", "Model 7"))] * fits
+    assert restore(built.envelope, ring, decode=codec.decode).data == data
+
+
+def test_a_sample_leaves_out_the_frames_that_start_a_run() -> None:
+    for count in (1, 2, 16, 17, 40, 300):
+        places = adapting.sample_of(count)
+        assert 1 <= len(places) <= adapting.SAMPLE and max(places) < count
+        assert all(at % RUN for at in places) or places == [0]
 
 
 # --- the chain ---
