@@ -26,7 +26,7 @@ from codec.learnedformat import (
     Tile,
     Words,
 )
-from codec.learnedplan import Choice, Subject, choose
+from codec.learnedplan import Choice, Effort, Subject, choose
 from codec.network import Network
 from codec.plan import count_global
 from codec.rans import ENCODE, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
@@ -72,12 +72,11 @@ def plan_learned(
     levels: LevelTable,
     candidates: Sequence[Candidate],
     previous: Previous | None,
-    without: frozenset[str] = frozenset(),
+    effort: Effort,
 ) -> LearnedPlan:
     """Choose how to code level indices, (rows, columns) or (rows, columns, 3).
 
-    `candidates`: the plain network first; the one with the least estimated code length is used. `without`: parts left
-    out, of which 'least-squares' and 'split' mean something here.
+    `candidates`: the plain network first; the one with the least estimated code length is used.
     """
     transform = None if index.ndim == 2 else color.choose_transform(index)
     planes = [index.astype(np.int32)] if transform is None else list(color.forward(index, transform))
@@ -89,7 +88,7 @@ def plan_learned(
         subjects.append(Subject(np.ascontiguousarray(plane - np.int32(low)), low, high - low, earlier))
     busy = [subject for subject in subjects if subject.highest]
     networks = [(candidate.cost, candidate.network) for candidate in candidates]
-    plan = choose(busy, networks, fitted="least-squares" not in without, split="split" not in without)
+    plan = choose(busy, networks, effort)
     crc = None if previous is None else previous.crc
     return LearnedPlan(transform, tuple(subjects), candidates[plan.network], plan.choices, crc, plan.bits)
 
@@ -148,9 +147,10 @@ def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
 
     tiles = over_tiles(work, range(0, subject.samples.shape[0], height), threads)
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds
-    words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if taps.shape[0] else NO_WORDS
+    sets, directions = taps.shape[0], max(1, (taps.shape[0] - 1) // (thresholds.size + 1))
+    words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if sets else NO_WORDS
     return CodedPlane(
-        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, taps.shape[0], setting.rate,
+        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, sets, directions, setting.rate,
         tuple(int(threshold) for threshold in thresholds), words, tuple(tiles),
     )  # fmt: skip
 

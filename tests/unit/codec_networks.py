@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from codec import adapter, weights
 from codec.network import Network
 
-FRAME_INPUTS, VOLUME_INPUTS = 68, 83
+FRAME_INPUTS, VOLUME_INPUTS = 74, 90
 Array = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int32]
 
 
