@@ -8,6 +8,7 @@ step.
   write-once archive therefore never sees two different objects under one key.
 - Attempts are counted by the claim, before work.  A file that kills its worker, while it is coded or while it is
   proven, goes on as PASSTHROUGH after `settings.max_attempts` claims, and PASSTHROUGH never touches the codec.
+- The codec's weights are in the archive, read back, before anything is coded with them (worker/weightobject.py).
 - Only what was proven reaches the archive.  A candidate that fails its proof is quarantined with the reason, and the
   original goes on as PASSTHROUGH; a PASSTHROUGH candidate is proven like any other.
 """
@@ -45,6 +46,7 @@ from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
 from worker.rules import archive_rule, modality_of
 from worker.verify import VerifyReport
+from worker.weightobject import archive_weights, require_archived
 
 __all__ = ["Prover", "carry_claimed", "process_instance", "record_failure"]
 
@@ -107,6 +109,7 @@ def make_candidate(work: Work) -> None:
     if row.attempts > work.gw.settings.max_attempts or error.startswith(UNPROVEN):
         _pass_through(work, error)
         return
+    archive_weights(work.gw.archive)
     data = work.gw.spool.read(row.digest)
     rule = archive_rule(work.gw, row, data)
     _store_candidate(
@@ -153,6 +156,7 @@ def archive(work: Work) -> None:
         make_candidate(work)
         return
     digest, key = str(row.candidate_digest), archive_key(str(row.envelope_uid))
+    require_archived(gw.archive, envelope)
     gw.archive.put(key, envelope, digest)
     if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
         raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")
