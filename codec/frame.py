@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,10 +93,11 @@ def encode_frame(
     `shared` (an adapter that the object holds once) and `adapters` (that would travel in the blob) are used where the
     learned coder estimates that they pay. `profile`: fast, default or max. `coders`: which to try; None: the profile's
     (without weights of the profile: those of version 1). `without`: parts of the learned coder that are left out, to
-    see what they are worth; `split`: bits of the learned coder's global part, None: as many as pay. `effort` is JPEG
-    XL's; None: quick, and full where the quick result says that it might win. `tile_samples`: about how many samples the dual coder codes as one independent tile. `prove` False leaves out
-    the proof by decoding: to time the coder alone, never for what is stored. Raises UnsupportedFrame on a frame that
-    the format cannot hold and CodecError when no candidate reproduces the words.
+    see what they are worth; `split`: bits of its global part, None: as many as pay. `effort` is JPEG XL's; None: quick,
+    and full where the quick result says that it might win. `tile_samples`: about how many samples the dual coder codes
+    as one independent tile. `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
+    stored. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces
+    the words.
     """
     names = _coders(coders, profile)
     if without - ABLATIONS:
@@ -109,9 +111,7 @@ def encode_frame(
     given = Given(previous, shared)
     race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without, split))
     estimated = coders is None and profile != "max" and names[0] == "learned"
-    for name in names:
-        if not estimated or race.is_worth(name):
-            race.enter(name, effort)
+    race.run(names, effort, estimated=estimated)
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
         if not prove or _proven(race.blobs[name], words, fmt, threads, given):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
@@ -143,6 +143,17 @@ class _Race:
         self.blobs: dict[str, bytes] = {}
         self.details: dict[str, int] = {}
         self._odd: bool | None = None
+
+    def run(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
+        """Enter the coders in order; `estimated`: only those that might win. JPEG-LS may run beside the learned one."""
+        both = self.threads > 1 and {"learned", "jpegls"} <= set(names) and self.index.ndim == 2
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(self.enter, "jpegls", effort) if both else None
+            for name in names:
+                if beside is not None and name == "jpegls":
+                    beside.result()
+                elif not estimated or self.is_worth(name):
+                    self.enter(name, effort)
 
     def is_worth(self, name: str) -> bool:
         """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried on grey."""
