@@ -32,7 +32,7 @@ from gateway.errors import PalimpsestError
 from gateway.keys import KeyRing
 from gateway.policy import Adaptation, ArchiveRule, CodecProfile
 from worker.bench_figures import FrameRow, ObjectRow, summary
-from worker.bench_fit import SERIES_SAMPLE, Fitted, Sample, fit
+from worker.bench_fit import Fitted, fit_series
 from worker.bench_inputs import Choice, Input, Opened, groups, list_inputs, open_input, trained_sources
 from worker.candidate import build_candidate
 from worker.framechain import RUN
@@ -127,7 +127,7 @@ def _measure_group(
     context, rows = Context(), list[FrameRow]()
     fitted = Fitted(each=plan.adapt == "image", profile=plan.profile, limit=plan.fit_seconds, threads=plan.threads)
     if plan.adapt == "series":
-        fitted = _fit_series(members, plan)
+        fitted = fit_series(members, plan.choice, fitted, chained="previous" not in plan.without)
     for each in members:
         try:
             with open_input(each, plan.choice) as opened:
@@ -153,25 +153,6 @@ def _share_out(rows: Sequence[FrameRow], fitted: Fitted) -> None:
         row.fit_s += fitted.seconds / len(rows)
         if used and fitted.shared:
             row.bytes["ours"] += len(fitted.shared) / len(rows)
-
-
-def _fit_series(members: Sequence[Input], plan: Plan) -> Fitted:
-    """One adapter for a series, fitted to frames spread over it."""
-    started, samples, prior = time.perf_counter(), list[Sample](), ("", "", "")
-    step = max(1, len(members) // SERIES_SAMPLE)
-    for each in members[step // 2 :: step][:SERIES_SAMPLE]:
-        try:
-            with open_input(each, plan.choice) as opened:
-                prior = opened.prior
-                wanted = max(1, SERIES_SAMPLE // len(members))
-                for index in range(0, opened.frames, max(1, opened.frames // wanted)):
-                    if len(samples) < SERIES_SAMPLE:
-                        before = opened.frame(index - 1) if index else None
-                        samples.append((opened.frame(index), opened.fmt, before))
-        except (PalimpsestError, CodecError):
-            continue  # it is skipped, with its reason, when its turn comes
-    adapter = fit(samples, plan.profile, prior, plan.fit_seconds, plan.threads) if samples else b""
-    return Fitted(shared=adapter or None, seconds=time.perf_counter() - started)
 
 
 def _measure_frame(each: Input, opened: Opened, index: int, context: Context, plan: Plan, fitted: Fitted) -> FrameRow:
