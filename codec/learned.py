@@ -85,7 +85,8 @@ def plan_learned(
     for number, plane in enumerate(planes):
         low, high = (0, levels.count - 1) if transform is None else (int(plane.min()), int(plane.max()))
         earlier = None if before is None else framed(before[number], low, high - low)
-        subjects.append(Subject(np.ascontiguousarray(plane - np.int32(low)), low, high - low, earlier))
+        shifted = plane - np.int32(low) if low else plane
+        subjects.append(Subject(np.ascontiguousarray(shifted), low, high - low, earlier))
     busy = [subject for subject in subjects if subject.highest]
     networks = [(candidate.cost, candidate.network) for candidate in candidates]
     plan = choose(busy, networks, effort)
@@ -196,8 +197,8 @@ class LearnedKernels:
             tile, first = job.tiles[number], number * job.tile_rows
             rows = min(job.tile_rows, job.shape[0] - first)
             upper = None if job.upper is None else np.ascontiguousarray(job.upper[first : first + rows])
-            if upper is None:
-                upper = decode_upper(tile.upper, rows, columns, top) if top else np.zeros((rows, columns), np.int32)
+            if upper is None and top:
+                upper = decode_upper(tile.upper, rows, columns, top)
             before = None if job.previous is None else np.ascontiguousarray(job.previous[first : first + rows + 2])
             return decode_tile(out[first : first + rows], tile.words, tile.anchor, upper, before, setting)
 

@@ -216,7 +216,8 @@ def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]],
         best, bits = choose_split(subject, replace(setting, network=network), effort.split)
         best = choose_rate(subject, best, effort.rates)
         bits += setting.predictors.taps.size * (8.5 - precision)
-        choices.append(Choice(best, precision, tile_height(*subject.samples.shape, effort.alone), bits))
+        rows, columns = subject.samples.shape
+        choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
     tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)
     states = choose_states(min((choice.bits for choice in choices), default=0.0), tiles)
     total = 8.0 * bytes_named + sum(choice.bits for choice in choices)
