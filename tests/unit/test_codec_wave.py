@@ -97,9 +97,9 @@ def test_survey_agrees_with_the_count() -> None:
     setting = replace(setting, network=random_network(rng, OWN_INPUTS))
     gains = survey_tile(tile, 9, None, setting)
     assert gains[32] == pytest.approx(count_tile(tile, 9, None, None, setting), rel=1e-4)
-    assert gains[33] == pytest.approx(count_tile(tile, 9, None, None, replace(setting, raw=1)), rel=1e-3)
+    assert gains[33] == pytest.approx(count_tile(tile, 9, None, None, replace(setting, raw=1)), rel=1e-2)
     saved = gains[32] - count_tile(tile, 9, tile >> 8, None, replace(setting, k=8))
-    assert gains[8] == pytest.approx(saved, rel=1e-3)
+    assert gains[8] == pytest.approx(saved, rel=1e-2)
 
 
 def test_features() -> None:
