@@ -33,6 +33,9 @@ SEEN = tuple((0, column) for column in (-1, -2, -3)) + tuple(
 SIGNED_PLACES = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0))
 
 
+Array = NDArray[np.int32]
+
+
 def log256(number: int) -> int:
     """L: the piecewise linear base-2 logarithm in 1/256, of 1 <= number < 2^24."""
     exponent = number.bit_length() - 1
@@ -87,6 +90,12 @@ def logistic(place: int) -> int:
     entry = place >> 8
     step = LOGISTIC_LIST[entry + 1] - LOGISTIC_LIST[entry]
     return LOGISTIC_LIST[entry] + (step * (place & 255) >> 8)
+
+
+def hidden_layer(w: Array, b: Array, g: Array, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Activations of a hidden layer."""
+    sums = b.astype(np.int64) + w.astype(np.int64) @ values
+    return np.asarray(np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT), np.int64)
 
 
 @dataclass(frozen=True)
@@ -345,11 +354,9 @@ class Tile:
         net = self.shape.setting.network
         values = np.zeros(net.inputs, np.int64)
         values[: len(inputs)] = inputs[: net.inputs]
-        for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
-            sums = b.astype(np.int64) + w.astype(np.int64) @ values
-            values = np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT)
-        self.hidden = values
-        return self.head.outputs(values)
+        first = hidden_layer(net.w1, net.b1, net.g1, values)
+        self.hidden = np.concatenate((first, hidden_layer(net.w2, net.b2, net.g2, first)))
+        return self.head.outputs(self.hidden)
 
     def mixture(self, outputs: list[int]) -> Mixture:
         """The law from the network's outputs: weights u, offsets o and log scales t."""

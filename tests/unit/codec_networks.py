@@ -27,7 +27,7 @@ def layers(seed: int, inputs: int, hidden: tuple[int, int] = (16, 8), parts: int
             f"g{number}": random.integers(0, 256, rows).astype(np.uint8),
         }
 
-    out = layer(1, hidden[0], inputs) | layer(2, hidden[1], hidden[0]) | layer(3, 3 * parts, hidden[1])
+    out = layer(1, hidden[0], inputs) | layer(2, hidden[1], hidden[0]) | layer(3, 3 * parts, sum(hidden))
     del out["g3"]
     return out
 
