@@ -1,4 +1,4 @@
-"""What the bench's frames are coded with beyond the released weights: adapters fitted to an image or to a series."""
+"""Adapters of the bench's frames: of one file or of a series, as the archive makes them (worker.adapting)."""
 
 from __future__ import annotations
 
@@ -8,76 +8,49 @@ from dataclasses import dataclass
 
 from codec.bitplane import Words
 from codec.errors import CodecError
-from codec.fit_adapter import Frame, fit
+from codec.fit_adapter import fit
 from codec.pixelformat import PixelFormat
 from gateway.errors import PalimpsestError
+from worker.adapting import Prior, sample
 from worker.bench_inputs import Choice, Input, open_input
-from worker.framechain import RUN
-
-SERIES_SAMPLE = 12  # frames that a series' adapter is fitted to
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Adapters of one group of files. each: one is fitted to every frame, by `profile`, anatomical prior and `limit`
-    (seconds). shared: one of all its frames; seconds: that its fit took.
+    """What one group of frames is coded with beyond the released weights, and the seconds that its fit took.
+
+    inline: adapters that ride in a blob (of a single frame); shared: one that stands beside several.
     """
 
-    each: bool = False
-    profile: str = "default"
-    prior: tuple[str, str, str] = ("", "", "")
-    limit: float = 4.0
-    threads: int = 1
+    inline: tuple[bytes, ...] = ()
     shared: bytes | None = None
     seconds: float = 0.0
 
-    def inline(self, words: Words, fmt: PixelFormat, previous: Words | None) -> tuple[Sequence[bytes], float]:
-        """Adapters that compete for one frame, and the seconds that they took."""
-        if not self.each:
-            return (), 0.0
-        started = time.perf_counter()
-        found = fit(
-            [(words, fmt, previous)], profile=self.profile, prior=self.prior, seconds=self.limit, threads=self.threads
-        )
-        return ((found,) if found else ()), time.perf_counter() - started
 
-
-def fit_series(members: Sequence[Input], choice: Choice, fitted: Fitted, *, chained: bool) -> Fitted:
-    """One adapter for the frames of a series, fitted to some that are spread over it.
-
-    `chained`: frames are coded with the one before, so the samples have theirs (where there are two frames at least).
-    """
+def fit_group(
+    members: Sequence[Input], choice: Choice, profile: str, seconds: float, *, threads: int = 1, chained: bool = True
+) -> Fitted:
+    """One adapter for the frames of some files, fitted to some of them. `chained`: frames may use the one before."""
     started = time.perf_counter()
-    frames, prior = _sample(members, choice, chained=chained)
-    adapter = b""
-    if frames:
-        adapter = fit(frames, profile=fitted.profile, prior=prior, seconds=fitted.limit, threads=fitted.threads)
-    return Fitted(
-        False, fitted.profile, prior, fitted.limit, fitted.threads, adapter or None, time.perf_counter() - started
-    )
-
-
-def _sample(members: Sequence[Input], choice: Choice, *, chained: bool) -> tuple[list[Frame], tuple[str, str, str]]:
-    """Frames spread over a series, each with the one before if they are coded so; and the anatomical prior."""
-    places, prior = list[tuple[int, int]](), ("", "", "")
-    for number, each in enumerate(members):
+    places = list[tuple[Input, int]]()
+    prior: Prior = ("", "", "")
+    for each in members:
         try:
             with open_input(each, choice) as opened:
                 prior = opened.prior
-                places += [(number, index) for index in choice.frames(opened.frames)]
+                places += [(each, index) for index in choice.frames(opened.frames)]
         except (PalimpsestError, CodecError):
             continue  # it is skipped, with its reason, when its turn comes
-    followers = [place for place in range(len(places)) if place % RUN] if chained else []
-    usable = followers or list(range(len(places)))
-    step = max(1, len(usable) // SERIES_SAMPLE)
-    frames: list[Frame] = []
-    for place in usable[step // 2 :: step][:SERIES_SAMPLE]:
-        words, fmt = _frame(members, places[place], choice)
-        before = _frame(members, places[place - 1], choice) if followers else None
-        frames.append((words, fmt, before[0] if before is not None and before[1] == fmt else None))
-    return frames, prior
 
+    def frame(place: int) -> tuple[Words, PixelFormat]:
+        each, index = places[place]
+        with open_input(each, choice) as opened:
+            return opened.frame(index), opened.fmt
 
-def _frame(members: Sequence[Input], place: tuple[int, int], choice: Choice) -> tuple[Words, PixelFormat]:
-    with open_input(members[place[0]], choice) as opened:
-        return opened.frame(place[1]), opened.fmt
+    try:
+        frames = sample(len(places), frame, chained=chained)
+    except (PalimpsestError, CodecError):  # a file that breaks off inside
+        frames = []
+    found = fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads) if frames else b""
+    spent = time.perf_counter() - started
+    return Fitted((found,) if found and len(places) == 1 else (), found if found and len(places) > 1 else None, spent)

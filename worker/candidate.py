@@ -18,6 +18,7 @@ from stego.errors import CarrierError
 from stego.record import Record, pack_record
 from stego.seal import Context, bitmap_key, derive, length_class, seal_bitmap, seal_record, seal_side
 from worker import container as box
+from worker.adapting import chain_coder
 from worker.attributes import Data, read_tolerant
 from worker.carrying import BESIDE, MOST_GROWTH, Carrying, Place, carry, choose_place, growth, insists
 from worker.container import CarrierMode, SectionType
@@ -129,7 +130,7 @@ class _Sealer:
 
 def _coded(data: Data, facts: Provenance, sealer: _Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
-    coder = ChainCoder(threads, sealer.rule.profile or "default")
+    coder = chain_coder(source, sealer.rule, threads)
     made = seal_image(data, source, facts, sealer, coder)
     made.sections[SectionType.FRAMES] = box.pack_frames(coder.blobs)
     if coder.uses_shared and coder.shared is not None:

@@ -72,13 +72,14 @@ class FrameChain:
 class ChainCoder:
     """Codes the frames of an object, or of a group's objects, in their order.
 
-    profile: of the codec. shared: the adapter that stands beside the frames. blobs, coders: of what was coded, by
-    frame. uses_shared: whether any blob needs the adapter.
+    profile: of the codec. shared: the adapter that stands beside the frames. adapters: those that may ride in blobs.
+    blobs, coders: of what was coded, by frame. uses_shared: whether any blob needs the adapter.
     """
 
     threads: int = 1
     profile: str = "default"
     shared: bytes | None = None
+    adapters: tuple[bytes, ...] = ()
     blobs: list[bytes] = field(default_factory=list)
     coders: list[str] = field(default_factory=list)
     uses_shared: bool = False
@@ -108,8 +109,8 @@ class ChainCoder:
     ) -> EncodedFrame:
         """Code a frame with that context. Raises as `encode_frame`."""
         return encode_frame(
-            words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared, coders=coders,
-            threads=self.threads, prove=prove,
+            words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared,
+            adapters=self.adapters, coders=coders, threads=self.threads, prove=prove,
         )  # fmt: skip
 
     def add(self, coded: EncodedFrame, words: Words, fmt: PixelFormat) -> None:

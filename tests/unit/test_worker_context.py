@@ -18,7 +18,7 @@ from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from tests.context_codec import ContextCodec
 from tests.object_makers import BIG, FACTS, image, noisy
-from worker import candidate, framechain
+from worker import adapting, candidate, framechain
 from worker import container as box
 from worker import restore as reading
 from worker.candidate import Candidate, build_candidate
@@ -26,7 +26,9 @@ from worker.container import SectionType
 from worker.envelope import CREATOR_VERSION_UIDS, Source, build_envelope, parse_envelope
 from worker.framechain import RUN, ChainCoder, FrameChain
 from worker.framepass import FramePass
+from worker.pixels import open_pixels
 from worker.restore import exact_image, rebuild, restore, stego_image
+from worker.splice import read_object
 
 SEALED = ArchiveRule(name="sealed", seal_bitmap=True)
 
@@ -103,7 +105,7 @@ def test_objects_of_version_1_are_written_where_they_do(ring: KeyRing) -> None:
 def test_a_shared_adapter_stands_in_the_object_once(
     ring: KeyRing, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidate, "ChainCoder", lambda *_, **__: ChainCoder(shared=b"adapter"))
+    monkeypatch.setattr(candidate, "chain_coder", lambda *_: ChainCoder(shared=b"adapter"))
     data = image(frames(3), stored=16)
     built = build_candidate(data, FACTS, ring)
     sections = {kind: bytes(body) for kind, body in sections_of(built).items()}
@@ -178,3 +180,23 @@ def test_a_pass_holds_a_few_frames_only(ring: KeyRing, codec: ContextCodec) -> N
     for _ in FramePass(sections_of(built), decode).clear_frames():
         pass
     assert most <= 4
+
+
+def test_a_rule_that_fits_gives_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool, dict[str, object]]] = []
+
+    def fit(samples: list[tuple[object, object, object]], **options: object) -> bytes:
+        seen.append((len(samples), all(before is not None for *_, before in samples), options))
+        return b"adapter"
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    plain = ArchiveRule(name="plain").coded("fast", "none", 3.0)
+    fitted = ArchiveRule(name="fitted", adapt="image").coded("fast", "none", 3.0)
+    many, one = (open_pixels(read_object(image(frames(count), stored=16))) for count in (40, 1))
+    assert (adapting.chain_coder(many, plain, 1).shared, seen) == (None, [])
+    coder = adapting.chain_coder(many, fitted, 2)
+    assert (coder.profile, coder.shared, coder.adapters) == ("fast", b"adapter", ())
+    coder = adapting.chain_coder(one, fitted, 2)
+    assert (coder.shared, coder.adapters) == (None, (b"adapter",))
+    assert [(count, chained) for count, chained, _ in seen] == [(adapting.SAMPLE_FRAMES, True), (1, False)]
+    assert seen[0][2] == {"profile": "fast", "prior": ("CT", "", ""), "seconds": 3.0, "threads": 2}

@@ -189,8 +189,9 @@ def adaptable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_adapters_for_each_image(folder: Path, adaptable: None) -> None:
     without = frozenset({"previous"})  # random networks: which one is chosen says nothing
-    report = bench([folder / "a.dcm"], Plan(adapt="image", fit_seconds=0.5, objects=False, without=without))
-    assert {row.adapter for row in report.frames} == {"inline"}
+    plan = Plan(adapt="image", fit_seconds=0.5, objects=False, without=without)
+    report = bench([folder / "a.dcm", folder / "e.png"], plan)
+    assert [row.adapter for row in report.frames] == ["shared", "shared", "inline"]
     assert report.summary["exact"]
     assert all(row.fit_s > 0 for row in report.frames)
     assert report.summary["fit_s"] == pytest.approx(sum(row.fit_s for row in report.frames), abs=1e-3)
