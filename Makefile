@@ -5,8 +5,9 @@
 PYTHON ?= python3
 ONCE ?=
 ARGS ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: help setup run test lint wheel clean
+.PHONY: help setup run test fuzz lint wheel clean
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
@@ -19,6 +20,10 @@ run:
 
 test:
 	@$(PYTHON) dev.py test $(ARGS)
+
+# Hostile bytes for every decoder; by coverage with atheris (pip install '.[fuzz]'), else at random: tests/fuzz/decoders.py
+fuzz: setup
+	.venv/bin/python -m tests.fuzz.decoders --seconds $(FUZZ_SECONDS) $(ARGS)
 
 lint: setup
 	.venv/bin/ruff check .

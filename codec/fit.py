@@ -9,7 +9,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from codec.dualformat import Predictors
-from codec.learneddecode import PREVIOUS_TAPS
 from codec.prediction import class_of
 from codec.rans import kernel
 from codec.tables import PAD, TAPS, TOP
@@ -21,9 +20,7 @@ UNKNOWNS = len(TAPS)
 BLOCK = 128
 
 
-NO_PREVIOUS = np.zeros((0, 0), np.int32)
-PREVIOUS_ROW = np.array([1 + row for row, _ in PREVIOUS_TAPS], np.int64)
-PREVIOUS_COLUMN = np.array([1 + column for _, column in PREVIOUS_TAPS], np.int64)
+NO_PREDICTORS = Predictors(np.zeros(0, np.int64), np.zeros((0, UNKNOWNS), np.int32))
 
 
 @kernel
@@ -55,15 +52,9 @@ def add_block(block: Any, used: Any, out: Any) -> None:
 
 
 @kernel
-def normal_equations(
-    buf: Any, rows: int, columns: int, step: int, thresholds: Any, activity: Any, previous: Any
-) -> Any:
-    """Weighted normal equations of each class: float64[classes, 36, 36]; the last row and column is the sample.
-
-    With a previous frame (int32[rows + 2, columns + 2], else empty) 45 instead of 36.
-    """
-    unknowns = UNKNOWNS + (PREVIOUS_ROW.size if previous.size else 0)
-    size = unknowns + 1
+def normal_equations(buf: Any, rows: int, columns: int, step: int, thresholds: Any, activity: Any) -> Any:
+    """Weighted normal equations of each class: float64[classes, 36, 36]; the last row and column is the sample."""
+    size = UNKNOWNS + 1
     out = np.zeros((thresholds.size + 1, size, size), np.float64)
     blocks = np.zeros((thresholds.size + 1, size, BLOCK), np.float32)
     used = np.zeros(thresholds.size + 1, np.int64)
@@ -79,10 +70,7 @@ def normal_equations(
             root = np.float32(1.0 / np.sqrt(4.0 + mean * mean))
             for j in range(UNKNOWNS):
                 block[j, n] = (buf[y + TAP_ROW[j], p + TAP_COLUMN[j]] - base) * root
-            for j in range(UNKNOWNS, unknowns):
-                earlier = previous[row + PREVIOUS_ROW[j - UNKNOWNS], column + PREVIOUS_COLUMN[j - UNKNOWNS]]
-                block[j, n] = (earlier - base) * root
-            block[unknowns, n] = (buf[y, p] - base) * root
+            block[UNKNOWNS, n] = (buf[y, p] - base) * root
             at += 1
             used[own] = n + 1
             if n + 1 == BLOCK:
@@ -96,32 +84,27 @@ def normal_equations(
     return out
 
 
-def fit_predictors(
-    buf: NDArray[np.int32], rows: int, columns: int, classes: int, precision: int,
-    previous: NDArray[np.int32] = NO_PREVIOUS, samples: int = SAMPLES,
-) -> Predictors:  # fmt: skip
-    """Fit one predictor for the plane and one per activity class to a padded plane (see plan.padded).
+def fit_predictors(buf: NDArray[np.int32], rows: int, columns: int, classes: int, precision: int) -> Predictors:
+    """Fit one predictor for the plane and one per activity class to a padded plane (see dual.padded).
 
-    `classes` 0: none; 1: only the common one. Coefficients are rounded to 2^precision / 1024. `previous`: the previous
-    frame's plane, int32[rows + 2, columns + 2] (nine more coefficients), or empty. `samples`: about how many are used.
+    `classes` 0: none; 1: only the common one. Coefficients are rounded to 2^precision / 1024.
     """
-    unknowns = UNKNOWNS + (len(PREVIOUS_TAPS) if previous.size else 0)
     if classes == 0:
-        return Predictors(np.zeros(0, np.int64), np.zeros((0, unknowns), np.int32))
-    step = max(1, rows * columns // samples)
+        return NO_PREDICTORS
+    step = max(1, rows * columns // SAMPLES)
     activity = activities(buf, rows, columns, step)
     cuts = np.quantile(activity, np.arange(1, classes) / classes) if classes > 1 else np.zeros(0)
     thresholds = np.unique(cuts.astype(np.int64))
-    parts = normal_equations(buf, rows, columns, step, thresholds, activity, previous)
+    parts = normal_equations(buf, rows, columns, step, thresholds, activity)
     whole = parts.sum(axis=0)
     systems = [whole] if classes == 1 else [whole, *parts]
     unit = 1 << precision
-    taps = np.stack([np.rint(_solve(system) * 1024 / unit) * unit for system in systems])
+    taps = np.stack([np.rint(solve(system) * 1024 / unit) * unit for system in systems])
     return Predictors(thresholds, np.clip(taps, -32704, 32704).astype(np.int32))
 
 
-def _solve(system: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of one ridge-regularised system; zeros when it cannot be solved."""
+def solve(system: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients (float64[n]) of one ridge-regularised system float64[n + 1, n + 1]; zeros when there are none."""
     unknowns = system.shape[0] - 1
     matrix = system[:unknowns, :unknowns]
     ridge = 1e-4 * np.trace(matrix) / unknowns + 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
 from codec.learned import Candidate, LearnedKernels, Previous, encode_learned, plan_learned
 from codec.learnedformat import ADAPTER_INLINE, ADAPTER_SHARED, write_learned
+from codec.learnedplan import Effort
 from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
 from codec.plan import TILE_SAMPLES
@@ -32,6 +34,10 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "default": ("learned", "jpegls", "jxl", "htj2k", "raw"),
     "max": ALL_CODERS,
 }
+# What the learned coder's encoder tries in a profile: rates of the head's learning; samples up to which a plane is one
+# tile, two of which can be coded by two threads but cost 0.1-0.3 % more bytes.
+LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (10,), "max": (10, 0, 9, 11)}
+ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 19, "max": 1 << 19}
 ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
@@ -61,6 +67,7 @@ class _Aids:
     given: Given
     adapters: Sequence[bytes]
     without: frozenset[str]
+    split: int | None
 
 
 def encode_frame(
@@ -78,6 +85,7 @@ def encode_frame(
     tile_samples: int = TILE_SAMPLES,
     prove: bool = True,
     without: frozenset[str] = frozenset(),
+    split: int | None = None,
 ) -> EncodedFrame:
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
@@ -85,10 +93,11 @@ def encode_frame(
     `shared` (an adapter that the object holds once) and `adapters` (that would travel in the blob) are used where the
     learned coder estimates that they pay. `profile`: fast, default or max. `coders`: which to try; None: the profile's
     (without weights of the profile: those of version 1). `without`: parts of the learned coder that are left out, to
-    see what they are worth. `effort` is JPEG XL's; None: quick, and full where the quick result says that it might
-    win. `tile_samples`: about how many samples the dual coder codes as one independent tile. `prove` False leaves out
-    the proof by decoding: to time the coder alone, never for what is stored. Raises UnsupportedFrame on a frame that
-    the format cannot hold and CodecError when no candidate reproduces the words.
+    see what they are worth; `split`: bits of its global part, None: as many as pay. `effort` is JPEG XL's; None: quick,
+    and full where the quick result says that it might win. `tile_samples`: about how many samples the dual coder codes
+    as one independent tile. `prove` False leaves out the proof by decoding: to time the coder alone, never for what is
+    stored. Raises UnsupportedFrame on a frame that the format cannot hold and CodecError when no candidate reproduces
+    the words.
     """
     names = _coders(coders, profile)
     if without - ABLATIONS:
@@ -100,11 +109,9 @@ def encode_frame(
     kind = classify_unused(values, unused, fmt)
     header = Header(fmt, table, "raw", kind, unused if kind == UNUSED_STORED else None)
     given = Given(previous, shared)
-    race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without))
+    race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without, split))
     estimated = coders is None and profile != "max" and names[0] == "learned"
-    for name in names:
-        if not estimated or race.is_worth(name):
-            race.enter(name, effort)
+    race.run(names, effort, estimated=estimated)
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
         if not prove or _proven(race.blobs[name], words, fmt, threads, given):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
@@ -136,6 +143,17 @@ class _Race:
         self.blobs: dict[str, bytes] = {}
         self.details: dict[str, int] = {}
         self._odd: bool | None = None
+
+    def run(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
+        """Enter the coders in order; `estimated`: only those that might win. JPEG-LS may run beside the learned one."""
+        both = self.threads > 1 and {"learned", "jpegls"} <= set(names) and self.index.ndim == 2
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(self.enter, "jpegls", effort) if both else None
+            for name in names:
+                if beside is not None and name == "jpegls":
+                    beside.result()
+                elif not estimated or self.is_worth(name):
+                    self.enter(name, effort)
 
     def is_worth(self, name: str) -> bool:
         """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried on grey."""
@@ -173,7 +191,8 @@ class _Race:
         aids, levels = self.aids, self.header.levels
         weights = current(aids.profile)
         context = aids.given.context(self.header.fmt)
-        plans = [plan_learned(self.index, levels, self._networks(weights.id, False), None, aids.without)]
+        effort = self._effort()
+        plans = [plan_learned(self.index, levels, self._networks(weights.id, False), None, effort)]
         if context.previous is not None and "previous" not in aids.without:
             previous = Previous(context.previous, context.previous_crc)
             try:
@@ -181,11 +200,21 @@ class _Race:
             except BadWeights:  # without a network for volumes the previous frame is of no use
                 networks = []
             if networks:
-                plans.append(plan_learned(self.index, levels, networks, previous, aids.without))
+                plans.append(plan_learned(self.index, levels, networks, previous, effort))
         plan = min(plans, key=lambda plan: plan.bits)
         coded, facts = encode_learned(plan, weights.id, self.threads)
         self.details = self.details | facts
         self._keep("learned", write_learned(coded))
+
+    def _effort(self) -> Effort:
+        """How hard the learned coder tries."""
+        profile, without = self.aids.profile, self.aids.without
+        return Effort(
+            fitted="least-squares" not in without,
+            split=0 if "split" in without else self.aids.split,
+            rates=LEARNING_RATES[profile],
+            alone=ALONE[profile],
+        )
 
     def _networks(self, weights: bytes, previous: bool) -> list[Candidate]:
         """The plain network and those under the adapters at hand."""

@@ -26,7 +26,7 @@ from codec.learnedformat import (
     Tile,
     Words,
 )
-from codec.learnedplan import Choice, Subject, choose
+from codec.learnedplan import Choice, Effort, Subject, choose
 from codec.network import Network
 from codec.plan import count_global
 from codec.rans import ENCODE, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
@@ -72,12 +72,11 @@ def plan_learned(
     levels: LevelTable,
     candidates: Sequence[Candidate],
     previous: Previous | None,
-    without: frozenset[str] = frozenset(),
+    effort: Effort,
 ) -> LearnedPlan:
     """Choose how to code level indices, (rows, columns) or (rows, columns, 3).
 
-    `candidates`: the plain network first; the one with the least estimated code length is used. `without`: parts left
-    out, of which 'least-squares' and 'split' mean something here.
+    `candidates`: the plain network first; the one with the least estimated code length is used.
     """
     transform = None if index.ndim == 2 else color.choose_transform(index)
     planes = [index.astype(np.int32)] if transform is None else list(color.forward(index, transform))
@@ -86,10 +85,11 @@ def plan_learned(
     for number, plane in enumerate(planes):
         low, high = (0, levels.count - 1) if transform is None else (int(plane.min()), int(plane.max()))
         earlier = None if before is None else framed(before[number], low, high - low)
-        subjects.append(Subject(np.ascontiguousarray(plane - np.int32(low)), low, high - low, earlier))
+        shifted = plane - np.int32(low) if low else plane
+        subjects.append(Subject(np.ascontiguousarray(shifted), low, high - low, earlier))
     busy = [subject for subject in subjects if subject.highest]
     networks = [(candidate.cost, candidate.network) for candidate in candidates]
-    plan = choose(busy, networks, fitted="least-squares" not in without, split="split" not in without)
+    plan = choose(busy, networks, effort)
     crc = None if previous is None else previous.crc
     return LearnedPlan(transform, tuple(subjects), candidates[plan.network], plan.choices, crc, plan.bits)
 
@@ -148,9 +148,10 @@ def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
 
     tiles = over_tiles(work, range(0, subject.samples.shape[0], height), threads)
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds
-    words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if taps.shape[0] else NO_WORDS
+    sets, directions = taps.shape[0], max(1, (taps.shape[0] - 1) // (thresholds.size + 1))
+    words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if sets else NO_WORDS
     return CodedPlane(
-        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, taps.shape[0], setting.rate,
+        subject.low, subject.highest, setting.k, setting.raw, height, choice.precision, sets, directions, setting.rate,
         tuple(int(threshold) for threshold in thresholds), words, tuple(tiles),
     )  # fmt: skip
 
@@ -196,8 +197,8 @@ class LearnedKernels:
             tile, first = job.tiles[number], number * job.tile_rows
             rows = min(job.tile_rows, job.shape[0] - first)
             upper = None if job.upper is None else np.ascontiguousarray(job.upper[first : first + rows])
-            if upper is None:
-                upper = decode_upper(tile.upper, rows, columns, top) if top else np.zeros((rows, columns), np.int32)
+            if upper is None and top:
+                upper = decode_upper(tile.upper, rows, columns, top)
             before = None if job.previous is None else np.ascontiguousarray(job.previous[first : first + rows + 2])
             return decode_tile(out[first : first + rows], tile.words, tile.anchor, upper, before, setting)
 

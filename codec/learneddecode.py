@@ -96,8 +96,8 @@ def previous_index(values: Plane, levels: LevelTable) -> Plane:
     span = int(levels.table[-1]) - levels.minimum
     present = np.zeros(span + 1, np.int32)
     present[levels.table - levels.minimum] = 1
-    below = np.cumsum(present, dtype=np.int32) - present  # of every value from the least to the highest level
-    return below[np.clip(values - np.int32(levels.minimum), 0, span)]
+    below: Plane = np.cumsum(present, dtype=np.int32) - present  # of every value from the least to the highest level
+    return np.asarray(below[np.clip(values - np.int32(levels.minimum), 0, span)], np.int32)
 
 
 def previous_planes(values: Plane, levels: LevelTable, transform: int | None) -> list[Plane]:

@@ -16,7 +16,7 @@ from codec.dualformat import MAX_ACTIVITY, MAX_SIDE_WORDS, MAX_WORDS
 from codec.errors import CorruptBitstream
 from codec.wire import Reader, put_crc, put_signed, put_varint
 
-MAX_SETS = 15
+MAX_SETS = 16
 MAX_PRECISION = 4
 RATES = (0, *range(7, 15))  # of the head's learning; 0: none
 MAX_ADAPTER = 65535
@@ -58,8 +58,8 @@ class CodedPlane:
     """One plane as it stands in the blob; `low` is added to its samples 0..highest (0 in frames of one plane).
 
     `k`, `raw`, `tile_rows`: split, raw planes, rows of a tile. `taps`: words of `sets` least-squares predictors, whose
-    coefficients are multiples of 2^precision; `thresholds` of their activity classes. `rate`: one of RATES. A plane of
-    highest 0 has nothing but its level.
+    coefficients are multiples of 2^precision; there are `directions` (1 or 3) for each activity class between
+    `thresholds`. `rate`: one of RATES. A plane of highest 0 has nothing but its level.
     """
 
     low: int
@@ -69,6 +69,7 @@ class CodedPlane:
     tile_rows: int = 1
     precision: int = 0
     sets: int = 0
+    directions: int = 1
     rate: int = 0
     thresholds: tuple[int, ...] = ()
     taps: Words = field(default_factory=lambda: NO_WORDS)
@@ -183,7 +184,7 @@ def _put_plane(out: bytearray, start: int, plane: CodedPlane, stacked: bool) -> 
         return
     out.append(plane.k | plane.raw << 5)
     put_varint(out, plane.tile_rows)
-    out += bytes((plane.sets | plane.precision << 4, plane.rate))
+    out += bytes((plane.sets | plane.precision << 5, plane.rate | (plane.directions == 3) << 4))
     for gap in np.diff(plane.thresholds, prepend=-1):
         put_varint(out, int(gap) - 1)
     if plane.sets:
@@ -203,8 +204,9 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
     if highest == 0:
         reader.check_crc(start, "plane header")
         return CodedPlane(low, 0)
-    split, tile_rows, layout, rate = reader.byte(), reader.varint(rows), reader.byte(), reader.byte()
-    k, raw, sets, precision = split & 31, split >> 5, layout & 15, layout >> 4
+    split, tile_rows, layout, learning = reader.byte(), reader.varint(rows), reader.byte(), reader.byte()
+    k, raw, sets, precision = split & 31, split >> 5, layout & 31, layout >> 5
+    rate, directions = learning & 15, 3 if learning & 16 else 1
     if (
         not 1 <= k <= highest.bit_length()
         or raw > k
@@ -214,7 +216,7 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
     ):
         raise CorruptBitstream("plane parameters out of range")
     thresholds, last = [], -1
-    for _ in range(max(0, sets - 2)):
+    for _ in range((sets - 1) // directions - 1):
         last += 1 + reader.varint(MAX_ACTIVITY)
         thresholds.append(last)
     taps = _take_words(reader, MAX_SIDE_WORDS) if sets else NO_WORDS
@@ -227,4 +229,6 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
         words = _take_words(reader, MAX_WORDS)
         reader.check_crc(start, "tile")
         tiles.append(Tile(anchor, upper, words))
-    return CodedPlane(low, highest, k, raw, tile_rows, precision, sets, rate, tuple(thresholds), taps, tuple(tiles))
+    return CodedPlane(
+        low, highest, k, raw, tile_rows, precision, sets, directions, rate, tuple(thresholds), taps, tuple(tiles)
+    )

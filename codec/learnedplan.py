@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from codec.fit import NO_PREVIOUS, fit_predictors
 from codec.learneddecode import Plane, Setting
+from codec.learnedfit import fit_plane
 from codec.network import Network
-from codec.plan import count_global, padded
+from codec.plan import count_global
 from codec.wave import count_tile, survey_tile
 
-FIT_SAMPLES = 1 << 16
 SURVEY_SAMPLES = 1 << 14
 RAW_CHOICES = 4
 RAW_LOSS = 0.0005  # share of the code length that leaving planes unmodelled may cost
@@ -22,16 +21,33 @@ SPLIT_WORSE, SPLIT_CLOSE = 0.02, 0.01  # shares of the code length at which to s
 NO_GAINS = np.zeros(64, np.float64)
 STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
 STATE_BYTES = 4
+RATE = 10  # at which the head learns
 WAVE_ROWS = 16
-SMALL_TILE, LARGE_TILE = 1 << 16, 1 << 20
-# samples up to -> (numbers of classes to try, precision)
+PARALLEL_TILE, LARGE_TILE = 1 << 19, 1 << 20  # the largest tile that stands alone, and the largest beside others
+# samples up to -> (numbers of activity classes and of directions to try), precision
 CLASS_CHOICES = (
-    (1 << 12, (0, 1), 2),
-    (1 << 14, (0, 1, 3), 2),
-    (1 << 17, (4,), 1),
-    (1 << 20, (6,), 0),
-    (1 << 62, (8,), 0),
+    (1 << 12, ((0, 1), (1, 1)), 2),
+    (1 << 14, ((1, 1), (3, 1)), 2),
+    (1 << 15, ((1, 1), (4, 1), (3, 3)), 2),
+    (1 << 17, ((4, 1), (3, 3)), 1),
+    (1 << 18, ((5, 3),), 1),
+    (1 << 62, ((5, 3),), 0),
 )
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the encoder looks for.
+
+    `fitted`: least-squares predictors. `split`: bits of G; None: whatever codes the plane shortest. `rates`: of the
+    head's learning, the one that codes the plane shortest is used. `alone`: samples up to
+    which a plane is one tile.
+    """
+
+    fitted: bool = True
+    split: int | None = None
+    rates: tuple[int, ...] = (RATE,)
+    alone: int = PARALLEL_TILE
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,10 @@ class Choice:
     bits: float
 
 
-def tile_height(rows: int, columns: int) -> int:
-    """Rows of a tile: one tile for small planes, two (for two threads) up to a size, then as many as are needed."""
+def tile_height(rows: int, columns: int, alone: int) -> int:
+    """Rows of a tile: one tile up to `alone` samples, then two (for two threads) and as many as are needed."""
     size = rows * columns
-    tiles = 1 if size < 2 * SMALL_TILE else max(2, -(-size // LARGE_TILE))
+    tiles = 1 if size <= alone else max(2, -(-size // LARGE_TILE))
     height = -(-rows // tiles)
     return min(rows, -(-height // WAVE_ROWS) * WAVE_ROWS)
 
@@ -106,16 +122,13 @@ def survey(parts: Sequence[Part], setting: Setting) -> float:
 
 def choose_predictors(subject: Subject, network: Network, *, fitted: bool) -> tuple[Setting, int]:
     """Least-squares predictors with the least estimated code length, in an unsplit setting; and their precision."""
-    rows, columns = subject.samples.shape
     samples = subject.samples.size
     bits = subject.highest.bit_length()
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if samples <= limit)
-    whole = padded(subject.samples, int(subject.samples[0, 0]))
-    before = NO_PREVIOUS if subject.previous is None else subject.previous
     settings = []
-    for classes in choices if fitted else (0,):
-        predictors = fit_predictors(whole, rows, columns, classes, precision, before, FIT_SAMPLES)
-        settings.append(Setting(subject.highest, bits, 0, predictors, network, 1))
+    for classes, directions in choices if fitted else ((0, 1),):
+        predictors = fit_plane(subject.samples, subject.previous, classes, directions, precision)
+        settings.append(Setting(subject.highest, bits, 0, predictors, network, 1, RATE))
     if len(settings) == 1:
         return settings[0], precision
     parts = subject.parts()
@@ -139,36 +152,49 @@ def choose_network(
     return int(np.argmin(costs))
 
 
-def choose_split(subject: Subject, setting: Setting, *, split: bool) -> tuple[Setting, float]:
+def choose_split(subject: Subject, setting: Setting, split: int | None) -> tuple[Setting, float]:
     """k and raw planes of a plane with the least estimated code length, and that in bits.
 
     `setting` is unsplit. One pass over the parts says what each k would save of the samples; only a k that comes close
-    is tried in earnest, with G known to the network.
+    is tried in earnest, with G known to the network. `split`: how many bits of G there have to be, None: any number.
     """
     parts = subject.parts()
     share = subject.samples.size / sum(part.samples.size for part in parts)
-    if not split:
-        return setting, survey(parts, setting) * share
+    if split is not None:
+        fixed = replace(setting, k=max(1, setting.k - split))
+        return fixed, (survey(parts, fixed) + _upper_bits(parts, fixed)) * share
     gains = sum(
         (survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting) for part in parts), NO_GAINS
     )
     whole, bits = float(gains[32]), subject.highest.bit_length()
     rough: dict[int, float] = {}
     for k in range(bits - 1, max(0, bits - 1 - SPLIT_CHOICES), -1):
-        upper = sum(count_global(part.samples >> k, subject.highest >> k)[0] for part in parts)
-        rough[k] = whole + upper - float(gains[k])
+        rough[k] = whole + _upper_bits(parts, replace(setting, k=k)) - float(gains[k])
         if rough[k] > min(rough.values()) + SPLIT_WORSE * whole:
             break
     best, least = setting, whole
     k = min(rough, key=lambda k: rough[k], default=bits)
     if k < bits and rough[k] < whole * (1 + SPLIT_CLOSE):
         tried = replace(setting, k=k)
-        upper = sum(count_global(part.samples >> k, subject.highest >> k)[0] for part in parts)
-        cost = upper + survey(parts, tried)
+        cost = _upper_bits(parts, tried) + survey(parts, tried)
         best, least = (tried, cost) if cost < whole else (setting, whole)
     costs = gains[32 : 32 + min(RAW_CHOICES, bits)]
     raw = max(r for r in range(len(costs)) if r <= best.k and costs[r] <= whole * (1 + RAW_LOSS))
     return replace(best, raw=raw), least * share
+
+
+def _upper_bits(parts: Sequence[Part], setting: Setting) -> float:
+    """Bits of the parts' G."""
+    top = setting.highest >> setting.k
+    return sum(count_global(part.samples >> setting.k, top)[0] for part in parts) if top else 0.0
+
+
+def choose_rate(subject: Subject, setting: Setting, rates: Sequence[int]) -> Setting:
+    """The rate of the head's learning that codes the whole plane shortest."""
+    if len(rates) == 1:
+        return replace(setting, rate=rates[0])
+    whole = [Part(subject.samples, subject.previous)]  # it learns all the way down: parts would say little
+    return min((replace(setting, rate=rate) for rate in rates), key=lambda tried: survey(whole, tried))
 
 
 @dataclass(frozen=True)
@@ -180,22 +206,18 @@ class FramePlan:
     bits: float
 
 
-def choose(
-    subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]], *, fitted: bool, split: bool
-) -> FramePlan:
-    """Choose for the planes of a frame, none of them flat.
-
-    `networks`: (bytes that naming it costs, network), the plain one first. `fitted`: least-squares predictors;
-    `split`: k and raw planes are looked for.
-    """
-    found = [choose_predictors(subject, networks[0][1], fitted=fitted) for subject in subjects]
+def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]], effort: Effort) -> FramePlan:
+    """Choose for the planes of a frame, none of them flat. `networks`: (bytes to name it, network), plain one first."""
+    found = [choose_predictors(subject, networks[0][1], fitted=effort.fitted) for subject in subjects]
     place = choose_network(subjects, [setting for setting, _ in found], networks)
     bytes_named, network = networks[place]
     choices = []
     for subject, (setting, precision) in zip(subjects, found, strict=True):
-        best, bits = choose_split(subject, replace(setting, network=network), split=split)
+        best, bits = choose_split(subject, replace(setting, network=network), effort.split)
+        best = choose_rate(subject, best, effort.rates)
         bits += setting.predictors.taps.size * (8.5 - precision)
-        choices.append(Choice(best, precision, tile_height(*subject.samples.shape), bits))
+        rows, columns = subject.samples.shape
+        choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
     tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)
     states = choose_states(min((choice.bits for choice in choices), default=0.0), tiles)
     total = 8.0 * bytes_named + sum(choice.bits for choice in choices)

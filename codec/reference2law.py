@@ -33,6 +33,9 @@ SEEN = tuple((0, column) for column in (-1, -2, -3)) + tuple(
 SIGNED_PLACES = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0))
 
 
+Array = NDArray[np.int32]
+
+
 def log256(number: int) -> int:
     """L: the piecewise linear base-2 logarithm in 1/256, of 1 <= number < 2^24."""
     exponent = number.bit_length() - 1
@@ -87,6 +90,12 @@ def logistic(place: int) -> int:
     entry = place >> 8
     step = LOGISTIC_LIST[entry + 1] - LOGISTIC_LIST[entry]
     return LOGISTIC_LIST[entry] + (step * (place & 255) >> 8)
+
+
+def hidden_layer(w: Array, b: Array, g: Array, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Activations of a hidden layer."""
+    sums = b.astype(np.int64) + w.astype(np.int64) @ values
+    return np.asarray(np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT), np.int64)
 
 
 @dataclass(frozen=True)
@@ -175,6 +184,7 @@ class Tile:
     anchor: int
     samples: list[list[int]] = field(default_factory=list)
     errors: list[list[list[int]]] = field(default_factory=list)  # 15 absolute ones and the blend's signed one
+    here: tuple[int, int] = (0, 0)
     guesses: list[int] = field(default_factory=list)
     activity: int = 0
     mean: int = 0
@@ -192,21 +202,27 @@ class Tile:
 
     # 5.1 neighbours
 
+    def place(self, row: int, column: int) -> tuple[int, int] | None:
+        """Which sample stands for a neighbour at (row, column), inside or outside the tile; None: there is none yet.
+
+        Above the first row lie copies of it, for itself of its last sample so far; left of a row lies the first sample
+        of the row above, right of it its last one.
+        """
+        y, x = self.here
+        if row < 0 or (column < 0 and row == 0):
+            known = x - 1 if y == 0 else self.shape.columns - 1
+            return (0, clamp(column, 0, known)) if known >= 0 else None
+        return (row - 1, 0) if column < 0 else (row, min(column, self.shape.columns - 1))
+
     def sample_at(self, row: int, column: int) -> int:
         """A sample or its padding."""
-        if row < 0 or (column < 0 and row == 0):
-            return self.anchor
-        if column < 0:
-            return self.samples[row - 1][0]
-        return self.samples[row][min(column, self.shape.columns - 1)]
+        place = self.place(row, column)
+        return self.anchor if place is None else self.samples[place[0]][place[1]]
 
     def errors_at(self, row: int, column: int) -> list[int]:
         """The errors that a sample left, or their padding."""
-        if row < 0 or (column < 0 and row == 0):
-            return [0] * 16
-        if column < 0:
-            return self.errors[row - 1][0]
-        return self.errors[row][min(column, self.shape.columns - 1)]
+        place = self.place(row, column)
+        return [0] * 16 if place is None else self.errors[place[0]][place[1]]
 
     # 5.2 predictions
 
@@ -233,12 +249,23 @@ class Tile:
         around = [self.sample_at(y + dy, x + dx) for dy, dx in TAPS]
         if self.shape.previous is not None:
             around += [self.shape.previous_at(y + dy, x + dx) for dy, dx in PREVIOUS_TAPS]
-        own = 0 if sets == 1 else 1 + sum(activity > int(threshold) for threshold in predictors.thresholds)
+        own = 0
+        if sets > 1:
+            directions = (sets - 1) // (predictors.thresholds.size + 1)
+            own = 1 + sum(activity > int(threshold) for threshold in predictors.thresholds) * directions
+            own += self.direction(y, x) if directions > 1 else 0
         out = []
         for chosen in (0, own):
             dot = sum(int(c) * (2 * v - pair) for c, v in zip(predictors.taps[chosen], around, strict=True))
             out.append(wrap((pair << 5) + (wrap(dot) >> 5)))
         return out
+
+    def direction(self, y: int, x: int) -> int:
+        """0 where samples change less from row to row than along the row, 2 where they change more, else 1."""
+        w, n, nw = self.sample_at(y, x - 1), self.sample_at(y - 1, x), self.sample_at(y - 1, x - 1)
+        down = abs(w - nw) + abs(n - self.sample_at(y - 2, x))
+        across = abs(n - nw) + abs(w - self.sample_at(y, x - 2))
+        return 0 if 2 * down < across else 1 if down <= 2 * across else 2
 
     # 5.3 errors and blend
 
@@ -327,11 +354,9 @@ class Tile:
         net = self.shape.setting.network
         values = np.zeros(net.inputs, np.int64)
         values[: len(inputs)] = inputs[: net.inputs]
-        for w, b, g in ((net.w1, net.b1, net.g1), (net.w2, net.b2, net.g2)):
-            sums = b.astype(np.int64) + w.astype(np.int64) @ values
-            values = np.clip(((sums >> 3) * g) >> 9, 0, INPUT_LIMIT)
-        self.hidden = values
-        return self.head.outputs(values)
+        first = hidden_layer(net.w1, net.b1, net.g1, values)
+        self.hidden = np.concatenate((first, hidden_layer(net.w2, net.b2, net.g2, first)))
+        return self.head.outputs(self.hidden)
 
     def mixture(self, outputs: list[int]) -> Mixture:
         """The law from the network's outputs: weights u, offsets o and log scales t."""
@@ -349,6 +374,7 @@ class Tile:
 
     def law(self, y: int, x: int) -> Mixture:
         """The law of the sample at (y, x), from what was coded before it."""
+        self.here = (y, x)
         self.guesses = self.predict(y, x)
         self.mean = self.blend(y, x)
         return self.mixture(self.run(self.inputs(y, x)))

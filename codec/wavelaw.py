@@ -72,7 +72,7 @@ def neighbour(level: Any, at: Any, dy: int, dx: int) -> Any:
 
 @inner
 def fixed_predictions(level: Any, at: Any, guess: Any) -> Any:
-    """p0..p11 into `guess` int32[14 * 16], not yet clamped; returns the activity."""
+    """p0..p11 into `guess` int32[14 * 16], not yet clamped; returns activity and direction (0, 1, 2)."""
     w, n, nw = neighbour(level, at, 0, -1), neighbour(level, at, -1, 0), neighbour(level, at, -1, -1)
     ne, ww, nn = neighbour(level, at, -1, 1), neighbour(level, at, 0, -2), neighbour(level, at, -2, 0)
     nne = neighbour(level, at, -2, 1)
@@ -91,7 +91,9 @@ def fixed_predictions(level: Any, at: Any, guess: Any) -> Any:
     store(guess, 144, (w + ne) << 5)
     store(guess, 160, ((w + n) * 3 - (nw << 1)) << 4)
     store(guess, 176, (n + ne - nne) << 6)
-    return vabs(w - nw) + vabs(n - nw) + vabs(n - ne) + vabs(w - ww) + vabs(n - nn)
+    down, across = vabs(w - nw) + vabs(n - nn), vabs(n - nw) + vabs(w - ww)
+    steep = select(down <= (across << 1), splat(1), splat(2))
+    return down + across + vabs(n - ne), select((down << 1) < across, splat(0), steep)
 
 
 @inner
@@ -101,9 +103,9 @@ def around(plane: Any, step: Any, dy: Any, dx: Any) -> Any:
 
 
 @inner
-def fitted_predictions(level: Any, at: Any, activity: Any, previous: Any, step: Any, thresholds: Any, taps: Any,
-                       sets: Any, guess: Any) -> None:  # fmt: skip
-    """p12 (set 0) and p13 (the set of the activity's class) by least squares; sums wrap.
+def fitted_predictions(level: Any, at: Any, activity: Any, direction: Any, previous: Any, step: Any, thresholds: Any,
+                       taps: Any, sets: Any, guess: Any) -> None:  # fmt: skip
+    """p12 (set 0) and p13 (the set of the sample's class) by least squares; sums wrap.
 
     `taps` int32[35 or 44 (with a previous frame) * 16], sets innermost.
     """
@@ -113,9 +115,12 @@ def fitted_predictions(level: Any, at: Any, activity: Any, previous: Any, step: 
         return
     own = splat(0)
     if sets > 1:
+        directions = (sets - 1) // (thresholds.size + 1)
         own = splat(1)
         for j in range(thresholds.size):
-            own = own + select(activity > splat_at(thresholds, j), splat(1), splat(0))
+            own = own + select(activity > splat_at(thresholds, j), splat(directions), splat(0))
+        if directions > 1:
+            own = own + direction
     base = neighbour(level, at, 0, -1) + neighbour(level, at, -1, 0)
     first, second = splat(0), splat(0)
     for j in range(TAP_OFFSETS.size):
@@ -204,8 +209,8 @@ def own_inputs(level: Any, at: Any, error: Any, step: Any, top: Any, guess: Any,
         store(x, (count + i) * LANES, clamp(ratio, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
     count += PREDICTORS
     store(x, count * LANES, clamp((ls >> 2) - 512, splat(-INPUT_LIMIT), splat(INPUT_LIMIT)))
-    store(x, (count + 1) * LANES, signed_log(mean, s0, ls) >> 2)
-    store(x, (count + 2) * LANES, signed_log(splat(top) - mean, s0, ls) >> 2)
+    store(x, (count + 1) * LANES, signed_log(mean, s0, ls) >> 1)
+    store(x, (count + 2) * LANES, signed_log(splat(top) - mean, s0, ls) >> 1)
 
 
 @inner

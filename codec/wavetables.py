@@ -33,7 +33,7 @@ ERROR_CAP, NEAR_CAP, DISTANCE_CAP = 1 << 20, 1 << 23, 1 << 22
 
 FRACTION = 6
 INPUT_LIMIT, OFFSET_LIMIT = 1023, 1023
-MOST_INPUTS, MOST_HIDDEN, MOST_COMPONENTS = 256, 512, 8
+MOST_INPUTS, MOST_HIDDEN, MOST_COMPONENTS = 256, 512, 6
 MOST_SETS = 16
 
 # Planes known in advance (G, the previous frame): steps of AROUND_STRIDE int32, lanes -1..16 from AROUND_FIRST - 1 on.
@@ -53,8 +53,10 @@ def level_offset(dy: int, dx: int) -> int:
 SEEN_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in SEEN], np.int64)
 TAP_OFFSETS = np.array([level_offset(dy, dx) for dy, dx in TAPS], np.int64)
 
-OWN_INPUTS = len(SEEN) + 2 * PREDICTORS + 9  # then those of G, then those of the previous frame
-UPPER_INPUTS, PREVIOUS_INPUTS = 6, 15
+# The network's inputs, in this order; a network that takes fewer ignores the last ones. CONTEXT_INPUTS: one is 0.
+OWN_INPUTS, CONTEXT_INPUTS, UPPER_INPUTS, PREVIOUS_INPUTS = len(SEEN) + 2 * PREDICTORS + 9, 6, 6, 15
+FIRST_UPPER = OWN_INPUTS + CONTEXT_INPUTS
+FIRST_PREVIOUS = FIRST_UPPER + UPPER_INPUTS
 
 SCALES = 400  # scales 2^(q/16) / 64 levels, q = 0..SCALES - 1
 SCALE_BIAS = -8  # the widths that the network says nothing of, against s0, in 1/16 octave

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.lanes import LANES, bits_of, iota, load, select, splat, store, to_double, vmin
+from codec.wavecontext import CONTEXTS, context_inputs, fresh_cells, learn_contexts
 from codec.wavelaw import (
     around,
     blend,
@@ -18,6 +19,7 @@ from codec.wavelaw import (
     fitted_predictions,
     fixed_predictions,
     local_errors,
+    log256,
     mark_errors,
     own_inputs,
     pack_inputs,
@@ -33,6 +35,8 @@ from codec.wavetables import (
     ERROR_ABOVE,
     ERROR_STEPS,
     ERROR_STRIDE,
+    FIRST_PREVIOUS,
+    FIRST_UPPER,
     LEVEL_ABOVE,
     LEVEL_FIRST,
     LEVEL_KEPT,
@@ -46,7 +50,6 @@ from codec.wavetables import (
     SHORTEST,
     SKEW,
     SLOTS,
-    UPPER_INPUTS,
     bare,
     inner,
 )
@@ -93,6 +96,8 @@ class Room(NamedTuple):
     hidden: NDArray[np.int32]
     mix: NDArray[np.int32]
     step: NDArray[np.int32]
+    cells: NDArray[np.int32]
+    where: NDArray[np.int32]
     chance: NDArray[np.float64]
 
 
@@ -112,6 +117,8 @@ def fresh_room(anchor: int, late: int) -> Room:
         np.zeros(MOST_HIDDEN * LANES, np.int32),
         np.zeros(MOST_COMPONENTS * 4 * LANES, np.int32),
         np.zeros(8 * LANES, np.int32),
+        fresh_cells(),
+        np.zeros(CONTEXTS * LANES, np.int32),
         np.ones(GAINS * LANES, np.float64),
     )
 
@@ -120,17 +127,21 @@ def fresh_room(anchor: int, late: int) -> Room:
 def view(room: Any, at: Any, step: Any, law: Any) -> Any:
     """From the neighbours to the network's packed inputs; the blended mean and the local scale s0 (1/64 level)."""
     top = law.highest << 6
-    activity = fixed_predictions(room.level, at, room.guess)
-    fitted_predictions(room.level, at, activity, law.previous, step, law.thresholds, law.taps, law.sets, room.guess)
+    activity, direction = fixed_predictions(room.level, at, room.guess)
+    fitted_predictions(
+        room.level, at, activity, direction, law.previous, step, law.thresholds, law.taps, law.sets, room.guess
+    )
     clamp_predictions(room.guess, top)
     local_errors(room.error, step, room.near)
     mean = blend(room.guess, room.near, room.logs)
     s0 = ((vmin(load(room.near, BLEND * LANES), splat(NEAR_CAP)) * 85) >> 10) + 16
     own_inputs(room.level, at, room.error, step, top, room.guess, room.near, room.logs, mean, s0, room.x)
+    energy = log256(vmin(load(room.near, BLEND * LANES), splat(NEAR_CAP)) + 96)
+    context_inputs(room.error, step, room.guess, activity, energy, mean, s0, room.cells, room.where, room.x, OWN_INPUTS)
     if law.upper.size > 0:
-        upper_inputs(law.upper, step, law.k, law.highest, mean, s0, room.x, OWN_INPUTS)
+        upper_inputs(law.upper, step, law.k, law.highest, mean, s0, room.x, FIRST_UPPER)
     if law.previous.size > 0:
-        previous_inputs(room.level, at, law.previous, step, mean, s0, room.x, OWN_INPUTS + UPPER_INPUTS)
+        previous_inputs(room.level, at, law.previous, step, mean, s0, room.x, FIRST_PREVIOUS)
     pack_inputs(room.x, law.sizes[0], room.packed)
     return mean, s0
 
@@ -162,6 +173,24 @@ def pad(room: Any, at: Any, step: Any, active: Any, entering: Any) -> None:
         p = i * ERROR_STRIDE
         own, before, above = load(room.error, here + p), load(room.error, last + p), load(room.error, here + p - 1)
         store(room.error, here + p, select(active, own, select(entering, above, before)))
+
+
+@inner
+def raise_first_row(room: Any, at: Any, step: Any) -> None:
+    """Repeat row 0's new sample and its errors above it, up to where the next sample's neighbours reach.
+
+    Row -d lies in lane -d, its column c at step c - 5 d. The first sample also becomes the left padding.
+    """
+    level = room.level[at]
+    for d in range(LEVEL_ABOVE + 1):
+        for ahead in range(-SKEW if step == 0 else 0, SKEW + 1 if d > 0 else 0):
+            room.level[at + (ahead - SKEW * d) * LEVEL_STRIDE - d] = level
+    here = ring(step, 0)
+    for d in range(ERROR_ABOVE + 1):
+        for ahead in range(-2 if step == 0 else 0, 4 if d > 0 else 0):
+            there = ring(step + ahead - SKEW * d, d)
+            for i in range(SLOTS):
+                room.error[there + i * ERROR_STRIDE] = room.error[here + i * ERROR_STRIDE]
 
 
 @inner
@@ -211,8 +240,10 @@ def decode_lanes(room: Any, io: Any, state: Any, words: Any, active: Any, low: A
         store(room.step, 3 * LANES, end - start)
         for lane in range(begin, begin + states):
             if (live >> lane) & 1:
-                room.step[4 * LANES + lane] = take_lane(room.step, io, state, lane - begin, words, lane, law.raw)
-    # Raw planes of a hostile stream may reach above the highest level.
+                level = take_lane(room.step, io, state, lane - begin, words, lane, law.raw)
+                if level > law.highest:  # raw planes of a hostile stream
+                    io[FAILED] = 1
+                room.step[4 * LANES + lane] = level
     return vmin(load(room.step, 4 * LANES), splat(law.highest))
 
 
@@ -337,6 +368,9 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
         if live != 0xFFFF:
             pad(room, at, step, active, phase == period - SKEW)
             keep(room, at, step, late)
+        if step < columns:
+            raise_first_row(room, at, step)
+        learn_contexts(room.cells, room.where, live, level, mean, room.step)
         phase = phase + 1
         wrapped = phase >= period
         phase = select(wrapped, splat(0), phase)

@@ -12,6 +12,7 @@ ever removed (a test pins them), since archived frames need them for good.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.errors import CodecError, CorruptBitstream
+from codec.errors import CodecError, MissingContext
+from codec.header import read_header
+from codec.limits import DEFAULT_LIMITS
+from codec.wire import Reader
 
 MAGIC: Final = b"PALW"
 VERSION: Final = 1
@@ -38,6 +42,7 @@ DTYPES: Final = ("|i1", "|u1", "<i2", "<u2", "<i4")
 SUM_LIMIT: Final = 1 << 30  # |bias| + 1023 * sum |weights| of a unit stays below: no order of sums overflows int32
 HIGHEST_INPUT: Final = 1023
 LAYERS: Final = ("w1", "b1", "g1", "w2", "b2", "g2", "w3", "b3")
+STACK_HEAD: Final = b"\x53\x01"  # codec.groupstack: magic and version of a stack
 MAX_UNITS: Final = 512  # inputs, hidden units or outputs of one layer
 _HEAD: Final = struct.Struct("<4sB3sI")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
@@ -49,7 +54,7 @@ class BadWeights(CodecError):
     """The bytes are no weight file, or not the one that was asked for."""
 
 
-class UnknownWeights(CorruptBitstream):
+class UnknownWeights(MissingContext):
     """A frame names weights that this program does not have; later releases, and the archive itself, do."""
 
 
@@ -131,6 +136,30 @@ def parse(data: bytes, digest: str | None = None) -> Weights:
     return Weights(header["name"], found, profiles, MappingProxyType(arrays), MappingProxyType(header["facts"]), data)
 
 
+def find(data: bytes) -> bytes:
+    """The first weight file that lies anywhere in `data`, such as in its archive object. Raises BadWeights."""
+    at = data.find(MAGIC)
+    if at < 0 or len(data) - at < _HEAD.size:
+        raise BadWeights("no weight file in these bytes")
+    size = _HEAD.unpack_from(data, at)[3]
+    end = at + _HEAD.size + min(size, MAX_HEADER)
+    for entry in _read_header(data[at + _HEAD.size : end])["arrays"][:MAX_ARRAYS]:
+        _, dtype, shape = _read_entry(entry)
+        end += math.prod(shape) * np.dtype(dtype).itemsize
+    found = data[at : min(end, at + MAX_BYTES)]
+    parse(found)
+    return found
+
+
+def needed_by(blob: bytes | memoryview) -> bytes | None:
+    """The id of the weights that a frame or a group's stack names; None if it needs none. Raises CorruptBitstream."""
+    reader = Reader(blob)
+    if blob[:2] == STACK_HEAD:
+        reader.take(len(STACK_HEAD))
+        return bytes(reader.take(ID_BYTES))
+    return bytes(reader.take(ID_BYTES)) if read_header(reader, DEFAULT_LIMITS).coder == "learned" else None
+
+
 def _read_header(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("ascii"))
@@ -154,9 +183,7 @@ def _read_arrays(data: bytes, at: int, listed: Sequence[Any]) -> dict[str, Array
         raise BadWeights("more arrays than a weight file has")
     for entry in listed:
         name, dtype, shape = _read_entry(entry)
-        count = 1
-        for side in shape:
-            count *= side
+        count = math.prod(shape)
         size = count * np.dtype(dtype).itemsize
         if name in arrays or size > len(data) - at:
             raise BadWeights("a weight file's arrays do not fit it")
@@ -263,6 +290,14 @@ def load(which: bytes | str) -> Weights:
             return _released(entry.sha256)
     shown = which.hex() if isinstance(which, bytes) else which
     raise UnknownWeights(f"weights {shown} are not in this release: take them out of the archive, or use a later one")
+
+
+def in_use() -> tuple[Weights, ...]:
+    """All weights that something is encoded with: of every profile the newest, each once."""
+    profiles = {profile for each in RELEASED for profile in each.profiles}
+    profiles |= {profile for each in _ADDED.values() for profile in each.profiles}
+    found = {weights.sha256: weights for weights in map(current, sorted(profiles))}
+    return tuple(found.values())
 
 
 def current(profile: str) -> Weights:

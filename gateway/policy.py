@@ -140,7 +140,10 @@ class ArchiveRule(Rule):
     adapt: Adaptation | None = Field(
         default=None,
         description="what the codec's weights are fitted to: none, each image, or each series (one adapter for all of "
-        "it); costs the encoder time, bounded by the setting codec_fit_seconds. Left out: the setting codec_adapt",
+        "it); costs the encoder time. Left out: the setting codec_adapt",
+    )
+    fit_seconds: float | None = Field(
+        default=None, gt=0, description="that one fit may take. Left out: the setting codec_fit_seconds"
     )
 
     group: Grouping = Field(
@@ -159,9 +162,15 @@ class ArchiveRule(Rule):
             )
         return value
 
-    def coded(self, profile: CodecProfile, adapt: Adaptation) -> ArchiveRule:
+    def coded(self, profile: CodecProfile, adapt: Adaptation, fit_seconds: float) -> ArchiveRule:
         """The same rule, saying how to code: its own words, else those given (the settings')."""
-        return self.model_copy(update={"profile": self.profile or profile, "adapt": self.adapt or adapt})
+        return self.model_copy(
+            update={
+                "profile": self.profile or profile,
+                "adapt": self.adapt or adapt,
+                "fit_seconds": self.fit_seconds or fit_seconds,
+            }
+        )
 
     @model_validator(mode="after")
     def _combinations(self) -> ArchiveRule:

@@ -1,67 +1,64 @@
-"""What frames are coded with beyond the released weights: an adapter fitted to an image, or one to a series.
-
-A fit takes seconds of the encoder's time, bounded by `seconds`; decoding never fits. Whatever is fitted competes by
-code length, its own bytes counted, in `codec.fit_adapter` on samples and in the encoder on each frame.
-"""
+"""Adapters of the learned coder for an object or a series: which frames the fit sees, and where its result rides."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from codec.bitplane import Words
-from codec.fit_adapter import fit
+from codec.fit_adapter import Frame, fit
 from codec.pixelformat import PixelFormat
-from gateway.policy import Adaptation, ArchiveRule
+from gateway.policy import ArchiveRule
 from worker.attributes import DataSet
-from worker.framechain import RUN
+from worker.framechain import RUN, ChainCoder
+from worker.pixels import PixelSource
 
 MODALITY, BODY_PART, MODEL = 0x00080060, 0x00180015, 0x00081090
-SAMPLE = 8  # frames that an adapter of several is fitted to
-FIT_SECONDS = 4.0  # of one fit, unless the caller says
+FIT_SECONDS = 4.0  # where the rule says nothing
+SAMPLE_FRAMES = 12  # that a fit sees at most: each is held, with the one before it
 
-Sample = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
+Prior = tuple[str, str, str]
 
 
-def prior_of(header: DataSet) -> tuple[str, str, str]:
-    """The anatomical prior: Modality, BodyPartExamined, Manufacturer's Model Name, '' unknown."""
+def prior_of(header: DataSet) -> Prior:
+    """The anatomical prior: Modality, Body Part Examined, Manufacturer's Model Name, '' where they are missing."""
     return header.ascii(MODALITY), header.ascii(BODY_PART), header.ascii(MODEL)
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """What to fit, for an image or for frames that are coded together. seconds: of one fit; prior: see `prior_of`."""
-
-    adapt: Adaptation
-    profile: str
-    seconds: float
-    prior: tuple[str, str, str]
-    threads: int = 1
-
-    @classmethod
-    def of(cls, rule: ArchiveRule, header: DataSet, *, seconds: float = FIT_SECONDS, threads: int = 1) -> Fitting:
-        """As the rule says; without a word of it nothing is fitted."""
-        return cls(rule.adapt or "none", rule.profile or "default", seconds, prior_of(header), threads)
-
-    def image(self, words: Words, fmt: PixelFormat, previous: Words | None) -> tuple[bytes, ...]:
-        """Adapters that would travel with this frame."""
-        found = self._fit([(words, fmt, previous)])
-        return (found,) if found else ()
-
-    def together(self, frames: int, frame: Callable[[int], Words], fmt: PixelFormat) -> bytes | None:
-        """An adapter for all frames of a chain, from a sample of them; None if none is estimated to pay."""
-        if self.adapt == "none":
-            return None
-        places = sample_of(frames)
-        return self._fit([(frame(at), fmt, frame(at - 1) if at % RUN else None) for at in places]) or None
-
-    def _fit(self, samples: Sequence[Sample]) -> bytes:
-        if self.adapt == "none" or not samples:
-            return b""
-        return fit(samples, profile=self.profile, prior=self.prior, seconds=self.seconds, threads=self.threads)
+def sample(count: int, frame: Callable[[int], tuple[Words, PixelFormat]], *, chained: bool = True) -> list[Frame]:
+    """Frames spread over a chain of `count`; each with the one before if they are coded so (`chained`, and not one)."""
+    followers = [place for place in range(count) if place % RUN] if chained else []
+    usable = followers or list(range(count))
+    step = max(1, len(usable) // SAMPLE_FRAMES)
+    found: list[Frame] = []
+    for place in usable[step // 2 :: step][:SAMPLE_FRAMES]:
+        words, fmt = frame(place)
+        before = frame(place - 1) if followers else None
+        found.append((words, fmt, before[0] if before is not None and before[1] == fmt else None))
+    return found
 
 
-def sample_of(frames: int) -> list[int]:
-    """Places of SAMPLE frames at most, evenly spread, none of which is coded without the one before if any is."""
-    places = {(2 * at + 1) * frames // (2 * SAMPLE) for at in range(SAMPLE)}
-    return sorted(at for at in places if at % RUN) or [0]
+def fitted(
+    frames: Sequence[Frame], header: DataSet, rule: ArchiveRule, threads: int, most_seconds: float = math.inf
+) -> bytes:
+    """An adapter for these frames, as the rule says but in `most_seconds` at most; b'' if none is estimated to pay."""
+    seconds = min(rule.fit_seconds or FIT_SECONDS, most_seconds)
+    return fit(frames, profile=rule.profile or "default", prior=prior_of(header), seconds=seconds, threads=threads)
+
+
+def chain_coder(source: PixelSource, rule: ArchiveRule, threads: int) -> ChainCoder:
+    """The coder of an object's frames as its rule says, fitted to them if it says so.
+
+    An adapter of one frame rides in its blob, one of several beside the frames. A rule that fits to series means this
+    object here: a series that is archived object by object shares nothing.
+    """
+    coder = ChainCoder(threads, rule.profile or "default")
+    if rule.adapt in (None, "none"):
+        return coder
+    frames = sample(source.frames, lambda index: (source.frame(index), source.fmt))
+    found = fitted(frames, source.spans.dataset, rule, threads)
+    if found and source.frames == 1:
+        coder.adapters = (found,)
+    elif found:
+        coder.shared = found
+    return coder

@@ -15,7 +15,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from gateway.errors import PalimpsestError
 from gateway.keys import KeyRing
 from gateway.policy import Adaptation, ArchiveRule, CodecProfile
 from worker.bench_figures import FrameRow, ObjectRow, summary
-from worker.bench_fit import SERIES_SAMPLE, Fitted, Sample, fit
+from worker.bench_fit import Fitted, fit_group
 from worker.bench_inputs import Choice, Input, Opened, groups, list_inputs, open_input, trained_sources
 from worker.candidate import build_candidate
 from worker.framechain import RUN
@@ -125,14 +125,10 @@ def _measure_group(
 ) -> list[FrameRow]:
     """Rows of files that are coded together."""
     context, rows = Context(), list[FrameRow]()
-    fitted = Fitted(each=plan.adapt == "image", profile=plan.profile, limit=plan.fit_seconds, threads=plan.threads)
-    if plan.adapt == "series":
-        fitted = _fit_series(members, plan)
+    fitted = _fitted(members, plan)
     for each in members:
         try:
             with open_input(each, plan.choice) as opened:
-                if fitted.each:
-                    fitted = replace(fitted, prior=opened.prior)
                 chosen = plan.choice.frames(opened.frames)
                 mine = [_measure_frame(each, opened, index, context, plan, fitted) for index in chosen]
                 if opened.source is not None and plan.objects and len(mine) == opened.frames:
@@ -146,32 +142,21 @@ def _measure_group(
     return rows
 
 
+def _fitted(members: Sequence[Input], plan: Plan) -> Fitted:
+    """The adapter of files that are coded together."""
+    if plan.adapt == "none" or "adapters" in plan.without:
+        return Fitted()
+    chained = "previous" not in plan.without
+    return fit_group(members, plan.choice, plan.profile, plan.fit_seconds, threads=plan.threads, chained=chained)
+
+
 def _share_out(rows: Sequence[FrameRow], fitted: Fitted) -> None:
-    """What a series shares is paid by its frames in equal parts: the adapter's bytes if any frame uses it, the fit."""
+    """What frames share is paid in equal parts: the fit's time, and the bytes of the adapter if any of them uses it."""
     used = any(row.adapter == "shared" for row in rows)
     for row in rows:
         row.fit_s += fitted.seconds / len(rows)
         if used and fitted.shared:
             row.bytes["ours"] += len(fitted.shared) / len(rows)
-
-
-def _fit_series(members: Sequence[Input], plan: Plan) -> Fitted:
-    """One adapter for a series, fitted to frames spread over it."""
-    started, samples, prior = time.perf_counter(), list[Sample](), ("", "", "")
-    step = max(1, len(members) // SERIES_SAMPLE)
-    for each in members[step // 2 :: step][:SERIES_SAMPLE]:
-        try:
-            with open_input(each, plan.choice) as opened:
-                prior = opened.prior
-                wanted = max(1, SERIES_SAMPLE // len(members))
-                for index in range(0, opened.frames, max(1, opened.frames // wanted)):
-                    if len(samples) < SERIES_SAMPLE:
-                        before = opened.frame(index - 1) if index else None
-                        samples.append((opened.frame(index), opened.fmt, before))
-        except (PalimpsestError, CodecError):
-            continue  # it is skipped, with its reason, when its turn comes
-    adapter = fit(samples, plan.profile, prior, plan.fit_seconds, plan.threads) if samples else b""
-    return Fitted(shared=adapter or None, seconds=time.perf_counter() - started)
 
 
 def _measure_frame(each: Input, opened: Opened, index: int, context: Context, plan: Plan, fitted: Fitted) -> FrameRow:
@@ -183,10 +168,9 @@ def _measure_frame(each: Input, opened: Opened, index: int, context: Context, pl
     )  # fmt: skip
     _measure_standards(words, fmt, row)
     previous = None if "previous" in plan.without else context.before(fmt)
-    adapters, row.fit_s = fitted.inline(words, fmt, previous)
     best, row.encode_s["ours"] = timed(
         lambda: encode_frame(
-            words, fmt, profile=plan.profile, adapters=adapters, shared=fitted.shared, previous=previous,
+            words, fmt, profile=plan.profile, adapters=fitted.inline, shared=fitted.shared, previous=previous,
             threads=plan.threads, without=plan.without,
         )
     )  # fmt: skip
@@ -238,7 +222,7 @@ def _measure_object(
 
 def _rule(plan: Plan) -> ArchiveRule:
     """The archive rule that codes as the plan says."""
-    return ArchiveRule(name="bench", profile=plan.profile, adapt=plan.adapt)
+    return ArchiveRule(name="bench", profile=plan.profile, adapt=plan.adapt, fit_seconds=plan.fit_seconds)
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:

@@ -23,8 +23,8 @@ from codec.weights import UnknownWeights, load
 from gateway.errors import PalimpsestError
 from worker.bench import Context, Plan, timed, warm
 from worker.bench_figures import geometric
-from worker.bench_fit import Fitted
-from worker.bench_inputs import Opened, list_inputs, open_input
+from worker.bench_fit import Fitted, fit_group
+from worker.bench_inputs import Input, Opened, list_inputs, open_input
 from worker.bench_table import aligned, percent
 
 WHOLE, VAE = "whole", "vae"
@@ -88,7 +88,10 @@ def ablate(paths: Sequence[Path], plan: Plan, progress: Callable[[str, int], Non
         try:
             with open_input(each, plan.choice) as opened:
                 chain: list[bytes] = []
-                for index, size, found, blob in _measure_file(opened, plan):
+                fitted = _fitted(each, plan)
+                for part, total in sums.items():
+                    total.encode_s += 0.0 if part == "adapters" else fitted.seconds
+                for index, size, found, blob in _measure_file(opened, fitted, plan):
                     samples += size
                     for part, one in found.items():
                         _add(sums[part], one)
@@ -96,7 +99,8 @@ def ablate(paths: Sequence[Path], plan: Plan, progress: Callable[[str, int], Non
                     if progress is not None:
                         progress(str(each.path), index)
                 for first in range(0, len(chain) if stackable else 0, MAX_FRAMES):
-                    _stack(chain[first : first + MAX_FRAMES], stacks["single" if len(chain) == 1 else "volumes"], plan)
+                    run = chain[first : first + MAX_FRAMES]
+                    _stack(run, stacks["single" if len(chain) == 1 else "volumes"], fitted.shared, plan)
         except (PalimpsestError, CodecError) as error:
             skipped[str(each.path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
     return {
@@ -118,9 +122,15 @@ def _has_vae() -> bool:
     return True
 
 
-def _measure_file(opened: Opened, plan: Plan) -> Iterator[tuple[int, int, dict[str, Sums], bytes]]:
+def _fitted(each: Input, plan: Plan) -> Fitted:
+    """The adapter of one file."""
+    if plan.adapt == "none":
+        return Fitted()
+    return fit_group([each], plan.choice, plan.profile, plan.fit_seconds, threads=plan.threads)
+
+
+def _measure_file(opened: Opened, fitted: Fitted, plan: Plan) -> Iterator[tuple[int, int, dict[str, Sums], bytes]]:
     """Of every frame: its number, its samples, figures without each part, and the whole coder's blob."""
-    fitted = Fitted(plan.adapt == "image", plan.profile, opened.prior, plan.fit_seconds, plan.threads)
     contexts = {part: Context() for part in (WHOLE, *IN_FRAMES)}
     for index in plan.choice.frames(opened.frames):
         words, found, blobs = opened.frame(index), dict[str, Sums](), dict[str, bytes]()
@@ -135,24 +145,24 @@ def _measure(
     """One frame without one part, and its blob."""
     without = plan.without | ({part} - {WHOLE})
     previous = None if "previous" in without else context.before(fmt)
-    adapters, seconds = ((), 0.0) if "adapters" in without else fitted.inline(words, fmt, previous)
+    own = Fitted() if "adapters" in without else fitted
     coded, spent = timed(
         lambda: encode_frame(
-            words, fmt, coders=OWN_CODERS, profile=plan.profile, adapters=adapters, previous=previous,
-            threads=plan.threads, without=without,
+            words, fmt, coders=OWN_CODERS, profile=plan.profile, adapters=own.inline, shared=own.shared,
+            previous=previous, threads=plan.threads, without=without,
         )
     )  # fmt: skip
-    frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, threads=plan.threads))
+    frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, shared=own.shared, threads=plan.threads))
     context.coded(words, fmt)
     exact = bool(np.array_equal(frame.words, words))
-    return Sums([len(coded.blob)], spent + seconds, back, exact), coded.blob
+    return Sums([len(coded.blob)], spent, back, exact), coded.blob
 
 
-def _stack(blobs: Sequence[bytes], found: VaeSums, plan: Plan) -> None:
+def _stack(blobs: Sequence[bytes], found: VaeSums, shared: bytes | None, plan: Plan) -> None:
     """Let the VAE try to take G off these frames; seconds are those of the stack alone when encoding."""
     group, spent = timed(lambda: stack_group(blobs, payload=PAYLOAD, seed=1))
-    (frames, initial), back = timed(lambda: decode_group(group.blobs, group.stack, threads=plan.threads))
-    plain, _ = decode_group(blobs, b"", threads=plan.threads)
+    (frames, initial), back = timed(lambda: decode_group(group.blobs, group.stack, threads=plan.threads, shared=shared))
+    plain, _ = decode_group(blobs, b"", threads=plan.threads, shared=shared)
     same = all(np.array_equal(a.words, b.words) for a, b in zip(frames, plain, strict=True))
     carried = len(PAYLOAD) - len(group.beside)
     found.add(group.report)

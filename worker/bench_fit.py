@@ -1,4 +1,4 @@
-"""What the bench's frames are coded with beyond the released weights: adapters fitted to an image or to a series."""
+"""Adapters of the bench's frames: of one file or of a series, as the archive makes them (worker.adapting)."""
 
 from __future__ import annotations
 
@@ -7,36 +7,50 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codec.bitplane import Words
+from codec.errors import CodecError
+from codec.fit_adapter import fit
 from codec.pixelformat import PixelFormat
-from gateway.errors import Unsupported
-
-SERIES_SAMPLE = 8  # frames that a series' adapter is fitted to
-Sample = tuple[Words, PixelFormat, Words | None]  # words, their format, and the frame before
+from gateway.errors import PalimpsestError
+from worker.adapting import Prior, sample
+from worker.bench_inputs import Choice, Input, open_input
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """Adapters of one group of files. each: one is fitted to every frame, by `profile`, anatomical prior and `limit`
-    (seconds). shared: one of all its frames; seconds: that its fit took.
+    """What one group of frames is coded with beyond the released weights, and the seconds that its fit took.
+
+    inline: adapters that ride in a blob (of a single frame); shared: one that stands beside several.
     """
 
-    each: bool = False
-    profile: str = "default"
-    prior: tuple[str, str, str] = ("", "", "")
-    limit: float = 4.0
-    threads: int = 1
+    inline: tuple[bytes, ...] = ()
     shared: bytes | None = None
     seconds: float = 0.0
 
-    def inline(self, words: Words, fmt: PixelFormat, previous: Words | None) -> tuple[Sequence[bytes], float]:
-        """Adapters that compete for one frame, and the seconds that they took."""
-        if not self.each:
-            return (), 0.0
-        started = time.perf_counter()
-        found = fit([(words, fmt, previous)], self.profile, self.prior, self.limit, self.threads)
-        return ((found,) if found else ()), time.perf_counter() - started
 
+def fit_group(
+    members: Sequence[Input], choice: Choice, profile: str, seconds: float, *, threads: int = 1, chained: bool = True
+) -> Fitted:
+    """One adapter for the frames of some files, fitted to some of them. `chained`: frames may use the one before."""
+    started = time.perf_counter()
+    places = list[tuple[Input, int]]()
+    prior: Prior = ("", "", "")
+    for each in members:
+        try:
+            with open_input(each, choice) as opened:
+                prior = opened.prior
+                places += [(each, index) for index in choice.frames(opened.frames)]
+        except (PalimpsestError, CodecError):
+            continue  # it is skipped, with its reason, when its turn comes
 
-def fit(samples: Sequence[Sample], profile: str, prior: tuple[str, str, str], seconds: float, threads: int) -> bytes:
-    """One adapter for these frames, b'' when none pays. Raises Unsupported where nothing can be fitted."""
-    raise Unsupported("no-fit", "this release has no adapters: use --adapt none")
+    def frame(place: int) -> tuple[Words, PixelFormat]:
+        each, index = places[place]
+        with open_input(each, choice) as opened:
+            return opened.frame(index), opened.fmt
+
+    try:
+        frames = sample(len(places), frame, chained=chained)
+    except (PalimpsestError, CodecError):  # a file that breaks off inside
+        frames = []
+    found = fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads) if frames else b""
+    spent = time.perf_counter() - started
+    return Fitted((found,) if found and len(places) == 1 else (), found if found and len(places) > 1 else None, spent)

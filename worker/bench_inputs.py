@@ -11,12 +11,12 @@ from pathlib import Path
 from codec.bitplane import Words
 from codec.pixelformat import PixelFormat
 from gateway.errors import InvalidInstance, PalimpsestError
-from worker.attributes import DataSet
+from worker.adapting import MODALITY, Prior, prior_of
 from worker.imagefiles import is_image_file, open_image
 from worker.pixels import PixelSource, open_pixels
 from worker.splice import read_object
 
-MODALITY, SERIES, INSTANCE, BODY_PART, MODEL = 0x00080060, 0x0020000E, 0x00200013, 0x00180015, 0x00081090
+SERIES, INSTANCE = 0x0020000E, 0x00200013
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Opened:
     fmt: PixelFormat
     frames: int
     frame: Callable[[int], Words]
-    prior: tuple[str, str, str]
+    prior: Prior
     data: bytes = field(repr=False, default=b"")
     source: PixelSource | None = None
 
@@ -145,11 +145,7 @@ def open_input(each: Input, choice: Choice) -> Iterator[Opened]:
         return
     data = _read(each.path)
     source = open_pixels(read_object(data))
-    yield Opened(source.fmt, source.frames, source.frame, _prior(source.spans.dataset), data, source)
-
-
-def _prior(header: DataSet) -> tuple[str, str, str]:
-    return header.ascii(MODALITY), header.ascii(BODY_PART), header.ascii(MODEL)
+    yield Opened(source.fmt, source.frames, source.frame, prior_of(source.spans.dataset), data, source)
 
 
 def groups(inputs: Sequence[Input], *, by_series: bool) -> Iterator[list[Input]]:

@@ -20,7 +20,7 @@ from stego.errors import CarrierError
 from stego.record import Record, pack_record
 from stego.seal import Context, bitmap_key, derive, length_class, seal_bitmap, seal_record, seal_side
 from worker import container as box
-from worker.adapting import FIT_SECONDS, Fitting
+from worker.adapting import chain_coder
 from worker.attributes import Data, read_tolerant
 from worker.carrying import BESIDE, MOST_GROWTH, Carrying, Place, carry, choose_place, growth, insists
 from worker.container import CarrierMode, SectionType
@@ -106,15 +106,11 @@ def build_candidate(
     threads: int = 1,
     secrets: Secrets | None = None,
     rule: ArchiveRule = DEFAULT_ARCHIVE,
-    fit_seconds: float = FIT_SECONDS,
 ) -> Candidate:
-    """Code `data` as `rule` says, or seal it whole with the reason. Raises only Unavailable (no key, no recipient).
-
-    fit_seconds: that fitting an adapter may take, where the rule asks for one.
-    """
+    """Code `data` as `rule` says, or seal it whole with the reason. Raises only Unavailable (no key, no recipient)."""
     sealer = Sealer.of(ring, secrets, rule)
     try:
-        return _coded(data, facts, sealer, threads, fit_seconds)
+        return _coded(data, facts, sealer, threads)
     except Unsupported as error:
         reason = error.reason
     except InvalidInstance as error:
@@ -144,14 +140,9 @@ class Sealer:
 # --- coded ---
 
 
-def _coded(data: Data, facts: Provenance, sealer: Sealer, threads: int, fit_seconds: float) -> Candidate:
+def _coded(data: Data, facts: Provenance, sealer: Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
-    fitting = Fitting.of(sealer.rule, source.spans.dataset, seconds=fit_seconds, threads=threads)
-    coder = ChainCoder(threads, fitting.profile)
-    if source.frames > 1:
-        coder.shared = fitting.together(source.frames, source.frame, source.fmt)
-    else:
-        coder.fit = fitting.image
+    coder = chain_coder(source, sealer.rule, threads)
     made = seal_image(data, source, facts, sealer, coder)
     made.sections[SectionType.FRAMES] = box.pack_frames(coder.blobs)
     if coder.uses_shared and coder.shared is not None:
@@ -249,9 +240,7 @@ def _encode(source: PixelSource, carrying: Carrying | None, coder: ChainCoder) -
             coder.add(carrying.coded, carrying.words, source.fmt)
             words = carrying.words if carrying.carrier.mode is CarrierMode.SEALED else words
         else:
-            context = coder.context(source.fmt)
-            adapters = coder.adapters(0, words, source.fmt, context)
-            coder.add(coder.encode(words, source.fmt, context, adapters), words, source.fmt)
+            coder.add(coder.encode(words, source.fmt, coder.context(source.fmt)), words, source.fmt)
         shown.update(little_endian(words))
     return shown.digest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
@@ -34,14 +33,13 @@ BESIDE = Place(Carrier(CarrierMode.BESIDE))
 class Carrying:
     """The carrying frame with the record inside. carrier: with the bitmap in clear; words: the stego frame, coded.
 
-    context: the words of the frame before, if it was coded with them; adapters: that competed.
+    context: the words of the frame before, if it was coded with them.
     """
 
     carrier: Carrier
     words: Words
     coded: EncodedFrame
     context: Words | None
-    adapters: Sequence[bytes] = ()
 
 
 def choose_place(source: PixelSource, nbits: int, rule: ArchiveRule) -> Place:
@@ -86,16 +84,12 @@ def carry(
     done = embed(words, source.fmt, place.levels, sealed, stego_key=stego_key, salt=salt, start=start)
     carrier = Carrier(place.carrier.mode, index, done.start, done.nbits, done.bitmap)
     context = coder.context_ahead(source.frame, index, source.fmt)
-    adapters = coder.adapters(index, words, source.fmt, context)
-    coded = coder.encode(done.words, source.fmt, context, adapters, levels=place.levels)
-    return Carrying(carrier, done.words, coded, context, adapters)
+    return Carrying(carrier, done.words, coder.encode(done.words, source.fmt, context, levels=place.levels), context)
 
 
 def growth(source: PixelSource, place: Place, carrying: Carrying, coder: ChainCoder) -> float:
     """What the coded frame and the bitmap add, over the record's bits, by the coder that took the stego frame."""
     words, coders = source.frame(place.carrier.frame), (carrying.coded.coder,)
-    plain = coder.encode(
-        words, source.fmt, carrying.context, carrying.adapters, levels=place.levels, coders=coders, prove=False
-    )
+    plain = coder.encode(words, source.fmt, carrying.context, levels=place.levels, coders=coders, prove=False)
     added = len(carrying.coded.blob) - len(plain.blob) + len(carrying.carrier.bitmap)
     return 8 * added / carrying.carrier.nbits

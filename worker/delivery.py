@@ -14,15 +14,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
+from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
 from gateway.index import ForwardRow
+from gateway.policy import Representation
 from gateway.settings import Destination
 from worker.forward import Delivery, Sender, open_sender
 from worker.leases import backoff_seconds, heartbeat
 from worker.represent import HOPELESS, Parcel, StegoProver, represent
+from worker.weightobject import needed_weights, weights_object, weights_uid
 
 __all__ = ["forward_instance", "record_forward_failure"]
 
@@ -39,6 +43,7 @@ class Circuit:
     file: IO[str]
     failures: int = 0
     open_until: float = 0.0
+    weights: frozenset[str] = frozenset()  # which were delivered where, see `_deliver_weights`
 
     def failed(self) -> None:
         """One more failure in a row: wait longer."""
@@ -51,11 +56,17 @@ class Circuit:
             self.failures = 0
             self._write(0.0)
 
+    def delivered_weights(self, name: str) -> None:
+        """This weight object is there; forgotten with the file, and then it is delivered again: no harm."""
+        self.weights |= {name}
+        self._write(self.open_until)
+
     def _write(self, open_until: float) -> None:
         self.open_until = open_until
         self.file.seek(0)
         self.file.truncate()
-        json.dump({"failures": self.failures, "open_until": open_until}, self.file)
+        content = {"failures": self.failures, "open_until": open_until, "weights": sorted(self.weights)}
+        json.dump(content, self.file)
         self.file.flush()
 
 
@@ -71,7 +82,8 @@ def destination_lock(run_dir: Path, name: str) -> Iterator[Circuit | None]:
         file.seek(0)
         try:
             kept = json.loads(file.read() or "{}")
-            circuit = Circuit(file, int(kept.get("failures", 0)), float(kept.get("open_until", 0.0)))
+            weights = frozenset(map(str, kept.get("weights", ())))
+            circuit = Circuit(file, int(kept.get("failures", 0)), float(kept.get("open_until", 0.0)), weights)
         except (ValueError, TypeError, AttributeError):  # torn by a kill in the middle of a write: start closed
             circuit = Circuit(file)
         yield circuit
@@ -133,7 +145,7 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
         try:
             parcel = represent(gw, gw.index.get(row.instance_id), row.destination, work.prover, owner)
             beat.check()  # making and proving a stego object takes its time
-            delivery = SENT_WITH_GROUP if parcel.data is None else work.sender.send(parcel.name, parcel.data)
+            delivery = _send(work, row.destination, parcel)
         except HOPELESS as error:  # this object's trouble: those behind it must not wait for it
             delivery = Delivery("permanent", error.reason)
         beat.check()
@@ -143,6 +155,29 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
     else:
         work.circuit.succeeded()
     return delivery.outcome == "done"
+
+
+def _send(work: Work, destination: str, parcel: Parcel) -> Delivery:
+    if parcel.data is None:
+        return SENT_WITH_GROUP
+    delivery = _deliver_weights(work, destination, parcel.representation, parcel.data)
+    return work.sender.send(parcel.name, parcel.data) if delivery.outcome == "done" else delivery
+
+
+def _deliver_weights(work: Work, destination: str, form: Representation, data: bytes) -> Delivery:
+    """What the envelope's frames need goes before it, once to every place: that archive must open by itself, too."""
+    place = work.gw.settings.destination(destination)
+    if form != "envelope" or place is None:
+        return Delivery("done", "no-weights")
+    for weights in needed_weights(data):
+        name = sha256(f"{place.model_dump_json()}/{weights.sha256}".encode()).hexdigest()
+        if name in work.circuit.weights:
+            continue
+        sent = work.sender.send(archive_key(weights_uid(weights.sha256)), weights_object(weights))
+        if sent.outcome != "done":
+            return sent
+        work.circuit.delivered_weights(name)
+    return Delivery("done", "weights-there")
 
 
 def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str, parcel: Parcel | None = None) -> None:

@@ -18,7 +18,6 @@ from codec.frame import EncodedFrame, encode_frame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError
 
-Fit = Callable[[Words, PixelFormat, Words | None], Sequence[bytes]]  # words, format, the frame before -> adapters
 RUN = 16  # frames from one independent frame to the next, at most
 
 
@@ -73,19 +72,18 @@ class FrameChain:
 class ChainCoder:
     """Codes the frames of an object, or of a group's objects, in their order.
 
-    profile: of the codec. shared: the adapter that stands beside the frames. fit: gives the adapters that may travel
-    with a frame. blobs, coders: of what was coded, by frame. uses_shared: whether any blob needs the adapter.
+    profile: of the codec. shared: the adapter that stands beside the frames. adapters: those that may ride in blobs.
+    blobs, coders: of what was coded, by frame. uses_shared: whether any blob needs the adapter.
     """
 
     threads: int = 1
     profile: str = "default"
     shared: bytes | None = None
-    fit: Fit | None = None
+    adapters: tuple[bytes, ...] = ()
     blobs: list[bytes] = field(default_factory=list)
     coders: list[str] = field(default_factory=list)
     uses_shared: bool = False
     _last: tuple[Words, PixelFormat] | None = field(default=None, repr=False)
-    _fitted: tuple[int, Sequence[bytes]] = (-1, ())
 
     def context(self, fmt: PixelFormat) -> Words | None:
         """What the next frame may be coded with: the words of the last one as coded, if it has the same format."""
@@ -99,19 +97,11 @@ class ChainCoder:
             return self.context(fmt)
         return frame(index - 1) if (len(self.blobs) + index) % RUN else None
 
-    def adapters(self, ahead: int, words: Words, fmt: PixelFormat, context: Words | None) -> Sequence[bytes]:
-        """Adapters for the frame that comes `ahead` frames after the last one; fitted to each place once."""
-        place = len(self.blobs) + ahead
-        if self.fit is not None and self._fitted[0] != place:
-            self._fitted = place, self.fit(words, fmt, context)
-        return self._fitted[1] if self.fit is not None else ()
-
     def encode(
         self,
         words: Words,
         fmt: PixelFormat,
         context: Words | None,
-        adapters: Sequence[bytes] = (),
         *,
         levels: LevelTable | None = None,
         coders: Sequence[str] | None = None,
@@ -119,8 +109,8 @@ class ChainCoder:
     ) -> EncodedFrame:
         """Code a frame with that context. Raises as `encode_frame`."""
         return encode_frame(
-            words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared, adapters=adapters,
-            coders=coders, threads=self.threads, prove=prove,
+            words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared,
+            adapters=self.adapters, coders=coders, threads=self.threads, prove=prove,
         )  # fmt: skip
 
     def add(self, coded: EncodedFrame, words: Words, fmt: PixelFormat) -> None:

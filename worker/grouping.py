@@ -41,6 +41,7 @@ from worker.pipeline import (
 )
 from worker.rules import archive_rule, modality_of
 from worker.slices import Slice, coding_order, slice_of
+from worker.weightobject import archive_weights
 
 __all__ = ["process_series"]
 
@@ -107,11 +108,10 @@ def _together(gw: Gateway, verifier: GroupProver, rows: Sequence[InstanceRow], o
         members = _members(gw, rows)
         if len(members) < MIN_GROUP:
             return {}
+        archive_weights(gw.archive)
         with used_keys():  # the members' audit events name them
             try:
-                made = build_group(
-                    _files(gw, members), gw.keys, rule=members[0].rule, fit_seconds=gw.settings.codec_fit_seconds
-                )
+                made = build_group(_files(gw, members), gw.keys, rule=members[0].rule)
             except REFUSALS:
                 return {}
             beat.check()

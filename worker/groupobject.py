@@ -10,19 +10,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from codec.bitplane import Words
+from codec.pixelformat import PixelFormat
 from gateway.errors import Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from worker import container as box
-from worker.adapting import FIT_SECONDS, Fitting
+from worker.adapting import fitted, sample
 from worker.attributes import Data
 from worker.candidate import Candidate, SealedImage, Sealer, candidate_of, payload_bytes, seal_image, wrap
 from worker.container import SectionType
 from worker.envelope import Source, build_envelope, envelope_uid, group_name
 from worker.framechain import ChainCoder
 from worker.identity import Provenance
-from worker.pixels import PixelSource, open_pixels
+from worker.pixels import open_pixels
 from worker.sealing import Wraps
 from worker.splice import read_object
 
@@ -53,16 +55,16 @@ def build_group(
     *,
     rule: ArchiveRule,
     threads: int = 1,
-    fit_seconds: float = FIT_SECONDS,
 ) -> list[Candidate]:
     """Code the files in this order; one candidate each, all with the same envelope.
 
-    fit_seconds: that fitting the series' adapter may take, where the rule asks for one. Raises what one of them alone
-    would be sealed whole for (Unsupported, InvalidInstance, CodecError, CarrierError, MemoryError): none of them is
-    archived like this then; Unsupported ``group-patients``, ``group-size``; Unavailable.
+    Raises what one of them alone would be sealed whole for (Unsupported, InvalidInstance, CodecError, CarrierError,
+    MemoryError): none of them is archived like this then; Unsupported ``group-patients``, ``group-size``; Unavailable.
     """
-    coder = _coder(files, rule, threads, fit_seconds)
-    members = [_sealed(each, ring, rule, coder) for each in files]
+    coder = ChainCoder(threads, rule.profile or "default")
+    if rule.adapt == "series":
+        coder.shared = _fitted(files, rule, threads)
+    members = [_sealed(each, ring, rule, coder, FIT_BUDGET / len(files)) for each in files]
     if len({each.wraps.patient_key for each in members}) != 1:
         raise Unsupported("group-patients", "the files belong to different patients")
     sections = {
@@ -80,24 +82,24 @@ def build_group(
     return _candidates(members, coder, envelope, uid)
 
 
-def _coder(files: Sequence[GroupFile], rule: ArchiveRule, threads: int, seconds: float) -> ChainCoder:
-    """With an adapter for the series, or what fits one to each slice, as the rule says."""
+def _fitted(files: Sequence[GroupFile], rule: ArchiveRule, threads: int) -> bytes | None:
+    """One adapter for all slices, from a sample of them; None if none pays."""
 
-    def opened(number: int) -> PixelSource:
-        return open_pixels(read_object(files[number].read()))
+    def frame(number: int) -> tuple[Words, PixelFormat]:
+        source = open_pixels(read_object(files[number].read()))
+        return source.frame(0), source.fmt
 
-    first = opened(0)
-    if rule.adapt == "image":
-        each = Fitting.of(rule, first.spans.dataset, seconds=min(seconds, FIT_BUDGET / len(files)), threads=threads)
-        return ChainCoder(threads, each.profile, fit=each.image)
-    fitting = Fitting.of(rule, first.spans.dataset, seconds=seconds, threads=threads)
-    shared = fitting.together(len(files), lambda number: opened(number).frame(0), first.fmt)
-    return ChainCoder(threads, fitting.profile, shared)
+    header = open_pixels(read_object(files[0].read())).spans.dataset
+    return fitted(sample(len(files), frame), header, rule, threads) or None
 
 
-def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder) -> _Member:
+def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder, most_seconds: float) -> _Member:
     sealer, data = Sealer.of(ring, None, rule), file.read()
     first, source = len(coder.blobs), open_pixels(read_object(data))
+    if rule.adapt == "image":
+        frame = (source.frame(0), source.fmt, coder.context(source.fmt))
+        found = fitted([frame], source.spans.dataset, rule, coder.threads, most_seconds)
+        coder.adapters = (found,) if found else ()
     made = seal_image(data, source, file.facts, sealer, coder)
     made.sections[SectionType.SPAN] = box.pack_span(first, source.frames)
     wraps = wrap(made, sealer)

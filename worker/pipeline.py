@@ -8,6 +8,7 @@ step.
   write-once archive therefore never sees two different objects under one key.
 - Attempts are counted by the claim, before work.  A file that kills its worker, while it is coded or while it is
   proven, goes on as PASSTHROUGH after `settings.max_attempts` claims, and PASSTHROUGH never touches the codec.
+- The codec's weights are in the archive, read back, before anything is coded with them (worker/weightobject.py).
 - Only what was proven reaches the archive.  A candidate that fails its proof is quarantined with the reason, and the
   original goes on as PASSTHROUGH; a PASSTHROUGH candidate is proven like any other.
 """
@@ -45,6 +46,7 @@ from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
 from worker.rules import archive_rule, modality_of
 from worker.verify import VerifyReport
+from worker.weightobject import archive_weights, require_archived
 
 __all__ = [
     "GroupProver", "Prover", "Work", "archive_stored", "carry_claimed", "disproof", "process_instance", "quarantine",
@@ -118,10 +120,10 @@ def make_candidate(work: Work) -> None:
     if row.attempts > work.gw.settings.max_attempts or error.startswith(UNPROVEN):
         _pass_through(work, error)
         return
+    archive_weights(work.gw.archive)
     data = work.gw.spool.map(row.digest)  # frames are read from it as they are coded, never all at once
     rule = archive_rule(work.gw, row, data)
-    seconds = work.gw.settings.codec_fit_seconds
-    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule, fit_seconds=seconds)
+    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule)
     set_candidates([work], [made], [(rule, modality_of(data))])
 
 
@@ -177,6 +179,7 @@ def archive_stored(works: Sequence[Work], envelope: bytes, before: Callable[[int
     """The same for all instances of one object whose candidate was read. before: called with each id at its turn."""
     gw, row = works[0].gw, works[0].row
     digest, key = str(row.candidate_digest), archive_key(str(row.envelope_uid))
+    require_archived(gw.archive, envelope)
     gw.archive.put(key, envelope, digest)
     if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
         raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")

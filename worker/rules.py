@@ -23,7 +23,7 @@ def archive_rule(gw: Gateway, row: InstanceRow, data: Data) -> ArchiveRule:
     """The rule under which `data`, the file as received, is archived; it says how to code, too."""
     modality = modality_of(data) if _asks_for_modality(gw.policy.archive) else ""
     rule = gw.policy.archive_rule(row.sop_class, modality)
-    return rule.coded(gw.settings.codec_profile, gw.settings.codec_adapt)
+    return rule.coded(gw.settings.codec_profile, gw.settings.codec_adapt, gw.settings.codec_fit_seconds)
 
 
 def delivery_rule(gw: Gateway, row: InstanceRow, destination: str) -> DeliveryRule:

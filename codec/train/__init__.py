@@ -1,1 +1,1 @@
-"""Training of the released weights. Needs torch (extra `learned`); nothing that decodes imports it."""
+"""Training of the released weights. Nothing that decodes imports it; only the VAE's needs torch (extra `learned`)."""

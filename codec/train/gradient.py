@@ -247,7 +247,7 @@ def mixture_bits(outputs: Floats, facts: Facts) -> tuple[Floats, Floats]:
         * (inner_part * (z[0] * own_upper - z[1] * own_lower) - outer_part * (z[2] * whole_upper - z[3] * whole_lower))
     )
     unit = np.float32(1 / SUM_UNIT)
-    slope = np.concatenate(
-        [by_weight * steep * unit, by_centre * clear * scale * unit, by_width * wide * unit], axis=1
-    )
+    by_rank = by_weight * steep  # the heaviest component weighs 1: it only moves the others
+    by_rank[np.arange(len(u)), u.argmax(1)] -= by_rank.sum(1)
+    slope = np.concatenate([by_rank * unit, by_centre * clear * scale * unit, by_width * wide * unit], axis=1)
     return bits.astype(np.float32), slope.astype(np.float32)

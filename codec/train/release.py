@@ -13,7 +13,7 @@ from codec.train.gradient import Floats, Sizes
 from codec.train.trainer import Parameters, Sampled, rounded, rounded_codes
 from codec.weights import write_weights
 
-#: inputs of the kernel: 62 own, 5 of adaptive contexts (1 spare), 6 of the global part, 15 of the previous frame (1 spare)
+#: inputs of the kernel: 62 own, 6 of adaptive contexts, 6 of the global part, 16 of the previous frame
 OWN_INPUTS, FRAME_INPUTS, VOLUME_INPUTS = 62, 74, 90
 #: networks for frames by profile; those for frames with a previous one take VOLUME_INPUTS
 SIZES: Final[dict[str, Sizes]] = {

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from codec import color
 from codec.bitplane import Words, choose_levels, split_words
-from codec.fit import NO_PREVIOUS, fit_predictors
 from codec.learneddecode import Setting, framed, previous_planes
-from codec.learnedplan import CLASS_CHOICES, FIT_SAMPLES
+from codec.learnedfit import fit_plane
+from codec.learnedplan import CLASS_CHOICES
 from codec.network import Network
 from codec.pixelformat import PixelFormat
-from codec.plan import padded
 from codec.train.trainer import Sampled
 from codec.wave import features_tile
 
@@ -95,12 +94,8 @@ def sample_plane(
     seen = turned(middle(plane), view.turn)
     before = None if earlier is None else framed(turned(middle(earlier), view.turn), 0, highest)
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
-    classes = int(rng.choice(choices)) if view.turn or view.split else choices[-1]
-    buffer = padded(seen, int(seen[0, 0]))
-    rows, columns = seen.shape
-    predictors = fit_predictors(
-        buffer, rows, columns, classes, precision, NO_PREVIOUS if before is None else before, FIT_SAMPLES
-    )
+    classes, directions = choices[rng.integers(len(choices))] if view.turn or view.split else choices[-1]
+    predictors = fit_plane(seen, before, classes, directions, precision)
     bits = highest.bit_length()
     k = max(1, bits - view.split) if view.split else bits
     setting = Setting(highest, k, 0, predictors, blank_network(inputs), 1)

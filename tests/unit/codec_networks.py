@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from codec import adapter, weights
 from codec.network import Network
 
-FRAME_INPUTS, VOLUME_INPUTS = 68, 83
+FRAME_INPUTS, VOLUME_INPUTS = 74, 90
 Array = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int32]
 
 
@@ -27,7 +27,7 @@ def layers(seed: int, inputs: int, hidden: tuple[int, int] = (16, 8), parts: int
             f"g{number}": random.integers(0, 256, rows).astype(np.uint8),
         }
 
-    out = layer(1, hidden[0], inputs) | layer(2, hidden[1], hidden[0]) | layer(3, 3 * parts, hidden[1])
+    out = layer(1, hidden[0], inputs) | layer(2, hidden[1], hidden[0]) | layer(3, 3 * parts, sum(hidden))
     del out["g3"]
     return out
 

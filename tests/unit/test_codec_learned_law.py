@@ -67,10 +67,11 @@ def content(random: np.random.Generator, shape: tuple[int, int], highest: int) -
     return np.clip(plane, 0, highest).astype(np.int32)
 
 
-def predictors(random: np.random.Generator, sets: int, taps: int, highest: int) -> Predictors:
-    """Any taps that the wire can hold, and increasing thresholds."""
+def predictors(random: np.random.Generator, classes: int, directions: int, taps: int, highest: int) -> Predictors:
+    """Any taps that the wire can hold, and increasing thresholds; 0 classes: no sets, -1: only the common one."""
     size = int(random.choice([50, 300, 32767]))
-    thresholds = np.sort(random.choice(5 * highest + 20, max(0, sets - 2), replace=False))
+    thresholds = np.sort(random.choice(5 * highest + 20, max(0, classes - 1), replace=False))
+    sets = 1 + classes * directions if classes > 0 else -classes
     return Predictors(thresholds.astype(np.int64), random.integers(-size, size + 1, (sets, taps)).astype(np.int32))
 
 
@@ -87,10 +88,12 @@ def cases(draw: st.DrawFn) -> Case:
     if draw(st.booleans()):
         grain = random.integers(-2, 3, (shape[0] + 2, shape[1] + 2)) if draw(st.booleans()) else 0
         previous = np.clip(np.pad(tile, 1, mode="edge") + grain, 0, highest).astype(np.int32)
-    fit = predictors(random, draw(st.sampled_from([0, 1, 2, 3, 7, 15])), 35 if previous is None else 44, highest)
-    inputs, parts = draw(st.sampled_from([62, 68, 83])), draw(st.integers(1, 5))
+    classes = draw(st.sampled_from([(0, 1), (-1, 1), (1, 1), (4, 1), (15, 1), (1, 3), (3, 3), (5, 3)]))
+    fit = predictors(random, *classes, 35 if previous is None else 44, highest)
+    inputs, parts = draw(st.sampled_from([16, 62, 68, 74, 90])), draw(st.integers(1, 5))
     net = network(draw(st.integers(0, 1 << 32)), inputs, (13, 6), parts, draw(st.sampled_from([2, 10, 60])))
-    setting = Setting(highest, k, raw, fit, net, draw(st.sampled_from([1, 2, 4, 8, 16])))
+    rate = draw(st.sampled_from([0, 7, 10, 14]))
+    setting = Setting(highest, k, raw, fit, net, draw(st.sampled_from([1, 2, 4, 8, 16])), rate)
     return Case(tile, int(random.integers(0, highest + 1)), previous, setting)
 
 
@@ -121,7 +124,7 @@ def test_kernel_and_reference_take_damaged_words_alike(case: Case, data: st.Data
 def test_survey_says_what_counting_says() -> None:
     random = np.random.default_rng(5)
     tile = content(random, (40, 30), 1000)
-    setting = Setting(1000, 10, 0, predictors(random, 0, 35, 1000), network(3, 62), 1)
+    setting = Setting(1000, 10, 0, predictors(random, 0, 1, 35, 1000), network(3, 62), 1)
     gains = survey_tile(tile, 500, None, setting)
     upper = np.zeros_like(tile)
     assert gains[32] == pytest.approx(count_tile(tile, 500, upper, None, setting), rel=1e-3)

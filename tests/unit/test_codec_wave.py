@@ -12,9 +12,9 @@ from codec.dualformat import Predictors
 from codec.learneddecode import Setting
 from codec.network import Network
 from codec.wave import count_tile, decode_tile, encode_tile, features_tile, survey_tile
-from codec.wavetables import OWN_INPUTS, PREVIOUS_INPUTS, UPPER_INPUTS
+from codec.wavetables import FIRST_PREVIOUS, FIRST_UPPER, OWN_INPUTS, PREVIOUS_INPUTS
 
-ALL_INPUTS = OWN_INPUTS + UPPER_INPUTS + PREVIOUS_INPUTS
+ALL_INPUTS = FIRST_PREVIOUS + PREVIOUS_INPUTS
 SHAPES = [(1, 1), (1, 40), (17, 3), (33, 200), (16, 71), (5, 72), (40, 130)]
 RANGES = [(1, 1, 0), (4095, 12, 0), (65535, 16, 3), (1000, 6, 2), (255, 1, 1), (4095, 9, 0)]
 
@@ -41,10 +41,11 @@ def picture(rng: np.random.Generator, rows: int, columns: int, highest: int, smo
 
 def setting_of(rng: np.random.Generator, highest: int, k: int, raw: int, states: int, previous: bool) -> Setting:
     """Random taps and a random network."""
-    sets = int(rng.choice([0, 1, 2, 6, 15]))
+    classes, directions = int(rng.choice([0, 1, 2, 5])), int(rng.choice([1, 3]))
+    sets = int(rng.integers(0, 2)) if classes == 0 else 1 + classes * directions
     taps = rng.integers(-200, 201, (sets, 44 if previous else 35)).astype(np.int32)
-    predictors = Predictors(np.arange(max(0, sets - 2), dtype=np.int64) * 7 + 3, taps)
-    inputs = int(rng.choice([24, OWN_INPUTS, OWN_INPUTS + UPPER_INPUTS, ALL_INPUTS]))
+    predictors = Predictors(np.arange(max(0, classes - 1), dtype=np.int64) * 7 + 3, taps)
+    inputs = int(rng.choice([24, OWN_INPUTS, FIRST_UPPER, FIRST_PREVIOUS, ALL_INPUTS]))
     network = random_network(rng, inputs, int(rng.integers(1, 5)))
     assert network.fits()
     return Setting(highest, k, raw, predictors, network, states)
@@ -95,10 +96,10 @@ def test_survey_agrees_with_the_count() -> None:
     setting = setting_of(rng, 4095, 12, 0, 1, False)
     setting = replace(setting, network=random_network(rng, OWN_INPUTS))
     gains = survey_tile(tile, 9, None, setting)
-    assert gains[32] == pytest.approx(count_tile(tile, 9, None, None, setting), rel=1e-5)
-    assert gains[33] == pytest.approx(count_tile(tile, 9, None, None, replace(setting, raw=1)), rel=1e-3)
+    assert gains[32] == pytest.approx(count_tile(tile, 9, None, None, setting), rel=1e-4)
+    assert gains[33] == pytest.approx(count_tile(tile, 9, None, None, replace(setting, raw=1)), rel=1e-2)
     saved = gains[32] - count_tile(tile, 9, tile >> 8, None, replace(setting, k=8))
-    assert gains[8] == pytest.approx(saved, rel=1e-3)
+    assert gains[8] == pytest.approx(saved, rel=1e-2)
 
 
 def test_features() -> None:

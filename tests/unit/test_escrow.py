@@ -61,7 +61,7 @@ def only_numpy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, numpy: Path, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     code = LAUNCH.format(numpy=str(numpy), argv=[script, *arguments], script=str(folder / script))
     return subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], cwd=folder, env={}, capture_output=True, text=True, timeout=280
+        [sys.executable, "-I", "-S", "-c", code], cwd=folder, env={}, capture_output=True, text=True, timeout=900
     )
 
 
@@ -121,6 +121,7 @@ def test_archived_objects_open_with_a_recovery_key_and_nothing_else(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_every_vector_holds_in_the_folder(folder: Path, only_numpy: Path) -> None:
     done = run(folder, only_numpy, "verify.py")
     assert done.returncode == 0, done.stdout

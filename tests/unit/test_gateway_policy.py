@@ -67,10 +67,10 @@ def test_without_a_policy_all_is_as_it_was_with_patient_keys() -> None:
 
 
 def test_how_to_code_is_said_by_the_rule_or_else_by_the_settings() -> None:
-    rule = DEFAULT_ARCHIVE.coded("fast", "image")
-    assert (rule.profile, rule.adapt) == ("fast", "image")
-    own = ArchiveRule(name="own", profile="max", adapt="none").coded("fast", "image")
-    assert (own.profile, own.adapt) == ("max", "none")
+    rule = DEFAULT_ARCHIVE.coded("fast", "image", 2.0)
+    assert (rule.profile, rule.adapt, rule.fit_seconds) == ("fast", "image", 2.0)
+    own = ArchiveRule(name="own", profile="max", adapt="none", fit_seconds=9).coded("fast", "image", 2.0)
+    assert (own.profile, own.adapt, own.fit_seconds) == ("max", "none", 9)
     assert NO_POLICY.delivery_rule("anywhere", CT, "CT") is DEFAULT_DELIVERY
     assert DEFAULT_DELIVERY.attempts == ("envelope",)
 

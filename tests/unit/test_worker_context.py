@@ -18,7 +18,7 @@ from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from tests.context_codec import ContextCodec
 from tests.object_makers import BIG, FACTS, image, noisy
-from worker import adapting, framechain
+from worker import adapting, candidate, framechain
 from worker import container as box
 from worker import restore as reading
 from worker.candidate import Candidate, build_candidate
@@ -26,7 +26,9 @@ from worker.container import SectionType
 from worker.envelope import CREATOR_VERSION_UIDS, Source, build_envelope, parse_envelope
 from worker.framechain import RUN, ChainCoder, FrameChain
 from worker.framepass import FramePass
+from worker.pixels import open_pixels
 from worker.restore import exact_image, rebuild, restore, stego_image
+from worker.splice import read_object
 
 SEALED = ArchiveRule(name="sealed", seal_bitmap=True)
 
@@ -103,9 +105,9 @@ def test_objects_of_version_1_are_written_where_they_do(ring: KeyRing) -> None:
 def test_a_shared_adapter_stands_in_the_object_once(
     ring: KeyRing, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapting, "fit", lambda *_, **__: b"adapter")
+    monkeypatch.setattr(candidate, "chain_coder", lambda *_: ChainCoder(shared=b"adapter"))
     data = image(frames(3), stored=16)
-    built = build_candidate(data, FACTS, ring, rule=ArchiveRule(name="fitted", adapt="series"))
+    built = build_candidate(data, FACTS, ring)
     sections = {kind: bytes(body) for kind, body in sections_of(built).items()}
     assert sections[SectionType.ADAPTER] == b"adapter"
     assert restore(built.envelope, ring, decode=codec.decode).data == data
@@ -116,32 +118,6 @@ def test_a_shared_adapter_stands_in_the_object_once(
         with pytest.raises(IntegrityError) as caught:
             restore(envelope, ring, decode=codec.decode)
         assert caught.value.reason == "bitstream-damaged"
-
-
-@pytest.mark.parametrize(("adapt", "frames_", "fits"), [("none", 1, 0), ("image", 1, 1), ("series", 20, 1)])
-def test_a_fit_is_made_once_a_place(
-    adapt: str, frames_: int, fits: int, ring: KeyRing, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[int, float, tuple[str, str, str]]] = []
-
-    def fit(samples: list[object], *, profile: str, prior: tuple[str, str, str], seconds: float, threads: int) -> bytes:
-        asked.append((len(samples), seconds, prior))
-        return b"fitted"
-
-    monkeypatch.setattr(adapting, "fit", fit)
-    made = frames(frames_) if frames_ > 1 else [noisy()]
-    data = image(made, stored=16, BodyPartExamined="HEAD", ManufacturerModelName="Model 7")
-    rule = ArchiveRule(name="fitted", adapt=adapt)
-    built = build_candidate(data, FACTS, ring, rule=rule, fit_seconds=2.5)
-    assert asked == [(min(frames_, adapting.SAMPLE), 2.5, ("CT", "HEAD", "Model 7"))] * fits
-    assert restore(built.envelope, ring, decode=codec.decode).data == data
-
-
-def test_a_sample_leaves_out_the_frames_that_start_a_run() -> None:
-    for count in (1, 2, 16, 17, 40, 300):
-        places = adapting.sample_of(count)
-        assert 1 <= len(places) <= adapting.SAMPLE and max(places) < count
-        assert all(at % RUN for at in places) or places == [0]
 
 
 # --- the chain ---
@@ -204,3 +180,23 @@ def test_a_pass_holds_a_few_frames_only(ring: KeyRing, codec: ContextCodec) -> N
     for _ in FramePass(sections_of(built), decode).clear_frames():
         pass
     assert most <= 4
+
+
+def test_a_rule_that_fits_gives_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool, dict[str, object]]] = []
+
+    def fit(samples: list[tuple[object, object, object]], **options: object) -> bytes:
+        seen.append((len(samples), all(before is not None for *_, before in samples), options))
+        return b"adapter"
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    plain = ArchiveRule(name="plain").coded("fast", "none", 3.0)
+    fitted = ArchiveRule(name="fitted", adapt="image").coded("fast", "none", 3.0)
+    many, one = (open_pixels(read_object(image(frames(count), stored=16))) for count in (40, 1))
+    assert (adapting.chain_coder(many, plain, 1).shared, seen) == (None, [])
+    coder = adapting.chain_coder(many, fitted, 2)
+    assert (coder.profile, coder.shared, coder.adapters) == ("fast", b"adapter", ())
+    coder = adapting.chain_coder(one, fitted, 2)
+    assert (coder.shared, coder.adapters) == (None, (b"adapter",))
+    assert [(count, chained) for count, chained, _ in seen] == [(adapting.SAMPLE_FRAMES, True), (1, False)]
+    assert seen[0][2] == {"profile": "fast", "prior": ("CT", "", ""), "seconds": 3.0, "threads": 2}

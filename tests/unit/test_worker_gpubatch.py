@@ -279,7 +279,7 @@ def test_provers_are_lent_one_at_a_time_and_ended_when_a_check_breaks_off() -> N
     class One:
         closed = 0
 
-        def check(self, envelope: bytes) -> VerifyReport:
+        def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
             if not envelope:
                 raise Unavailable("verifier-start")
             return VerifyReport(True)

@@ -24,7 +24,7 @@ from tests.context_codec import ContextCodec
 from tests.object_makers import FACTS, image, noisy
 from tests.proving import InProcess
 from worker import container as box
-from worker import framechain, grouping
+from worker import adapting, framechain, grouping
 from worker import restore as reading
 from worker.container import SectionType
 from worker.delivery import forward_instance
@@ -230,6 +230,28 @@ def test_nothing_of_a_slice_stands_in_clear(gw: Gateway, prover: Prover) -> None
         assert word not in envelope
     shown = pydicom.dcmread(io.BytesIO(envelope))
     assert len(shown.ReferencedInstanceSequence) == 3
+
+
+@pytest.mark.parametrize(("adapt", "fits"), [("none", []), ("series", [8]), ("image", [1] * 9)])
+def test_adapters_are_fitted_to_the_series_or_to_each_slice(
+    adapt: str, fits: list[int], tmp_path: Path, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def fit(samples: list[object], **_: object) -> bytes:
+        asked.append(len(samples))
+        return b"adapter"
+
+    monkeypatch.setattr(adapting, "fit", fit)
+    (tmp_path / "policy.toml").write_text(POLICY + f'adapt = "{adapt}"\n', encoding="utf-8")
+    gateway = build(Settings(home=tmp_path, watermark_bytes=0), queue=MemoryQueue())
+    files = series(gateway, 9)
+    assert len(process_series(gateway, Prover(gateway), 1, OWNER)) == 9
+    assert asked == fits
+    sections = box.parse(parse_envelope(envelope_of(gateway, 1)).container)
+    assert (SectionType.ADAPTER in sections) is (adapt == "series")
+    assert_given_back(gateway, files)
+    gateway.close()
 
 
 # --- what stays apart ---

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import imagecodecs
@@ -13,11 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from codec import weights as weightfiles
+from codec.frame import encode_frame
 from palimpsest.cli import app
 from tests.object_makers import image, noisy, packaged
 from tests.unit.codec_networks import known, weight_file
 from tests.unit.test_codec_vae import random_weights
 from tests.unit.test_worker_imagefiles import nifti
+from worker import bench as bench_module
 from worker.bench import Context, Plan, bench
 from worker.bench_ablation import IN_FRAMES, WHOLE, ablate, format_ablation
 from worker.bench_figures import STANDARDS, FrameRow, figures, summary
@@ -168,6 +172,41 @@ def test_files_of_a_series_stand_side_by_side(folder: Path) -> None:
     parts = [[each.path.name for each in part] for part in groups(inputs, by_series=True)]
     assert parts == [["a.dcm", "a.dcm"], ["d.nii", "e.png"]]
     assert [len(part) for part in groups(inputs, by_series=False)] == [1, 1, 1, 1]
+
+
+@pytest.fixture
+def adaptable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights with a basis of adapters (random: any fit is an improvement), and no coder but the learned one."""
+    arrays = weightfiles.parse(weight_file()).arrays
+    shifts = sum(arrays[f"frame.{part}"].shape[0] for part in ("g1", "b1", "g2", "b2", "b3"))
+    basis = np.random.default_rng(1).integers(-64, 65, (6, shifts)).astype(np.int8)
+    profiles = ("fast", "default", "max")
+    data = weightfiles.write_weights("a", profiles, {**arrays, "frame.basis": basis, "volume.basis": basis})
+    monkeypatch.setattr(bench_module, "encode_frame", partial(encode_frame, coders=("learned",)))
+    with known(data):
+        yield
+
+
+def test_adapters_for_each_image(folder: Path, adaptable: None) -> None:
+    without = frozenset({"previous"})  # random networks: which one is chosen says nothing
+    plan = Plan(adapt="image", fit_seconds=0.5, objects=False, without=without)
+    report = bench([folder / "a.dcm", folder / "e.png"], plan)
+    assert [row.adapter for row in report.frames] == ["shared", "shared", "inline"]
+    assert report.summary["exact"]
+    assert all(row.fit_s > 0 for row in report.frames)
+    assert report.summary["fit_s"] == pytest.approx(sum(row.fit_s for row in report.frames), abs=1e-3)
+
+
+def test_an_adapter_for_a_series_is_paid_by_its_frames(folder: Path, adaptable: None) -> None:
+    plan = Plan(adapt="series", fit_seconds=0.5, objects=False, without=frozenset({"previous"}))
+    report = bench([folder / "d.nii"], plan)
+    assert {row.adapter for row in report.frames} == {"shared"}
+    assert report.summary["exact"]
+    paid = {round(row.bytes["ours"] - row.lengths["learned"], 3) for row in report.frames}
+    assert len(paid) == 1
+    assert 3 * paid.pop() == pytest.approx(7, abs=0.01)  # kind and six numbers, once
+    with_previous = bench([folder / "d.nii"], replace(plan, without=frozenset()))
+    assert with_previous.summary["exact"]
 
 
 def test_ablation(folder: Path) -> None:

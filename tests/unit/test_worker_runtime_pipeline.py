@@ -228,7 +228,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
     ("owner", "name"),
     [
         ("gateway.blobs.BlobStore", "put"),
-        ("gateway.index_work.Work", "set_candidate"),
+        ("gateway.index_work.Work", "set_candidates"),
         ("gateway.index_work.Work", "set_verified"),
         ("gateway.archive.FilesystemArchive", "put"),
         ("gateway.archive.FilesystemArchive", "get"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from codec.weights import MAGIC, BadWeights, add
+from codec.weights import MAGIC, BadWeights, add, find
 from worker.opener.errors import OpenError
 from worker.opener.keys import Keys, read_backup, read_private, read_public
 from worker.opener.restore import Opened, open_object
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         keys = gather_keys(asked.key, asked.backup, asked.passphrase_file, asked.public_keys)
         for path in asked.weights:
-            add(find_weights(path.read_bytes()))
+            add(find(path.read_bytes()))
         decoder = FrameDecoder(dict(text.split("=", 1) for text in asked.program))
         asked.out.mkdir(parents=True, exist_ok=True)
     except (OpenError, BadWeights, OSError, ValueError) as error:
@@ -67,17 +67,6 @@ def gather_keys(private: Sequence[Path], backup: Path | None, passphrase: Path |
     if public is not None:
         signers |= read_public(public.read_bytes())
     return replace(keys, private=tuple(read_private(path.read_bytes()) for path in private), signers=signers)
-
-
-def find_weights(data: bytes) -> bytes:
-    """The weight file in a file: itself, or the archive object of one. Raises BadWeights."""
-    at = data.find(MAGIC)
-    if at <= 0:
-        return data
-    length = data.rfind(b"palimpsest-weights/1", 0, at)
-    if length < 0:
-        raise BadWeights("no weight file in this file")
-    return data[at:]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

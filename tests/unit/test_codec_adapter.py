@@ -1,0 +1,217 @@
+"""Adapters: bytes to networks, whatever the bytes are; and the encoder's fit of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codec.adapter import MATRICES, Adapter, candidates, materialise, parse
+from codec.errors import CorruptBitstream
+from codec.fit_adapter import Evidence, _Fit, fit, gather
+from codec.learneddecode import Setting
+from codec.network import Network
+from codec.pixelformat import PixelFormat
+from codec.train.gradient import Sizes
+from codec.train.release import network_arrays
+from codec.train.samples import Shot, View, planes_of, sample_shot
+from codec.train.trainer import Plan, Sampled, Trainer
+from codec.wave import count_tile
+from codec.weights import Weights, add, drop, write_weights
+from codec.weights import parse as parse_weights
+
+SIZES = Sizes(74, 12, 10, 3, 6)
+KEYS = [["MR", "", ""], ["MR", "HEAD", ""], ["CT", "", ""], ["", "", ""]]
+EMPTY = np.zeros(0, np.int8)
+
+
+def texture(seed: int, noise: float, rows: int = 96, columns: int = 80) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:rows, :columns]
+    return np.rint(400 + 80 * np.sin(x / 9) * np.cos(y / 11) + rng.normal(0, noise, (rows, columns))).astype(np.uint16)
+
+
+def shot(seed: int, noise: float) -> Shot:
+    words = texture(seed, noise)
+    return Shot(f"i{seed}", "s", "MR", words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Iterator[Weights]:
+    """Weights of both networks, trained a little on smooth images, as the only ones for profile 'default' here."""
+    rng = np.random.default_rng(0)
+    images: list[Sampled] = []
+    for seed in range(6):
+        images += sample_shot(shot(seed, 2.0 + 2 * (seed % 2)), (View(0, 0, 2000),), SIZES.inputs, rng)
+    plan = Plan(SIZES, 80, groups=8, samples=64, rate=0.02, check=80)
+    values = Trainer(plan, images, []).run(lambda line: None).best
+    centres = np.clip(rng.normal(0, 30, (len(KEYS), SIZES.codes)), -127, 127).astype(np.int8)
+    arrays = network_arrays("frame", values, centres) | network_arrays("volume", values, centres)
+    facts = {"centres": {"frame": KEYS, "volume": KEYS}}
+    yield parse_weights(write_weights("adapters-test", ("default",), arrays, facts))
+
+
+def same(a: Network, b: Network) -> bool:
+    return all(
+        (getattr(a, part) == getattr(b, part)).all() for part in ("w1", "b1", "g1", "w2", "b2", "g2", "w3", "b3")
+    )
+
+
+def factors(seed: int, rank: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    rng = np.random.default_rng(seed)
+    shapes = ((12, 74), (10, 12), (9, 10))
+    return tuple(
+        (rng.integers(-128, 128, (o, rank)).astype(np.int8), rng.integers(-128, 128, (rank, i)).astype(np.int8))
+        for o, i in shapes
+    )
+
+
+@pytest.mark.parametrize("previous", [False, True])
+def test_every_kind_packs_and_parses(weights: Weights, previous: bool) -> None:
+    code = np.array([5, -128, 127, 0], np.int8)
+    for adapter in (
+        Adapter(previous, 3, EMPTY),
+        Adapter(previous, None, code),
+        Adapter(previous, None, code, factors(1, 2)),
+        Adapter(previous, None, EMPTY, factors(2, 8)),
+    ):
+        found = parse(adapter.pack(), weights)
+        assert (found.previous, found.centre) == (previous, adapter.centre)
+        assert (found.code == adapter.code).all() and len(found.factors) == len(adapter.factors)
+        assert found.pack() == adapter.pack()
+
+
+def test_no_adapter_and_an_adapter_of_the_other_network_change_nothing(weights: Weights) -> None:
+    plain = materialise(weights, b"", False)
+    other = Adapter(True, None, np.array([100, -100], np.int8)).pack()
+    assert same(materialise(weights, other, False), plain)
+    assert not same(materialise(weights, other, True), materialise(weights, b"", True))
+
+
+def test_a_centre_is_its_code_and_missing_numbers_are_zero(weights: Weights) -> None:
+    code = weights.array("frame.centres")[2]
+    by_number = materialise(weights, Adapter(False, 2, EMPTY).pack(), False)
+    assert same(by_number, materialise(weights, Adapter(False, None, code).pack(), False))
+    short = np.array([7, 9], np.int8)
+    long = np.array([7, 9, 0, 0, 0, 0], np.int8)
+    assert same(
+        materialise(weights, Adapter(False, None, short).pack(), False),
+        materialise(weights, Adapter(False, None, long).pack(), False),
+    )
+
+
+def test_what_an_adapter_adds(weights: Weights) -> None:
+    """The rules of docs/bitstream.md, written out once more with Python's integers."""
+    code, deltas = [3, -50, 127, -128, 1, 9], factors(4, 3)
+    plain, layers = materialise(weights, b"", False), weights.layers("frame")
+    network = materialise(weights, Adapter(False, None, np.array(code, np.int8), deltas).pack(), False)
+    basis = weights.array("frame.basis").tolist()
+    mixed = [sum(code[j] * basis[j][column] for j in range(6)) for column in range(len(basis[0]))]
+    assert network.g1.tolist() == [
+        min(max(int(g) + (m >> 6), 0), 255) for g, m in zip(plain.g1, mixed[:12], strict=True)
+    ]
+    assert network.b1.tolist() == [int(b) + 2 * m for b, m in zip(plain.b1, mixed[12:24], strict=True)]
+    assert network.b3.tolist() == [int(b) + 2 * m for b, m in zip(plain.b3, mixed[44:], strict=True)]
+    for part, (left, right) in zip(MATRICES, deltas, strict=True):
+        added = (left.astype(int) @ right.astype(int) + 32) >> 6
+        assert (getattr(network, part) == np.clip(layers[part] + added, -127, 127)).all()
+
+
+def test_broken_adapters_are_refused(weights: Weights) -> None:
+    good = Adapter(False, None, np.array([1, 2], np.int8), factors(5, 2)).pack()
+    for bad in (b"\1", b"\0\0", b"\1\4", b"\1\0\0", b"\2" + bytes(7), good[:-1], good + b"\0", b"\4" + good[1:]):
+        with pytest.raises(CorruptBitstream):
+            parse(bad, weights)
+    for rank in (0, 9, 255):
+        with pytest.raises(CorruptBitstream):
+            parse(good[:4] + bytes([rank]) + good[5:], weights)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_bytes_give_a_network_that_cannot_overflow_or_an_error(weights: Weights, data: st.DataObject) -> None:
+    kind = data.draw(st.sampled_from([0, 1, 2, 3, 129, 130, 131, 200]))
+    if kind in (3, 131):
+        rank = data.draw(st.integers(1, 2))
+        size = rank * sum((12 + 74, 10 + 12, 9 + 10))
+        raw = bytes([kind, 1, data.draw(st.integers(0, 255)), rank]) + data.draw(
+            st.binary(min_size=size, max_size=size)
+        )
+    else:
+        raw = bytes([kind]) + data.draw(st.binary(max_size=9))
+    for previous in (False, True):
+        try:
+            network = materialise(weights, raw, previous)
+        except CorruptBitstream:
+            continue
+        assert network.fits()
+        assert 0 <= min(network.g1.min(), network.g2.min()) <= max(network.g1.max(), network.g2.max()) <= 255
+
+
+def test_candidates_begin_with_the_closest_prior(weights: Weights) -> None:
+    found = [raw[1] for raw in candidates(weights, ("MR", "HEAD", "X"), False)]
+    assert found == [1, 0, 3]
+    assert [raw[1] for raw in candidates(weights, ("PT", "", ""), True)] == [3]
+    assert candidates(weights, ("MR", "", ""), True)[0][0] == 128 | 1
+
+
+def bits_under(weights: Weights, adapter: bytes, image: Shot) -> float:
+    from codec.fit import fit_predictors
+    from codec.plan import padded
+
+    plane, highest, _ = planes_of(image)[0]
+    predictors = fit_predictors(padded(plane, int(plane[0, 0])), *plane.shape, 1, 1)
+    setting = Setting(highest, highest.bit_length(), 0, predictors, materialise(weights, adapter, False), 1)
+    return count_tile(plane, int(plane[0, 0]), None, None, setting)
+
+
+def test_a_fitted_code_pays_on_images_unlike_those_trained_on(weights: Weights) -> None:
+    """Spiky images, where training saw smooth noise."""
+    add(weights.data)
+    try:
+        words = texture(50, 1.0)
+        words[np.random.default_rng(2).random(words.shape) < 0.08] += 60
+        image = Shot("x", "s", "MR", words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)
+        adapter = fit([(words, image.fmt, None)], profile="default", prior=("MR", "", ""), seconds=20.0)
+    finally:
+        drop(weights)
+    assert adapter
+    assert bits_under(weights, adapter, image) + 8 * len(adapter) < bits_under(weights, b"", image)
+
+
+def test_deltas_are_fitted_to_what_a_code_cannot_say(weights: Weights) -> None:
+    words = texture(51, 1.0)
+    words[::2] += np.random.default_rng(3).integers(0, 40, words[::2].shape).astype(np.uint16)
+    evidence = gather([(words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)], SIZES.inputs, False)
+    assert isinstance(evidence, Evidence)
+    task = _Fit(weights, False, evidence, deadline=time.monotonic() + 60)
+    code = np.zeros(SIZES.codes, np.float32)
+    adapter = task._fit_deltas(code, 2).pack()
+    assert task._cost(adapter) - 8 * len(adapter) < task._cost(b"") * 0.995
+
+
+def test_nothing_is_fitted_without_weights_or_samples(weights: Weights) -> None:
+    fmt = PixelFormat(32, 32, 1, 16, 16, 15, False)
+    flat = np.zeros((32, 32), np.uint16)
+    assert fit([(flat, fmt, None)], profile="no such", prior=("", "", ""), seconds=1.0) == b""
+    add(weights.data)
+    try:
+        assert fit([(flat, fmt, None)], profile="default", prior=("", "", ""), seconds=1.0) == b""
+        assert fit([], profile="default", prior=("", "", ""), seconds=1.0) == b""
+    finally:
+        drop(weights)
+
+
+def test_fitting_computes_with_the_materialised_integers(weights: Weights) -> None:
+    """What the fit adds while it learns is what `materialise` adds."""
+    evidence = gather([(texture(52, 3.0), PixelFormat(96, 80, 1, 16, 16, 15, False), None)], SIZES.inputs, False)
+    assert evidence is not None
+    task = _Fit(weights, False, evidence, deadline=time.monotonic() + 60)
+    deltas = factors(6, 2)
+    layers = task._added([part.astype(np.float32) for pair in deltas for part in pair])
+    network = materialise(weights, Adapter(False, None, EMPTY, deltas).pack(), False)
+    assert all((getattr(layers, part) == getattr(network, part)).all() for part in MATRICES)
