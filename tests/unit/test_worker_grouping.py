@@ -23,8 +23,8 @@ from palimpsest.payload_inspect import inspect
 from tests.context_codec import ContextCodec
 from tests.object_makers import FACTS, image, noisy
 from tests.proving import InProcess
+from worker import adapting, framechain, grouping, weightobject
 from worker import container as box
-from worker import adapting, framechain, grouping
 from worker import restore as reading
 from worker.container import SectionType
 from worker.delivery import forward_instance
@@ -75,6 +75,7 @@ def codec(monkeypatch: pytest.MonkeyPatch) -> ContextCodec:
     codec = ContextCodec()
     monkeypatch.setattr(framechain, "encode_frame", codec.encode)
     monkeypatch.setattr(reading, "decode_frame", codec.decode)
+    monkeypatch.setattr(weightobject, "needed_by", lambda _: None)
     return codec
 
 
