@@ -40,7 +40,7 @@ from worker.shred import find_patient, shred
 from worker.slices import Slice, coding_order, slice_of
 from worker.stegoobject import make_stego
 from worker.sweep import release_spool
-from worker.verify import VerifyReport
+from worker.verify import Verifier, VerifyReport
 
 OWNER = "test-1"
 POLICY = 'version = 1\n\n[[archive]]\nname = "slices"\nmodality = ["CT"]\ngroup = "series"\n'
@@ -527,3 +527,20 @@ def test_members_are_cut_out_only_where_they_are() -> None:
     for first, count in ((0, 0), (2, 2), (4, 1), (0, 5), (1 << 31, 1)):
         with pytest.raises(IntegrityError):
             box.unpack_span(memoryview(box.pack_span(first, count)), 3)
+
+
+def test_the_proving_process_proves_a_group_and_each_of_its_instances(gw: Gateway) -> None:
+    files = series(gw, 3)
+    with Verifier(gw.settings.keys_dir, settings=gw.settings) as verifier:
+        assert set(process_series(gw, verifier, 1, OWNER)) == set(files)
+        envelope = envelope_of(gw, 1)
+        reports = verifier.check_group(envelope)
+        digests = {gw.index.get(each).member: gw.index.get(each).digest for each in files}
+        assert [(report.ok, report.sha256) for report in reports] == [(True, digests[at]) for at in range(3)]
+        assert verifier.check(envelope, 1).sha256 == digests[1]
+        assert [verifier.check(envelope).reason, verifier.check(envelope, 3).ok] == ["group", False]
+        assert verifier.check_group(envelope[:-3]) == verifier.check_group(b"nothing") == []
+        damaged = bytearray(envelope)
+        damaged[len(damaged) // 2] ^= 1
+        assert verifier.check_group(bytes(damaged)) == []
+    assert_given_back(gw, files)
