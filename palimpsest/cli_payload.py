@@ -16,6 +16,8 @@ def _kernels() -> None:
     from gateway.settings import use_numba_cache
 
     use_numba_cache()
+
+
 payload.command("capacity")(payload_capacity)
 payload.command("embed")(payload_embed)
 payload.command("extract")(payload_extract)
