@@ -32,22 +32,30 @@ REPEAT_SHARE = 1.15
 PACKED_SHARE = 0.97
 
 
-def is_odd(index: NDArray[np.uint16], count: int, shortest: int, jpegls: int | None) -> bool:
-    """Whether JPEG XL (or HTJ2K) might be shorter than the learned coder.
+def looks_odd(index: NDArray[np.uint16]) -> bool:
+    """Whether a frame is odd for what it shows, whatever the learned coder makes of it.
 
-    index: level indices, (rows, columns) or (rows, columns, 3), below `count`; shortest: bytes of the learned coder's
-    blob; jpegls: those of JPEG-LS, None if it was not tried.
+    index: level indices, (rows, columns) or (rows, columns, 3).
+    """
+    if index.ndim == 3:
+        return not bool((index == index[..., :1]).all())
+    return _copies(index) > COPIES
+
+
+def is_odd(index: NDArray[np.uint16], count: int, shortest: int, jpegls: int | None) -> bool:
+    """Whether JPEG XL (or HTJ2K) might be shorter than the learned coder on a frame that does not look odd.
+
+    index: as for `looks_odd`, all below `count`; shortest: bytes of the learned coder's blob; jpegls: those of JPEG-LS,
+    None if it was not tried.
     """
     if shortest <= TINY_BYTES:
         return False
-    if index.ndim == 3:
-        if not bool((index == index[..., :1]).all()):
-            return True
-        index, jpegls = np.ascontiguousarray(index[..., 0]), None  # grey three times: JPEG-LS codes it three times
+    if index.ndim == 3:  # grey three times
+        index, jpegls = np.ascontiguousarray(index[..., 0]), None
     if jpegls is not None and shortest > UNLEARNED * jpegls:
         return True
-    bits, copies = 8 * shortest / index.size, _copies(index)
-    if bits < BARE_BITS or copies > COPIES or (count <= FEW_LEVELS and bits < FEW_BITS and copies > FEW_COPIES):
+    bits = 8 * shortest / index.size
+    if bits < BARE_BITS or (count <= FEW_LEVELS and bits < FEW_BITS and _copies(index) > FEW_COPIES):
         return True
     return _repeats(index, count) * index.size < REPEAT_SHARE * shortest
 

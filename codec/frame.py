@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codec.adapter import network_of
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.blob import Decoders, Frame, Given, decode_with
-from codec.candidates import is_odd, packing_may_win
+from codec.candidates import is_odd, looks_odd, packing_may_win
 from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
@@ -46,6 +46,8 @@ FULL_GAIN_GREY, FULL_GAIN_COLOUR = 0.04, 0.30
 # Under so many bits a sample a grey frame may be a screen, a palette or a drawing, where full effort was seen to gain
 # 11 %: there it is always tried, but for large frames, whose part may show less than the whole.
 SPARSE_BITS, PROBE_FROM, SPARSE_PROBE_FROM = 2.0, 1 << 17, 1 << 20
+# An odd frame up to that size gets full effort at once: there it is nearly always the shorter one.
+STRAIGHT_SAMPLES = 1 << 20
 PROBE_SAMPLES, PROBE_MARGIN, SPARSE_MARGIN = 1 << 15, 0.015, 0.05
 
 
@@ -145,15 +147,20 @@ class _Race:
         self._odd: bool | None = None
 
     def run(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
-        """Enter the coders in order; `estimated`: only those that might win. JPEG-LS may run beside the learned one."""
-        both = self.threads > 1 and {"learned", "jpegls"} <= set(names) and self.index.ndim == 2
+        """Enter the coders in order; `estimated`: only those that might win. Some may run beside the learned one."""
+        self._odd = True if estimated and looks_odd(self.index) else None
+        beside = [name for name in names if self.threads > 1 and "learned" in names and self._is_ready(name)]
         with ThreadPoolExecutor(1) as pool:
-            beside = pool.submit(self.enter, "jpegls", effort) if both else None
+            running = {name: pool.submit(self.enter, name, effort) for name in beside}
             for name in names:
-                if beside is not None and name == "jpegls":
-                    beside.result()
+                if name in running:
+                    running[name].result()
                 elif not estimated or self.is_worth(name):
                     self.enter(name, effort)
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether a library codec will be tried in a way that does not hang on what the learned coder makes of it."""
+        return (name == "jpegls" and self.index.ndim == 2) or (name == "jxl" and self._straight_effort() is not None)
 
     def is_worth(self, name: str) -> bool:
         """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried on grey."""
@@ -180,11 +187,20 @@ class _Race:
         elif name == "raw":
             self._keep(name, _with_crc(pack_bits(self.index, (self.header.levels.count - 1).bit_length())))
         elif name == "jxl":
-            self._library(name, QUICK_EFFORT if effort is None else effort)
-            if effort is None and self.aids.profile != "fast" and self._full_may_win():
+            straight = self._straight_effort() if effort is None else effort
+            self._library(name, QUICK_EFFORT if straight is None else straight)
+            if straight is None and self._full_may_win():
                 self._library(name, FULL_EFFORT)
         else:
             self._library(name, 0)
+
+    def _straight_effort(self) -> int | None:
+        """JPEG XL's effort for an odd frame, where only one is tried; None: quick, and full if that may win."""
+        if not self._odd or self.aids.profile == "max":
+            return None
+        if self.aids.profile == "fast":
+            return QUICK_EFFORT
+        return FULL_EFFORT if self.index.size < STRAIGHT_SAMPLES else None
 
     def _learned(self) -> None:
         """Code the frame by the learned coder, with the previous frame where that is shorter by estimate."""

@@ -33,6 +33,7 @@ PAIRED = WIDE and bool(FEATURES.get("avx512vnni"))
 I1, I16, I32, I64 = ir.IntType(1), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 ELEMENTS = {"int32": I32, "float32": ir.FloatType(), "float64": ir.DoubleType(), "bit": I1}
 VI, VF, VD, VM = (ir.VectorType(element, LANES) for element in ELEMENTS.values())
+VS = ir.VectorType(I16, LANES)
 
 
 class Lanes(types.Type):
@@ -115,15 +116,16 @@ def _define_all() -> None:
     for function, sign in (
         (operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "=="),
     ):  # fmt: skip
-        _define(function, V, types.int64, M, _comparison(sign))
+        _define(function, V, types.int64, M, _comparison("icmp_signed", sign))
+        _define(function, D, types.float64, M, _comparison("fcmp_ordered", sign))
 
 
 def _instruction(name: str) -> Callable[[Any, Any, Any], Any]:
     return lambda builder, x, y: getattr(builder, name)(x, y)
 
 
-def _comparison(sign: str) -> Callable[[Any, Any, Any], Any]:
-    return lambda builder, x, y: builder.icmp_signed(sign, x, y)
+def _comparison(name: str, sign: str) -> Callable[[Any, Any, Any], Any]:
+    return lambda builder, x, y: getattr(builder, name)(sign, x, y)
 
 
 _define_all()
@@ -155,12 +157,13 @@ def load(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
-    """array[place : place + 16] = value, of int32 (V) or float64 (D)."""
-    vector, align = (VI, 4) if value is V else (VD, 8)
+    """array[place : place + 16] = value, of int32 or int16 (V; the lower half) or float64 (D)."""
+    short = array.dtype == types.int16
+    vector, align = (VS, 2) if short else (VI, 4) if value is V else (VD, 8)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], args[0], args[1], vector)
-        builder.store(args[2], pointer, align=align)
+        builder.store(builder.trunc(args[2], VS) if short else args[2], pointer, align=align)
         return context.get_dummy_value()
 
     return types.void(array, types.int64, value), emit

@@ -9,13 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 8  # outputs that the kernel computes together
-SUM_LIMIT = 1 << 24  # no sum of a layer may reach this
+OUTPUTS = 16  # room for outputs of the last layer
+SUM_LIMIT, OUTPUT_LIMIT = 1 << 24, 1 << 30  # no sum of a hidden layer, no output may reach these
+HEAD_HIGHEST = 2047  # the last layer's weights stay within +- this while they learn
 ACTIVATION_LIMIT = 1023  # of inputs and hidden values
 
 
 @dataclass(frozen=True)
 class Network:
-    """Weights w int32[outputs, inputs], biases b and gains g int32[outputs] of three layers; the third has no gains."""
+    """Weights w int32[outputs, inputs], biases b and gains g int32[outputs] of three layers; the third has no gains.
+
+    Its inputs are the first hidden layer's values, then the second's.
+    """
 
     w1: NDArray[np.int32]
     b1: NDArray[np.int32]
@@ -37,31 +42,50 @@ class Network:
         return int(self.w3.shape[0]) // 3
 
     def fits(self) -> bool:
-        """Whether no sum can reach 2^24, whatever the inputs; the kernel relies on it."""
-        layers = ((self.w1, self.b1), (self.w2, self.b2), (self.w3, self.b3))
+        """Whether no hidden sum can reach 2^24 and no output 2^30, whatever the inputs and whatever the head learns."""
+        layers = ((self.w1, self.b1), (self.w2, self.b2))
         most = [np.abs(w.astype(np.int64)).sum(1) * ACTIVATION_LIMIT + np.abs(b.astype(np.int64)) for w, b in layers]
-        return max(int(line.max()) for line in most) < SUM_LIMIT
+        head = int(np.abs(self.b3.astype(np.int64)).max()) + HEAD_HIGHEST * ACTIVATION_LIMIT * self.w3.shape[1]
+        within = int(np.abs(self.w3.astype(np.int64)).max()) <= HEAD_HIGHEST
+        return max(int(line.max()) for line in most) < SUM_LIMIT and within and head < OUTPUT_LIMIT
 
     @functools.cached_property
-    def packed(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The kernel's arrangement: (sizes int32[6], all weights, biases and gains in one int32 array).
-
-        sizes: pairs of inputs and blocks of outputs of each layer. Per layer: weights [block, pair, 8], each int32 a
-        pair of int16 for inputs 2j and 2j + 1; then biases and gains, all padded with zeros to whole blocks.
-        """
-        sizes: list[int] = []
+    def packed(self) -> Packed:
+        """The kernel's arrangement."""
         parts: list[NDArray[np.int32]] = []
-        columns = (self.inputs + 1) // 2 * 2
-        for w, b, g in ((self.w1, self.b1, self.g1), (self.w2, self.b2, self.g2), (self.w3, self.b3, self.b3)):
-            rows = -(-w.shape[0] // BLOCK) * BLOCK
-            whole = np.zeros((rows, columns), np.int64)
+        blocks = [-(-w.shape[0] // BLOCK) for w in (self.w1, self.w2)]
+        pairs = [(self.inputs + 1) // 2, blocks[0] * BLOCK // 2]
+        for w, b, g, half, block in zip(
+            (self.w1, self.w2), (self.b1, self.b2), (self.g1, self.g2), pairs, blocks, strict=True
+        ):
+            whole = np.zeros((block * BLOCK, half * 2), np.int64)
             whole[: w.shape[0], : w.shape[1]] = w
-            pairs = ((whole[:, 0::2] & 0xFFFF) | (whole[:, 1::2] << 16)).astype(np.int64).astype(np.uint32)
-            blocks = pairs.reshape(rows // BLOCK, BLOCK, columns // 2).transpose(0, 2, 1)
-            parts += [np.ascontiguousarray(blocks).view(np.int32).ravel(), *(_padded(line, rows) for line in (b, g))]
-            sizes += [columns // 2, rows // BLOCK]
-            columns = rows
-        return np.array(sizes, np.int32), np.concatenate(parts)
+            both = ((whole[:, 0::2] & 0xFFFF) | (whole[:, 1::2] << 16)).astype(np.uint32)
+            ordered = both.reshape(block, BLOCK, half).transpose(0, 2, 1)
+            parts += [np.ascontiguousarray(ordered).view(np.int32).ravel()]
+            parts += [_padded(line, block * BLOCK) for line in (b, g)]
+        first, rows = self.w1.shape[0], self.w3.shape[0]
+        head = np.zeros((sum(blocks) * BLOCK, OUTPUTS), np.int32)
+        head[:first, :rows] = self.w3[:, :first].T
+        head[blocks[0] * BLOCK :][: self.w2.shape[0], :rows] = self.w3[:, first:].T
+        sizes = np.array([pairs[0], blocks[0], pairs[1], blocks[1], -(-rows // 4)], np.int32)
+        return Packed(sizes, np.concatenate(parts), (head << 16).ravel(), _padded(self.b3, OUTPUTS))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network as the kernel holds it, int32. ValueError from numpy if it has more than 16 outputs.
+
+    `sizes`: pairs of inputs and blocks of outputs of both hidden layers, blocks of four outputs of the last.
+    `hidden`: of each hidden layer weights [block, pair, 8], an int32 being a pair of int16 for inputs 2j and 2j + 1,
+    then biases and gains, padded with zeros to whole blocks. `head` [hidden values of both layers, so padded, 16]:
+    the last layer's weights << 16; `biases` [16].
+    """
+
+    sizes: NDArray[np.int32]
+    hidden: NDArray[np.int32]
+    head: NDArray[np.int32]
+    biases: NDArray[np.int32]
 
 
 def _padded(line: NDArray[np.int32], length: int) -> NDArray[np.int32]:

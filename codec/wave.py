@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.lanes import LANES
-from codec.network import Network
 from codec.waverans import DECODE, ENCODE, FAILED, SYMBOL, WORD, flush, open_stream
 from codec.wavetables import (
     AROUND_FIRST,
     AROUND_STEPS,
     AROUND_STRIDE,
     GAP,
-    MOST_COMPONENTS,
     MOST_HIDDEN,
     MOST_INPUTS,
     MOST_SETS,
@@ -128,7 +126,7 @@ def decode_tile(
         NO_STREAM,
         levels,
         shape,
-        fresh_room(anchor, shape[2] - SHORTEST),
+        fresh_room(anchor, shape[2] - SHORTEST, setting.network.packed.head),
         law,
         setting.states,
         *_no_gains(),
@@ -183,7 +181,8 @@ def _run(mode: int, tile: Plane, anchor: int, upper: Plane | None, previous: Pla
     spare = _no_gains()
     run_tile(
         mode, io, np.zeros(LANES, np.int64), NO_WORDS, stream, skew(tile, shape[2], shape[3]), shape,
-        fresh_room(anchor, shape[2] - SHORTEST), _law(shape, upper, previous, setting), setting.states,
+        fresh_room(anchor, shape[2] - SHORTEST, setting.network.packed.head),
+        _law(shape, upper, previous, setting), setting.states,
         spare[0] if gains is None else gains, spare[1] if facts is None else facts,
         spare[2] if inputs is None else inputs,
     )  # fmt: skip
@@ -204,15 +203,10 @@ def _law(shape: tuple[int, int, int, int], upper: Plane | None, previous: Plane 
         raise ValueError("too many sets of taps")
     arranged[: taps.shape[1], : taps.shape[0]] = taps.T
     thresholds = np.minimum(setting.predictors.thresholds, 1 << 30).astype(np.int32)
-    sizes, net = _packed(setting.network)
-    return Law(
-        setting.highest, k, setting.raw, taps.shape[0], thresholds, arranged.ravel(), setting.network.components, sizes,
-        net, around, before,
-    )  # fmt: skip
-
-
-def _packed(network: Network) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    hidden = max(network.w1.shape[0], network.w2.shape[0], network.w3.shape[0])
-    if network.inputs > MOST_INPUTS or hidden > MOST_HIDDEN or network.components > MOST_COMPONENTS:
+    packed = setting.network.packed
+    if packed.head.size > MOST_HIDDEN * LANES or setting.network.inputs > MOST_INPUTS:
         raise ValueError("the network is too large for the kernel")
-    return network.packed
+    return Law(
+        setting.highest, k, setting.raw, taps.shape[0], thresholds, arranged.ravel(), setting.network.components,
+        packed.sizes, packed.hidden, packed.biases, setting.rate, around, before,
+    )  # fmt: skip

@@ -67,20 +67,31 @@ def set_mixture(sums: Any, components: Any, mean: Any, s0: Any, top: Any, mix: A
 
 
 @inner
+def place_of(edge: Any, at: Any, mix: Any) -> Any:
+    """Where an edge (1/64 level) lies in the logistic's table for the component at `at`, 1/256 entry."""
+    reach = load(mix, at + REACHES * LANES)
+    far = clamp(edge - load(mix, at + CENTRE * LANES), splat(0) - reach, reach)
+    return clamp(((far * load(mix, at + RATE * LANES)) >> Z_SHIFT) + Z_PLACE, splat(0), splat(Z_END))
+
+
+@inner
+def height(place: Any) -> Any:
+    """2^26 times the logistic function, between the table's entries."""
+    entry = place >> 8
+    return gather(RISE, entry) + ((gather(SLOPE, entry) * (place & 255)) >> 8)
+
+
+@inner
 def mass_and_slope(level: Any, components: Any, mix: Any) -> Any:
     """C(level), the mixture's mass below the lower edge of `level`, and about what a level adds to it there (D, D)."""
     edge = (level << 6) - 32
     total, rise = to_double(splat(0)), to_double(splat(0))
     for k in range(components):
         at = k * FIELDS * LANES
-        reach, rate = load(mix, at + REACHES * LANES), load(mix, at + RATE * LANES)
-        far = clamp(edge - load(mix, at + CENTRE * LANES), splat(0) - reach, reach)
-        place = clamp(((far * rate) >> Z_SHIFT) + Z_PLACE, splat(0), splat(Z_END))
-        entry = place >> 8
-        slope, weight = gather(SLOPE, entry), to_double(load(mix, at + WEIGHT * LANES))
-        mass = gather(RISE, entry) + ((slope * (place & 255)) >> 8)
-        total = total + weight * to_double(mass)
-        rise = rise + weight * to_double(slope) * to_double(rate)
+        place = place_of(edge, at, mix)
+        weight, rate = to_double(load(mix, at + WEIGHT * LANES)), to_double(load(mix, at + RATE * LANES))
+        total = total + weight * to_double(height(place))
+        rise = rise + weight * to_double(gather(SLOPE, place >> 8)) * rate
     return floor(total * (1.0 / (1 << MASS_SHIFT))), rise * (1.0 / (1 << (MASS_SHIFT + 15)))
 
 

@@ -40,13 +40,19 @@ def dense(x: Any, net: Any, at: Any, pairs: Any, blocks: Any, out: Any) -> None:
 
 
 @inner
-def squash(sums: Any, net: Any, gains: Any, pairs: Any, out: Any) -> None:
-    """Hidden activations clamp(((sum >> 3) * gain) >> 9, 0, 1023) of int32[2 pairs * 16], packed in pairs."""
+def squash(sums: Any, net: Any, gains: Any, pairs: Any, hidden: Any, first: Any, rows: Any) -> None:
+    """Hidden values clamp(((sum >> 3) * gain) >> 9, 0, 1023) of int32[2 pairs * 16].
+
+    They are stored twice: in pairs (int32) in `hidden` from pair `first` on, and as int16[values * 16] in `rows`.
+    """
     for j in range(pairs):
         even = ((load(sums, 2 * j * LANES) >> 3) * splat_at(net, gains + 2 * j)) >> 9
         odd = ((load(sums, (2 * j + 1) * LANES) >> 3) * splat_at(net, gains + 2 * j + 1)) >> 9
-        even, odd = vmax(even, splat(0)), vmax(odd, splat(0))
-        store(out, j * LANES, pack(vmin(even, splat(ACTIVATION_LIMIT)), vmin(odd, splat(ACTIVATION_LIMIT))))
+        even = vmin(vmax(even, splat(0)), splat(ACTIVATION_LIMIT))
+        odd = vmin(vmax(odd, splat(0)), splat(ACTIVATION_LIMIT))
+        store(hidden, (first + j) * LANES, pack(even, odd))
+        store(rows, 2 * (first + j) * LANES, even)
+        store(rows, (2 * (first + j) + 1) * LANES, odd)
 
 
 @inner
@@ -56,15 +62,13 @@ def pack(even: Any, odd: Any) -> Any:
 
 
 @inner
-def run_network(x: Any, net: Any, sizes: Any, sums: Any, hidden: Any) -> None:
-    """All three layers; the outputs lie in `sums` int32[outputs * 16]. `x` packed inputs int32[pairs * 16]."""
+def hidden_layers(x: Any, net: Any, sizes: Any, sums: Any, hidden: Any, rows: Any) -> None:
+    """Both hidden layers of `x`, packed inputs int32[pairs * 16]; `hidden`, `rows`: as in `squash`."""
     at = 0
     dense(x, net, at, sizes[0], sizes[1], sums)
     at += sizes[0] * sizes[1] * BLOCK + sizes[1] * BLOCK
-    squash(sums, net, at, sizes[1] * (BLOCK // 2), hidden)
+    squash(sums, net, at, sizes[1] * (BLOCK // 2), hidden, 0, rows)
     at += sizes[1] * BLOCK
     dense(hidden, net, at, sizes[2], sizes[3], sums)
     at += sizes[2] * sizes[3] * BLOCK + sizes[3] * BLOCK
-    squash(sums, net, at, sizes[3] * (BLOCK // 2), hidden)
-    at += sizes[3] * BLOCK
-    dense(hidden, net, at, sizes[4], sizes[5], sums)
+    squash(sums, net, at, sizes[3] * (BLOCK // 2), hidden, sizes[2], rows)

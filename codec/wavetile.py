@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.lanes import LANES, bits_of, iota, load, select, splat, store, to_double, vmin
+from codec.network import BLOCK
 from codec.wavecontext import CONTEXTS, context_inputs, fresh_cells, learn_contexts
+from codec.wavehead import head_gradient, head_outputs, learn_head
 from codec.wavelaw import (
     around,
     blend,
@@ -28,7 +30,7 @@ from codec.wavelaw import (
     upper_inputs,
 )
 from codec.wavemix import TOTAL, below, find_symbols, set_mixture, slot, slot_scale
-from codec.wavenet import run_network
+from codec.wavenet import hidden_layers
 from codec.waverans import DECODE, ENCODE, FAILED, SYMBOL, record, take
 from codec.wavetables import (
     BLEND,
@@ -63,7 +65,8 @@ CHANCE_STEPS = 16  # probabilities multiplied before their logarithm is taken: 2
 class Law(NamedTuple):
     """How a tile is coded; the same for all samples.
 
-    `thresholds` int32[sets - 2]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`: Network.packed;
+    `thresholds` int32[classes - 1]; `taps` int32[neighbours * 16], sets innermost; `sizes`, `net`, `biases`:
+    network.Packed; `rate` of the head's learning, 0 for none;
     `upper`, `previous`: G and the previous frame, `skew_around`, or empty (no G: k has all bits).
     """
 
@@ -76,6 +79,8 @@ class Law(NamedTuple):
     components: int
     sizes: NDArray[np.int32]
     net: NDArray[np.int32]
+    biases: NDArray[np.int32]
+    rate: int
     upper: NDArray[np.int32]
     previous: NDArray[np.int32]
 
@@ -94,6 +99,13 @@ class Room(NamedTuple):
     packed: NDArray[np.int32]
     sums: NDArray[np.int32]
     hidden: NDArray[np.int32]
+    rows: NDArray[np.int16]
+    row_pairs: NDArray[np.int32]
+    master: NDArray[np.int32]
+    head: NDArray[np.int32]
+    gradient: NDArray[np.int16]
+    gradient_pairs: NDArray[np.int32]
+    parts: NDArray[np.float64]
     mix: NDArray[np.int32]
     step: NDArray[np.int32]
     cells: NDArray[np.int32]
@@ -101,8 +113,10 @@ class Room(NamedTuple):
     chance: NDArray[np.float64]
 
 
-def fresh_room(anchor: int, late: int) -> Room:
+def fresh_room(anchor: int, late: int, head: NDArray[np.int32]) -> Room:
     """Before the first step: all samples are the anchor, all errors 0. `late`: steps from lane 15 to lane -1."""
+    rows, gradient = np.zeros(MOST_HIDDEN * LANES, np.int16), np.zeros(LANES * LANES, np.int16)
+    pairs = head.reshape(-1, 2, LANES)
     return Room(
         np.full(LEVEL_STEPS * LEVEL_STRIDE, anchor, np.int32),
         np.zeros(ERROR_STEPS * SLOTS * ERROR_STRIDE, np.int32),
@@ -114,7 +128,14 @@ def fresh_room(anchor: int, late: int) -> Room:
         np.zeros(MOST_INPUTS * LANES, np.int32),
         np.zeros(MOST_INPUTS // 2 * LANES, np.int32),
         np.zeros(MOST_HIDDEN * LANES, np.int32),
-        np.zeros(MOST_HIDDEN * LANES, np.int32),
+        np.zeros(MOST_HIDDEN // 2 * LANES, np.int32),
+        rows,
+        rows.view(np.int32),
+        head.copy(),
+        ((pairs[:, 0] >> 16 & 0xFFFF) | pairs[:, 1]).ravel(),
+        gradient,
+        gradient.view(np.int32),
+        np.zeros(MOST_COMPONENTS * 4 * LANES, np.float64),
         np.zeros(MOST_COMPONENTS * 4 * LANES, np.int32),
         np.zeros(8 * LANES, np.int32),
         fresh_cells(),
@@ -325,6 +346,7 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
     """
     rows, columns, period, steps = shape
     late = period - SHORTEST
+    pairs = law.sizes[2] + law.sizes[3] * (BLOCK // 2)
     phase = iota() * -SKEW
     row = iota() + select(phase < 0, splat(-LANES), splat(0))
     phase = phase + select(phase < 0, splat(period), splat(0))
@@ -341,7 +363,8 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
         mean, s0 = view(room, at, step, law)
         low, high = interval(law, step)
         if mode != FEATURES:
-            run_network(room.packed, law.net, law.sizes, room.sums, room.hidden)
+            hidden_layers(room.packed, law.net, law.sizes, room.sums, room.hidden, room.rows)
+            head_outputs(room.hidden, pairs, room.head, law.biases, law.sizes[4], room.sums)
             set_mixture(room.sums, law.components, mean, s0, law.highest << 6, room.mix)
         if mode == DECODE:
             level = decode_lanes(room, io, state, words, active, low, high, law, states)
@@ -370,6 +393,9 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
             keep(room, at, step, late)
         if step < columns:
             raise_first_row(room, at, step)
+        if law.rate > 0 and mode != FEATURES:
+            head_gradient(level, active, law.components, room.mix, room.parts, room.gradient)
+            learn_head(room.master, room.head, room.gradient_pairs, room.row_pairs, pairs, law.rate)
         learn_contexts(room.cells, room.where, live, level, mean, room.step)
         phase = phase + 1
         wrapped = phase >= period

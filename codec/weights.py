@@ -39,7 +39,7 @@ MAX_ARRAYS: Final = 256
 MAX_SIDE: Final = 1 << 20  # of an array
 ID_BYTES: Final = 4
 DTYPES: Final = ("|i1", "|u1", "<i2", "<u2", "<i4")
-SUM_LIMIT: Final = 1 << 30  # |bias| + 1023 * sum |weights| of a unit stays below: no order of sums overflows int32
+SUM_LIMIT: Final = 1 << 24  # |bias| + 1023 * sum |weights| of a unit stays below, so float32 sums are exact, too
 HIGHEST_INPUT: Final = 1023
 LAYERS: Final = ("w1", "b1", "g1", "w2", "b2", "g2", "w3", "b3")
 STACK_HEAD: Final = b"\x53\x01"  # codec.groupstack: magic and version of a stack
@@ -98,7 +98,7 @@ class Weights:
         return tuple(sorted(name.removesuffix(".w1") for name in self.arrays if name.endswith(".w1")))
 
     def layers(self, network: str) -> dict[str, NDArray[np.int32]]:
-        """int32 arrays w1[H1, I], b1, g1[H1], w2[H2, H1], b2, g2[H2], w3[O, H2], b3[O] of a network, fresh copies.
+        """Fresh int32 arrays w1[H1, I], b1[H1], g1[H1], w2[H2, H1], b2[H2], g2[H2], w3[O, H1 + H2], b3[O] of a network.
 
         Raises BadWeights when there is no such network.
         """
@@ -218,7 +218,7 @@ def _check_network(arrays: Mapping[str, Array], network: str) -> None:
             raise BadWeights(f"network {network} has layers that do not fit")
         if not 0 < inputs <= MAX_UNITS or any(vector.shape != matrix.shape[:1] for vector in vectors):
             raise BadWeights(f"network {network} has layers that do not fit")
-        inputs = matrix.shape[0]
+        inputs = matrix.shape[0] + (w1.shape[0] if matrix is w2 else 0)  # the last layer sees both
         sums = np.abs(matrix.astype(np.int64)).sum(axis=1) * HIGHEST_INPUT + np.abs(vectors[0].astype(np.int64))
         if int(sums.max()) >= SUM_LIMIT:
             raise BadWeights(f"network {network} could overflow")

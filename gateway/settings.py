@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -251,8 +253,8 @@ class Settings(BaseSettings):
 
     @property
     def numba_cache_dir(self) -> Path:
-        """Compiled kernels; writable where the install is not."""
-        return self.home / "numba"
+        """Compiled kernels; writable where the install is not. A folder for each version of their sources."""
+        return self.home / "numba" / kernel_sources()
 
     @property
     def run_dir(self) -> Path:
@@ -351,7 +353,27 @@ def use_home(home: Path) -> None:
     os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
 
 
-def use_numba_cache(settings: Settings) -> None:
-    """Point numba's cache at the home folder; call before the first kernel is imported (installs may be read-only)."""
-    settings.numba_cache_dir.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(settings.numba_cache_dir))
+@cache
+def kernel_sources() -> str:
+    """16 hex digits that change with any source that kernels are compiled from.
+
+    numba looks only at the file of the kernel that it is asked for: a kernel cached before one that it calls, or a
+    table that it reads, was changed in another file would go on with the old one, and write past its buffers.
+    """
+    digest = hashlib.sha256(sys.version.encode())
+    for room in ("codec", "stego", "worker"):
+        for path in sorted((Path(__file__).resolve().parent.parent / room).rglob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def use_numba_cache(settings: Settings | None = None) -> None:
+    """Point numba's cache at the home folder, without settings at the user's cache folder.
+
+    Call before the first kernel is imported (installs may be read-only, and see `kernel_sources`).
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = settings.numba_cache_dir if settings else user / "palimpsest" / "numba" / kernel_sources()
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["NUMBA_CACHE_DIR"] = str(folder)

@@ -38,6 +38,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(codec, name="codec", rich_help_panel="Care")
 
 
+@codec.callback()
+def _kernels() -> None:
+    from gateway.settings import use_numba_cache
+
+    use_numba_cache()
+
+
 @codec.command("bench")
 def codec_bench(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, NIfTI or PNG files, or folders that hold some.")],

@@ -9,6 +9,15 @@ from palimpsest.cli_payload_files import payload_capacity, payload_embed, payloa
 from palimpsest.cli_payload_rebind import payload_rebind
 
 payload = typer.Typer(help="Payloads in images, file by file, without a running gateway.", no_args_is_help=True)
+
+
+@payload.callback()
+def _kernels() -> None:
+    from gateway.settings import use_numba_cache
+
+    use_numba_cache()
+
+
 payload.command("capacity")(payload_capacity)
 payload.command("embed")(payload_embed)
 payload.command("extract")(payload_extract)

@@ -7,9 +7,8 @@ that arrive while kernels are being compiled wait in the spool. Order of stop: d
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import importlib.util
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -19,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from gateway.settings import Destination, Settings, child_environment
@@ -165,18 +163,6 @@ def _port_problem(host: str, port: int) -> str:
     return ""
 
 
-def kernel_sources() -> str:
-    """A digest (hex) that changes whenever numba would compile again: the rooms' files by name, size and time."""
-    digest = hashlib.sha256(sys.version.encode())
-    for room in ("codec", "stego", "worker"):
-        spec = importlib.util.find_spec(room)  # finds, does not import
-        folder = Path(spec.origin).parent if spec is not None and spec.origin else Path(room)
-        for path in sorted(folder.rglob("*.py")):
-            facts = path.stat()
-            digest.update(f"{path.name} {facts.st_size} {facts.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
 class Supervisor:
     """Starts, watches and stops the children. All children are started by the thread that calls `run`."""
 
@@ -279,8 +265,8 @@ class Supervisor:
 
     def _warm_up(self) -> None:
         """Compile the kernels once, in a process of its own, so that no worker compiles while objects wait."""
-        stamp, current = self.settings.numba_cache_dir / "warmed", kernel_sources()
-        if stamp.is_file() and stamp.read_text("ascii") == current:
+        stamp = self.settings.numba_cache_dir / "warmed"
+        if stamp.is_file():
             return
         self._say("compiling the codec's kernels (first start of this version, about a minute) ...")
         spec = ChildSpec("warm-up", _python("-m", "palimpsest.warm"))
@@ -295,7 +281,10 @@ class Supervisor:
         if child.process.returncode:
             self._say(f"[yellow]warm-up failed, workers will compile themselves:[/yellow] {child.log_tail(3)}")
         else:
-            stamp.write_text(current, "ascii")
+            stamp.touch()
+            for other in self.settings.numba_cache_dir.parent.iterdir():
+                if other != self.settings.numba_cache_dir:
+                    shutil.rmtree(other, ignore_errors=True)  # another version's
 
     def _watch(self, body: Callable[[], int] | None) -> int:
         outcome: list[int] = []

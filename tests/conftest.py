@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from gateway.settings import kernel_sources
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _kernel_cache() -> Path:
     """A folder that outlives the run, so that kernels are compiled once: in the checkout, else the temporary folder."""
     if os.access(ROOT, os.W_OK):
-        return ROOT / "var" / "numba-tests"
-    return Path(tempfile.gettempdir()) / f"palimpsest-numba-tests-{os.getuid()}"
+        return ROOT / "var" / "numba-tests" / "now"
+    return Path(tempfile.gettempdir()) / f"palimpsest-numba-tests-{os.getuid()}" / kernel_sources()
 
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(_kernel_cache()))  # before the first import of numba

@@ -19,7 +19,7 @@ from codec.errors import CodecError
 from codec.pixelformat import PixelFormat
 from gateway.errors import PalimpsestError, Unsupported
 from stego.cover import Cover
-from worker.bench import find_files
+from worker.bench_inputs import find_files
 from worker.pixelrules import covers, words_of
 from worker.pixels import open_pixels
 from worker.splice import ObjectSpans, read_object

@@ -53,7 +53,10 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Layers:
-    """Whole numbers as float32: weights [out, in] (1/64), biases (1/4096), gains (1/64), basis [codes, modulated]."""
+    """Whole numbers as float32: weights [out, in] (1/64), biases (1/4096), gains (1/64), basis [codes, modulated].
+
+    The last layer's inputs are the hidden values of the first layer, then those of the second.
+    """
 
     w1: Floats
     b1: Floats
@@ -98,8 +101,7 @@ class Pass:
     gains2: Floats
     sums1: Floats
     sums2: Floats
-    hidden1: Floats
-    hidden2: Floats
+    hidden: Floats  # of both layers
     inside1: NDArray[np.bool_]
     inside2: NDArray[np.bool_]
     gain_inside: NDArray[np.bool_]
@@ -142,9 +144,10 @@ def forward(layers: Layers, x: Floats, codes: Floats, sizes: Sizes) -> Pass:
     sums2 = hidden1 @ layers.w2.T
     sums2 += biases2[:, None, :]
     hidden2, inside2 = squash(sums2, gains2)
-    outputs = hidden2 @ layers.w3.T
+    hidden = np.concatenate([hidden1, hidden2], axis=2)
+    outputs = hidden @ layers.w3.T
     outputs += biases3[:, None, :]
-    return Pass(x, gains1, gains2, sums1, sums2, hidden1, hidden2, inside1, inside2, inside, outputs)
+    return Pass(x, gains1, gains2, sums1, sums2, hidden, inside1, inside2, inside, outputs)
 
 
 def backward_modulation(layers: Layers, done: Pass, slope: Floats) -> tuple[Floats, tuple[Floats, Floats]]:
@@ -152,10 +155,11 @@ def backward_modulation(layers: Layers, done: Pass, slope: Floats) -> tuple[Floa
 
     `slope`: gradient by the outputs [G, S, O]. All in the integers' units.
     """
-    into2 = (slope @ layers.w3) * done.inside2
+    first = layers.w1.shape[0]
+    into2 = (slope @ layers.w3[:, first:]) * done.inside2
     gain2 = np.einsum("gsh,gsh->gh", into2, done.sums2) * np.float32(1 / SUM_UNIT)
     into2 *= done.gains2[:, None, :] * np.float32(1 / SUM_UNIT)
-    into1 = (into2 @ layers.w2) * done.inside1
+    into1 = (into2 @ layers.w2 + slope @ layers.w3[:, :first]) * done.inside1
     gain1 = np.einsum("gsh,gsh->gh", into1, done.sums1) * np.float32(1 / SUM_UNIT)
     into1 *= done.gains1[:, None, :] * np.float32(1 / SUM_UNIT)
     inside1, inside2 = np.split(done.gain_inside, [gain1.shape[1]], axis=1)
@@ -185,8 +189,8 @@ def backward(
     gain1, bias1, gain2, bias2, bias3 = np.split(modulated, np.cumsum([h1, h1, h2, h2]), axis=1)
     gradient = {
         "w1": flat(into1).T @ flat(done.x), "b1": bias1.sum(0), "g1": gain1.sum(0),
-        "w2": flat(into2).T @ flat(done.hidden1), "b2": bias2.sum(0), "g2": gain2.sum(0),
-        "w3": flat(slope).T @ flat(done.hidden2), "b3": bias3.sum(0),
+        "w2": flat(into2).T @ flat(done.hidden[..., :h1]), "b2": bias2.sum(0), "g2": gain2.sum(0),
+        "w3": flat(slope).T @ flat(done.hidden), "b3": bias3.sum(0),
     }  # fmt: skip
     mixed = by_basis(modulated, sizes)
     gradient["basis"] = codes.T @ mixed

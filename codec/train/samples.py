@@ -51,7 +51,7 @@ class View:
 def blank_network(inputs: int) -> Network:
     """A network that says nothing: features do not depend on it."""
     zeros, one, three = np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(3, np.int32)
-    return Network(np.zeros((1, inputs), np.int32), one, one, zeros, one, one, np.zeros((3, 1), np.int32), three)
+    return Network(np.zeros((1, inputs), np.int32), one, one, zeros, one, one, np.zeros((3, 2), np.int32), three)
 
 
 def planes_of(shot: Shot) -> list[tuple[Plane, int, Plane | None]]:

@@ -95,7 +95,7 @@ def first_values(plan: Plan, images: int, rng: np.random.Generator) -> Parameter
     return {
         "w1": normal((2 / i) ** 0.5, h1, i), "b1": np.zeros(h1, np.float32),
         "w2": normal((2 / h1) ** 0.5, h2, h1), "b2": np.zeros(h2, np.float32),
-        "w3": normal(0.02, 3 * k, h2), "b3": outputs,
+        "w3": normal(0.02, 3 * k, h1 + h2), "b3": outputs,
         "basis": normal(0.02, codes, plan.sizes.modulated), "code": normal(0.1, images, codes), **ones,
     }  # fmt: skip
 

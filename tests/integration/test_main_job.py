@@ -31,8 +31,8 @@ class Front:
     def __init__(self, home: Path) -> None:
         self.home = home
         home.mkdir(parents=True)
-        (home / "numba").symlink_to(os.environ["NUMBA_CACHE_DIR"])  # compiled once for all tests
         Path(os.environ["NUMBA_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)
+        (home / "numba").symlink_to(Path(os.environ["NUMBA_CACHE_DIR"]).parent)  # compiled once for all tests
         ports = ("DICOM_PORT", "HTTP_PORT", "DEMO_DESTINATION_PORT")
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("PALIMPSEST_", "REDIS_", "DATABASE_"))}
         self.env |= {f"PALIMPSEST_{name}": str(free_port()) for name in ports}

@@ -14,6 +14,7 @@ from codec.adapter import MATRICES, Adapter, candidates, materialise, parse
 from codec.errors import CorruptBitstream
 from codec.fit_adapter import Evidence, _Fit, fit, gather
 from codec.learneddecode import Setting
+from codec.learnedfit import fit_plane
 from codec.network import Network
 from codec.pixelformat import PixelFormat
 from codec.train.gradient import Sizes
@@ -63,7 +64,7 @@ def same(a: Network, b: Network) -> bool:
 
 def factors(seed: int, rank: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     rng = np.random.default_rng(seed)
-    shapes = ((12, 74), (10, 12), (9, 10))
+    shapes = ((12, 74), (10, 12), (9, 22))
     return tuple(
         (rng.integers(-128, 128, (o, rank)).astype(np.int8), rng.integers(-128, 128, (rank, i)).astype(np.int8))
         for o, i in shapes
@@ -137,7 +138,7 @@ def test_any_bytes_give_a_network_that_cannot_overflow_or_an_error(weights: Weig
     kind = data.draw(st.sampled_from([0, 1, 2, 3, 129, 130, 131, 200]))
     if kind in (3, 131):
         rank = data.draw(st.integers(1, 2))
-        size = rank * sum((12 + 74, 10 + 12, 9 + 10))
+        size = rank * sum((12 + 74, 10 + 12, 9 + 22))
         raw = bytes([kind, 1, data.draw(st.integers(0, 255)), rank]) + data.draw(
             st.binary(min_size=size, max_size=size)
         )
@@ -160,11 +161,8 @@ def test_candidates_begin_with_the_closest_prior(weights: Weights) -> None:
 
 
 def bits_under(weights: Weights, adapter: bytes, image: Shot) -> float:
-    from codec.fit import fit_predictors
-    from codec.plan import padded
-
     plane, highest, _ = planes_of(image)[0]
-    predictors = fit_predictors(padded(plane, int(plane[0, 0])), *plane.shape, 1, 1)
+    predictors = fit_plane(plane, None, 1, 1, 1)
     setting = Setting(highest, highest.bit_length(), 0, predictors, materialise(weights, adapter, False), 1)
     return count_tile(plane, int(plane[0, 0]), None, None, setting)
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import frame
-from codec.candidates import is_odd, packing_may_win
+from codec.candidates import is_odd, looks_odd, packing_may_win
 from codec.frame import ALL_CODERS, encode_frame
 from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
@@ -30,18 +30,21 @@ def lengths(index: NDArray[np.uint16]) -> tuple[int, int]:
 
 def test_a_natural_frame_is_not_odd() -> None:
     index = natural()
+    assert not looks_odd(index)
     assert not is_odd(index, 4096, *lengths(index))
 
 
 def test_grey_written_as_colour_is_judged_as_grey() -> None:
     index = natural()
     shortest, jpegls = lengths(index)
-    assert not is_odd(np.stack([index] * 3, axis=-1), 4096, shortest, 3 * jpegls)
+    colour = np.stack([index] * 3, axis=-1)
+    assert not looks_odd(colour)
+    assert not is_odd(colour, 4096, shortest, 3 * jpegls)
 
 
 def test_colour_is_odd() -> None:
     index = natural()
-    assert is_odd(np.stack([index, index, index[::-1]], axis=-1), 4096, *lengths(index))
+    assert looks_odd(np.stack([index, index, index[::-1]], axis=-1))
 
 
 def test_what_the_network_does_not_understand_is_odd() -> None:
@@ -60,12 +63,12 @@ def test_sparse_frames_of_few_levels_are_odd() -> None:
 
 def test_label_maps_are_odd_whatever_their_levels() -> None:
     index = np.repeat(np.repeat(np.arange(80, dtype=np.uint16).reshape(8, 10) * 37, 16, 0), 16, 1)
-    assert is_odd(index, 3000, index.size // 40, index.size)
+    assert looks_odd(index)
 
 
 def test_magnified_pixels_are_odd() -> None:
     index = np.repeat(np.repeat(natural()[:64, :80], 2, 0), 2, 1)
-    assert is_odd(index, 4096, index.size, 2 * index.size)
+    assert looks_odd(index)
 
 
 def test_a_gradient_is_odd() -> None:
@@ -100,6 +103,7 @@ def test_the_race_asks_the_estimate(odd: bool, samples: int, monkeypatch: pytest
     fmt = PixelFormat(24, 32, samples, 16, 12, 11, False)
     words = stored(picture(fmt, 3, 20), fmt)
     monkeypatch.setattr(frame, "is_odd", lambda *_: odd)
+    monkeypatch.setattr(frame, "looks_odd", lambda *_: False)
     monkeypatch.setattr(frame, "packing_may_win", lambda *_: False)
     with known(weight_file()):
         tried = set(encode_frame(words, fmt).lengths)
@@ -123,4 +127,19 @@ def test_profile_fast_leaves_out_full_effort(monkeypatch: pytest.MonkeyPatch) ->
         encode_frame(words, fmt, profile="fast")
         assert efforts == [7]
         encode_frame(words, fmt)
-    assert efforts == [7, 7, 9]
+        assert efforts == [7, 9]
+        encode_frame(words, fmt, profile="max")
+    assert efforts[:3] == [7, 9, 7]
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("profile", ["fast", "default"])
+def test_threads_change_no_byte(samples: int, profile: str) -> None:
+    fmt = PixelFormat(48, 64, samples, 16, 12, 11, False)
+    natural = stored(picture(fmt, 3, 20), fmt)
+    drawing = np.repeat(np.repeat(natural[:24, :32], 2, 0), 2, 1)
+    with known(weight_file()):
+        for words in (natural, drawing, np.zeros_like(natural)):
+            one, two = (encode_frame(words, fmt, profile=profile, threads=threads) for threads in (1, 2))
+            assert one.blob == two.blob
+            assert one.lengths == two.lengths

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from codec import learnedplan
 from codec import weights as weightfiles
 from codec.errors import CorruptBitstream, MissingContext, UnsupportedFrame
 from codec.frame import decode_frame, encode_frame
@@ -23,13 +21,8 @@ PAYLOAD = b"sealed: " + bytes(range(256)) * 4
 
 
 @pytest.fixture
-def split(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Random networks known to the process, and three bits of G in every plane."""
-
-    def forced(subject: Any, setting: Any, **_: Any) -> tuple[Any, float]:
-        return replace(setting, k=max(1, subject.highest.bit_length() - 3)), 1.0
-
-    monkeypatch.setattr(learnedplan, "choose_split", forced)
+def networks() -> Iterator[None]:
+    """Random networks of both kinds, known to the process."""
     own = weightfiles.add(random_weights(5, 2))
     with known(weight_file()):
         yield
@@ -45,15 +38,14 @@ def frames_of(count: int, samples: int = 1) -> tuple[list[Any], PixelFormat]:
 def stacked(monkeypatch: pytest.MonkeyPatch, samples: int = 1) -> tuple[EncodedGroup, list[Any]]:
     """A group whose stack is kept whatever it costs."""
     frames, fmt = frames_of(3, samples)
-    blobs = [encode_frame(words, fmt, coders=["learned"]).blob for words in frames]
+    blobs = [encode_frame(words, fmt, coders=["learned"], split=3).blob for words in frames]
     monkeypatch.setattr("codec.group._worth", lambda members, gains, weights: list(members))
-    padded = [*blobs]
-    group = stack_group(padded, payload=PAYLOAD, seed=1, weights=weightfiles.load("vae-test-5"))
+    group = stack_group(blobs, payload=PAYLOAD, seed=1, weights=weightfiles.load("vae-test-5"))
     return group, frames
 
 
 @pytest.mark.parametrize("samples", [1, 3])
-def test_frames_and_payload_come_back(split: None, monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+def test_frames_and_payload_come_back(networks: None, monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     monkeypatch.setattr("codec.group.shorter", lambda stacked, causal: True)
     group, frames = stacked(monkeypatch, samples)
     assert group.report.chosen == "stack" and group.report.carried > 0
@@ -73,7 +65,7 @@ def test_frames_and_payload_come_back(split: None, monkeypatch: pytest.MonkeyPat
     assert np.array_equal(decode_frame(group.blobs[1], upper=uppers[1]).words, frames[1])
 
 
-def test_the_shorter_side_is_kept_and_both_are_reported(split: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shorter_side_is_kept_and_both_are_reported(networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     group, frames = stacked(monkeypatch)
     report = group.report
     assert report.stacked is not None and report.chosen == ("stack" if report.stacked < report.causal else "causal")
@@ -96,3 +88,20 @@ def test_more_than_sixteen_frames_are_refused() -> None:
         stack_group([b""] * 17)
     with pytest.raises(CorruptBitstream):
         open_stack([b""] * 17, b"")
+
+
+def test_damaged_groups_are_refused(networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.group.shorter", lambda stacked, causal: True)
+    group, _ = stacked(monkeypatch)
+    for place in range(0, len(group.stack), 29):
+        changed = bytearray(group.stack)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(CorruptBitstream):
+            open_stack(group.blobs, bytes(changed))
+    for place in range(0, len(group.blobs[1]), 41):
+        blob = bytearray(group.blobs[1])
+        blob[place] ^= 1 << place % 8
+        with pytest.raises(CorruptBitstream):
+            decode_group((group.blobs[0], bytes(blob), group.blobs[2]), group.stack)
+    with pytest.raises(CorruptBitstream):  # another order: other frames' G, under the same sides
+        decode_group(group.blobs[::-1], group.stack)

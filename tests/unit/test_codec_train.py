@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codec.fit import fit_predictors
 from codec.learneddecode import Setting
+from codec.learnedfit import fit_plane
 from codec.network import Network
 from codec.pixelformat import PixelFormat
-from codec.plan import padded
 from codec.train.gradient import Facts, Floats, Layers, Sizes, backward, facts_of, forward, mixture_bits
 from codec.train.release import weight_file
 from codec.train.samples import Shot, View, planes_of, restore, sample_shot, store, turned
@@ -54,7 +53,7 @@ def random_layers(rng: np.random.Generator, sizes: Sizes = SIZES) -> Layers:
 
     return Layers(
         whole(-30, 31, h1, i), whole(-9000, 9000, h1), whole(20, 200, h1), whole(-30, 31, h2, h1),
-        whole(-9000, 9000, h2), whole(20, 200, h2), whole(-30, 31, 3 * k, h2), whole(-9000, 9000, 3 * k),
+        whole(-9000, 9000, h2), whole(20, 200, h2), whole(-30, 31, 3 * k, h1 + h2), whole(-9000, 9000, 3 * k),
         whole(-20, 21, codes, sizes.modulated),
     )  # fmt: skip
 
@@ -66,10 +65,10 @@ def network(layers: Layers) -> Network:
 def integers(net: Network, x: np.ndarray) -> np.ndarray:
     """The law of docs/bitstream.md, part 2, word for word."""
     sums = x.astype(np.int64) @ net.w1.T + net.b1
-    hidden = np.clip(((sums >> 3) * net.g1) >> 9, 0, 1023)
-    sums = hidden @ net.w2.T + net.b2
-    hidden = np.clip(((sums >> 3) * net.g2) >> 9, 0, 1023)
-    return np.asarray(hidden @ net.w3.T + net.b3)
+    first = np.clip(((sums >> 3) * net.g1) >> 9, 0, 1023)
+    sums = first @ net.w2.T + net.b2
+    second = np.clip(((sums >> 3) * net.g2) >> 9, 0, 1023)
+    return np.asarray(np.concatenate([first, second], axis=-1) @ net.w3.T + net.b3)
 
 
 def test_forward_is_the_integer_law() -> None:
@@ -131,7 +130,7 @@ def test_bits_are_those_of_the_kernel(split: int) -> None:
     plane = smooth(11).astype(np.int32)
     plane -= plane.min()
     highest = int(plane.max())
-    predictors = fit_predictors(padded(plane, int(plane[0, 0])), *plane.shape, 3, 1)
+    predictors = fit_plane(plane, None, 3, 3, 1)
     layers = rounded(Trainer(SMALL, images(2), []).state.values)
     k = highest.bit_length() - split
     setting = Setting(highest, k, 0, predictors, network(layers), 1)

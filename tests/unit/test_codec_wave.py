@@ -27,7 +27,7 @@ def random_network(rng: np.random.Generator, inputs: int = ALL_INPUTS, component
 
     return Network(
         draw(16, inputs), draw(16) * 100, draw(16) + 64, draw(8, 16), draw(8) * 100, draw(8) + 64,
-        draw(3 * components, 8), draw(3 * components) * 100,
+        draw(3 * components, 24), draw(3 * components) * 100,
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def setting_of(rng: np.random.Generator, highest: int, k: int, raw: int, states:
     inputs = int(rng.choice([24, OWN_INPUTS, FIRST_UPPER, FIRST_PREVIOUS, ALL_INPUTS]))
     network = random_network(rng, inputs, int(rng.integers(1, 5)))
     assert network.fits()
-    return Setting(highest, k, raw, predictors, network, states)
+    return Setting(highest, k, raw, predictors, network, states, int(rng.choice([0, 7, 10, 14])))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from codec import weights
 from codec.errors import CorruptBitstream
 from codec.weights import BadWeights, UnknownWeights, Weights, parse, write_weights
-from tests.codec_weights import placeholder
+from tests.unit.codec_networks import VOLUME_INPUTS, weight_file
 
-DATA = placeholder()
+DATA = weight_file()
 
 #: full SHA-256 of everything that was ever released. Add; a line that goes is an archive that cannot be read.
 PINNED: dict[str, str] = {}
@@ -60,11 +60,11 @@ def test_ids_of_released_weights_differ() -> None:
 
 def test_written_is_what_is_read() -> None:
     found = parse(DATA, sha256(DATA).hexdigest())
-    assert (found.name, found.networks) == ("placeholder", ("frame", "volume"))
+    assert (found.name, found.networks) == ("test", ("frame", "volume"))
     assert found.id == sha256(DATA).digest()[:4]
     assert write_weights(found.name, found.profiles, dict(found.arrays), dict(found.facts)) == DATA
     layers = found.layers("volume")
-    assert layers["w1"].shape == (16, 80)
+    assert layers["w1"].shape == (16, VOLUME_INPUTS)
     assert all(array.dtype == np.int32 and array.flags.writeable for array in layers.values())
     with pytest.raises(ValueError, match="read-only"):
         found.arrays["frame.b1"][0] = 1
@@ -73,7 +73,7 @@ def test_written_is_what_is_read() -> None:
 
 
 def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
-    assert weights.load(added.id) is weights.load(added.sha256) is weights.load("placeholder") is added
+    assert weights.load(added.id) is weights.load(added.sha256) is weights.load("test") is added
     assert weights.add(DATA) is added
     weights.drop(added)
     with pytest.raises(UnknownWeights):
@@ -82,7 +82,7 @@ def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
 
 
 def test_another_file_of_the_same_id_is_refused(added: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = placeholder(2)
+    other = weight_file(2)
     monkeypatch.setattr(Weights, "id", property(lambda self: added.sha256[:4]))
     weights._ADDED[added.id] = added  # type: ignore[index]
     with pytest.raises(BadWeights, match="same first four"):
@@ -133,12 +133,12 @@ def test_hostile_headers_are_refused(changes: dict[str, object]) -> None:
 def test_networks_that_do_not_fit_or_could_overflow_are_refused() -> None:
     arrays = dict(parse(DATA).arrays)
     for key, array in (
-        ("frame.w2", np.zeros((16, 15), np.int8)),
+        ("frame.w2", np.zeros((8, 15), np.int8)),
         ("frame.b1", np.zeros(15, np.int32)),
-        ("frame.b3", np.full(9, 1 << 30, np.int32)),
-        ("frame.w3", np.zeros((0, 16), np.int8)),
+        ("frame.b3", np.full(9, 1 << 24, np.int32)),
+        ("frame.w3", np.zeros((9, 8), np.int8)),
         ("frame.g1", np.full(16, 256, np.int16)),
-        ("frame.w1", np.zeros((16, 64, 1), np.int8)),
+        ("frame.w1", np.zeros((16, 74, 1), np.int8)),
     ):
         with pytest.raises(BadWeights):
             write_weights("x", (), {**arrays, key: array})

@@ -19,7 +19,6 @@ from palimpsest.supervisor import (
     StartFailed,
     check_ports,
     environment,
-    kernel_sources,
     only_one,
     stages,
     with_demo_destination,
@@ -192,7 +191,3 @@ def test_every_child_is_a_module_that_exists(tmp_path: Path) -> None:
         for spec in stage.children:
             if spec.argv[0] == sys.executable:
                 assert spec.argv[1] == "-m" and importlib.util.find_spec(spec.argv[2]) is not None
-
-
-def test_the_stamp_of_compiled_kernels_is_stable() -> None:
-    assert kernel_sources() == kernel_sources()

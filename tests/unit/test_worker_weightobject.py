@@ -17,8 +17,8 @@ from codec.weights import Weights
 from gateway.archive import FilesystemArchive, archive_key
 from gateway.errors import IntegrityError, NotFound, OutOfResources
 from gateway.settings import Destination
-from tests.codec_weights import placeholder
 from tests.fakes import MemoryArchive
+from tests.unit.codec_networks import weight_file
 from worker import container as box
 from worker import delivery, pipeline
 from worker.container import SectionType
@@ -40,7 +40,7 @@ FORMAT = PixelFormat(4, 4, 1, 16, 12, 11, False)
 
 @pytest.fixture
 def known() -> Iterator[Weights]:
-    found = registry.add(placeholder(7))
+    found = registry.add(weight_file(7))
     yield found
     registry.drop(found)
 
@@ -69,7 +69,7 @@ def test_a_weights_object_is_dicom_and_holds_the_file(known: Weights) -> None:
     block = found.private_block(0x4D51, "PALIMPSEST ARCHIVE")
     assert (block[0x01].value, block[0x02].value) == ("palimpsest-weights/1", known.sha256)
     assert bytes(block[0x10].value)[: int(block[0x04].value)] == known.data
-    other = registry.parse(placeholder(8))
+    other = registry.parse(weight_file(8))
     assert weights_uid(other.sha256) != weights_uid(known.sha256)
 
 
