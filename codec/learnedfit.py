@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from codec.tables import PAD, TAPS, TOP
 
 FIT_SAMPLES = 1 << 16
 HIGHEST = 32704
+DIRECTIONS = 3
 CAUSAL = len(TAPS)
 PREVIOUS_ROW = np.array([1 + row for row, _ in PREVIOUS_TAPS], np.int64)
 PREVIOUS_COLUMN = np.array([1 + column for _, column in PREVIOUS_TAPS], np.int64)
@@ -44,15 +46,14 @@ def survey_texture(buf: Any, rows: int, columns: int, step: int) -> Any:
 
 @kernel
 def normal_equations(
-    buf: Any, rows: int, columns: int, step: int, activity: Any, direction: Any, thresholds: Any, directions: int,
-    previous: Any,
-) -> Any:  # fmt: skip
-    """Weighted normal equations of each class: float64[classes, n + 1, n + 1]; the last row and column is the sample.
+    buf: Any, rows: int, columns: int, step: int, activity: Any, direction: Any, thresholds: Any, previous: Any
+) -> Any:
+    """Weighted normal equations: float64[classes * 3 directions, n + 1, n + 1]; last row and column: the sample.
 
     `previous` int32[rows + 2, columns + 2] (n = 44) or empty (n = 35).
     """
     unknowns = CAUSAL + (PREVIOUS_ROW.size if previous.size else 0)
-    size, classes = unknowns + 1, (thresholds.size + 1) * directions
+    size, classes = unknowns + 1, (thresholds.size + 1) * DIRECTIONS
     out = np.zeros((classes, size, size), np.float64)
     blocks = np.zeros((classes, size, BLOCK), np.float32)
     used = np.zeros(classes, np.int64)
@@ -61,7 +62,7 @@ def normal_equations(
         y = row + TOP
         for column in range(columns):
             p = column + PAD
-            own = class_of(activity[at], thresholds) * directions + (direction[at] if directions > 1 else 0)
+            own = class_of(activity[at], thresholds) * DIRECTIONS + direction[at]
             block, n = blocks[own], used[own]
             base = np.float32(0.5) * (buf[y, p - 1] + buf[y - 1, p])
             mean = activity[at] / 5.0
@@ -85,29 +86,50 @@ def normal_equations(
     return out
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """A plane's normal equations for classes of activity times three directions, from which predictors are solved."""
+
+    thresholds: NDArray[np.int64]
+    parts: NDArray[np.float64]
+
+    @staticmethod
+    def of(plane: NDArray[np.int32], previous: NDArray[np.int32] | None, classes: int) -> Fitting:
+        """Gather from a plane int32[rows, columns]; `previous`: int32[rows + 2, columns + 2] of the frame before."""
+        skip = TOP if plane.shape[0] > 4 * TOP else 0  # rows whose neighbours are made up teach nothing
+        rows, columns = plane.shape[0] - skip, plane.shape[1]
+        buf = padded(plane, int(plane[0, 0]))[skip:]
+        before = NO_PREVIOUS if previous is None else np.ascontiguousarray(previous[skip:])
+        step = max(1, rows * columns // FIT_SAMPLES)
+        activity, direction = survey_texture(buf, rows, columns, step)
+        cuts = np.quantile(activity, np.arange(1, classes) / classes) if classes > 1 else np.zeros(0)
+        thresholds = np.unique(cuts.astype(np.int64))
+        return Fitting(thresholds, normal_equations(buf, rows, columns, step, activity, direction, thresholds, before))
+
+    def predictors(self, directions: int, precision: int) -> Predictors:
+        """One for all samples and one for each class, or for each class and direction; multiples of 2^precision / 1024.
+
+        With one class and one direction only the common one.
+        """
+        whole = self.parts.sum(axis=0)
+        size = whole.shape[0]
+        parts = self.parts if directions > 1 else self.parts.reshape(-1, DIRECTIONS, size, size).sum(axis=1)
+        systems = [whole] if len(parts) == 1 else [whole, *parts]
+        unit = 1 << precision
+        taps = np.stack([np.rint(solve(system) * 1024 / unit) * unit for system in systems])
+        return Predictors(self.thresholds, np.clip(taps, -HIGHEST, HIGHEST).astype(np.int32))
+
+
 def fit_plane(
     plane: NDArray[np.int32], previous: NDArray[np.int32] | None, classes: int, directions: int, precision: int
 ) -> Predictors:
-    """Predictors of a plane int32[rows, columns]: one for all samples and one for each class.
-
-    `classes` of activity times `directions` (1 or 3); 0: no predictors; 1 and 1: only the common one. `previous`: the
-    previous frame's plane, int32[rows + 2, columns + 2], for nine more coefficients. Coefficients are rounded to
-    2^precision / 1024.
-    """
-    unknowns = CAUSAL + (0 if previous is None else len(PREVIOUS_TAPS))
+    """Predictors of a plane for `classes` of activity times `directions` (1 or 3); 0 classes: none. See Fitting."""
     if classes == 0:
-        return Predictors(np.zeros(0, np.int64), np.zeros((0, unknowns), np.int32))
-    skip = TOP if plane.shape[0] > 4 * TOP else 0  # rows whose neighbours are made up teach nothing
-    rows, columns = plane.shape[0] - skip, plane.shape[1]
-    buf = padded(plane, int(plane[0, 0]))[skip:]
-    before = NO_PREVIOUS if previous is None else np.ascontiguousarray(previous[skip:])
-    step = max(1, rows * columns // FIT_SAMPLES)
-    activity, direction = survey_texture(buf, rows, columns, step)
-    cuts = np.quantile(activity, np.arange(1, classes) / classes) if classes > 1 else np.zeros(0)
-    thresholds = np.unique(cuts.astype(np.int64))
-    parts = normal_equations(buf, rows, columns, step, activity, direction, thresholds, directions, before)
-    whole = parts.sum(axis=0)
-    systems = [whole] if classes * directions == 1 else [whole, *parts]
-    unit = 1 << precision
-    taps = np.stack([np.rint(solve(system) * 1024 / unit) * unit for system in systems])
-    return Predictors(thresholds, np.clip(taps, -HIGHEST, HIGHEST).astype(np.int32))
+        return no_predictors(previous is not None)
+    return Fitting.of(plane, previous, classes).predictors(directions, precision)
+
+
+def no_predictors(previous: bool) -> Predictors:
+    """Predictors without a set."""
+    taps = CAUSAL + (len(PREVIOUS_TAPS) if previous else 0)
+    return Predictors(np.zeros(0, np.int64), np.zeros((0, taps), np.int32))

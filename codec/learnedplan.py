@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from codec.learneddecode import Plane, Setting
-from codec.learnedfit import fit_plane
+from codec.learnedfit import Fitting, no_predictors
 from codec.network import Network
 from codec.plan import count_global
 from codec.wave import count_tile, survey_tile
@@ -20,17 +20,16 @@ SPLIT_CHOICES = 5  # values of k that are looked at
 SPLIT_WORSE, SPLIT_CLOSE = 0.02, 0.01  # shares of the code length at which to stop looking, and to look closer
 STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
 STATE_BYTES = 4
-RATE = 10  # at which the head learns
+RATE = 8  # at which the head learns: measured on CT, MR and PET of 128 to 512 columns
+SET_BITS = (9.0, 7.5, 6.2, 5.0, 4.0)  # about what a coefficient takes, by precision
 WAVE_ROWS = 16
 PARALLEL_TILE, LARGE_TILE = 1 << 19, 1 << 20  # the largest tile that stands alone, and the largest beside others
 # samples up to -> (numbers of activity classes and of directions to try), precision; measured on CT, MR and PET
 CLASS_CHOICES = (
-    (1 << 12, ((0, 1), (1, 1)), 2),
-    (1 << 13, ((1, 1), (3, 1)), 2),
-    (1 << 16, ((4, 1),), 2),
-    ((1 << 17) - 1, ((4, 1), (3, 3)), 2),
-    (1 << 20, ((5, 3),), 1),
-    (1 << 62, ((5, 3),), 0),
+    (1 << 12, ((0, 1), (1, 1)), 3),
+    (1 << 14, ((2, 1),), 3),
+    ((1 << 17) - 1, ((4, 1),), 3),
+    (1 << 62, ((5, 1), (5, 3)), 3),
 )
 
 
@@ -124,15 +123,20 @@ def choose_predictors(subject: Subject, network: Network, *, fitted: bool) -> tu
     samples = subject.samples.size
     bits = subject.highest.bit_length()
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if samples <= limit)
+    fits: dict[int, Fitting] = {}
     settings = []
     for classes, directions in choices if fitted else ((0, 1),):
-        predictors = fit_plane(subject.samples, subject.previous, classes, directions, precision)
+        if classes and classes not in fits:
+            fits[classes] = Fitting.of(subject.samples, subject.previous, classes)
+        predictors = no_predictors(subject.previous is not None)
+        if classes:
+            predictors = fits[classes].predictors(directions, precision)
         settings.append(Setting(subject.highest, bits, 0, predictors, network, 1, RATE))
     if len(settings) == 1:
         return settings[0], precision
     parts = subject.parts()
     share = samples / sum(part.samples.size for part in parts)
-    costs = [survey(parts, one) * share + one.predictors.taps.size * (8.5 - precision) for one in settings]
+    costs = [survey(parts, one) * share + one.predictors.taps.size * SET_BITS[precision] for one in settings]
     return settings[int(np.argmin(costs))], precision
 
 
@@ -214,7 +218,7 @@ def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]],
     for subject, (setting, precision) in zip(subjects, found, strict=True):
         best, bits = choose_split(subject, replace(setting, network=network), effort.split)
         best = choose_rate(subject, best, effort.rates)
-        bits += setting.predictors.taps.size * (8.5 - precision)
+        bits += setting.predictors.taps.size * SET_BITS[precision]
         rows, columns = subject.samples.shape
         choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
     tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)

@@ -16,6 +16,9 @@ JXL_BOX = b"\x00\x00\x00\x0cJXL \x0d\x0a\x87\x0a"
 JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 END_OF_IMAGE = b"\xff\xd9"
 STRIP = 1 << 20
+COMMENT = b"\xff\x64"
+HTJ2K_MARKERS = (b"\xff\x51", b"\xff\x50", b"\xff\x52", b"\xff\x5c", b"\xff\x90")  # SIZ, CAP, COD, QCD, SOT
+HTJ2K_CODING = b"\5\4\4\x40\1"  # 5 decompositions, blocks of 64 x 64, high throughput, reversible
 
 
 def _library() -> Any:
@@ -89,11 +92,38 @@ def jpegls_size(data: bytes) -> tuple[int, int, int]:
 
 
 def htj2k_size(data: bytes) -> tuple[int, int, int]:
-    """(rows, columns, components) of the SIZ segment of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1)."""
+    """(rows, columns, components) of the SIZ segment of a JPEG 2000 codestream (ISO/IEC 15444-1 A.5.1).
+
+    Only main headers of the form that the encoder writes are let through: on others OpenJPH was seen to work for
+    minutes (tiles larger than the image) and to crash (quantisation that does not fit the decomposition).
+    """
     if len(data) < 42 or data[-2:] != END_OF_IMAGE or data[:4] != b"\xff\x4f\xff\x51":
         raise CorruptBitstream("no JPEG 2000 codestream")
-    x1, y1, x0, y0 = (int.from_bytes(data[at : at + 4], "big") for at in (8, 12, 16, 20))
-    return y1 - y0, x1 - x0, int.from_bytes(data[40:42], "big")
+    segments: list[tuple[bytes, bytes]] = []
+    at = 2
+    while data[at : at + 2] != b"\xff\x93" and len(segments) < 7:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        segments.append((data[at : at + 2], data[at + 4 : at + 2 + length]))
+        at += 2 + length
+    if [marker for marker, _ in segments if marker != COMMENT] != list(HTJ2K_MARKERS):
+        raise CorruptBitstream("JPEG 2000 codestream with unusual segments")
+    size, _, coding, steps, part = (body for marker, body in segments if marker != COMMENT)
+    x1, y1, *others = (int.from_bytes(size[place : place + 4], "big") for place in range(2, 34, 4))
+    components = int.from_bytes(size[34:36], "big")
+    depths = {size[36 + 3 * place : 39 + 3 * place] for place in range(components)}
+    usual = others == [0, 0, x1, y1, 0, 0] and depths in ({b"\x07\x01\x01"}, {b"\x0f\x01\x01"})
+    usual = usual and len(size) == 36 + 3 * components and coding[:4] == b"\0\2\0\1" and coding[5:] == HTJ2K_CODING
+    # no quantisation, one exponent a subband; one tile part as long as the codestream
+    whole = len(data) - at + 10
+    usual = usual and len(steps) == 2 + 3 * coding[5] and steps[0] & 0x1F == 0 and part == _tile_part(whole)
+    if not usual or coding[4] != (components == 3):
+        raise CorruptBitstream("JPEG 2000 codestream with unusual parameters")
+    return y1, x1, components
+
+
+def _tile_part(length: int) -> bytes:
+    """SOT of a first and only tile part (ISO/IEC 15444-1 A.4.2)."""
+    return b"\0\0" + length.to_bytes(4, "big") + b"\0\1"
 
 
 def pack_bits(plane: Plane, bits: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,34 @@ from numpy.typing import NDArray
 
 from codec.tables import LOGISTIC, TAPS, Z_LAST, Z_LIMIT, Z_STEPS
 
-_OPTIONS: Any = {"nogil": True, "cache": True, "error_model": "numpy"}
-_njit: Any = njit
-outer: Any = _njit(**_OPTIONS)
+
+def _stamp() -> str:
+    """SHA-256 of everything that the kernels are made from."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("wave*.py")), *(here / f"{name}.py" for name in ("lanes", "network", "rans", "tables"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _compiler(**options: Any) -> Any:
+    """A decorator like numba.njit, whose cache is good only as long as no file of the kernels changes.
+
+    Numba compares a function's own file only; a kernel with an old constant of another file in it would go astray.
+    """
+    make: Any = njit(nogil=True, cache=True, error_model="numpy", **options)
+
+    def compiled(function: Any) -> Any:
+        kernel = make(function)
+        kernel._cache._cache_file._source_stamp = STAMP
+        return kernel
+
+    return compiled
+
+
+STAMP = _stamp()
+outer = _compiler()
 # Kernels that hand arrays around without counting references (a quarter of the time otherwise), and so allocate none.
-bare: Any = _njit(**_OPTIONS, _nrt=False)
-inner: Any = _njit(**_OPTIONS, _nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+bare = _compiler(_nrt=False)
+inner = _compiler(_nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 # The wavefront: lane l codes rows l, l + 16, ...; it is SKEW steps behind lane l - 1.
 SKEW = 5
@@ -25,7 +49,7 @@ GAP = 9  # steps between the end of a row and the start of the lane's next: 4 ri
 
 # Samples: a buffer of LEVEL_STEPS steps of LEVEL_STRIDE int32, lane 0 at LEVEL_FIRST, before it the rows above.
 LEVEL_STRIDE, LEVEL_FIRST, LEVEL_ABOVE = 32, 16, 4
-LEVEL_KEPT, LEVEL_STEPS = 32, 128  # when the buffer is full its last LEVEL_KEPT steps move to the front
+LEVEL_KEPT, LEVEL_STEPS = 28, 100  # when the buffer is full its last LEVEL_KEPT steps move to the front
 # Errors: a ring of ERROR_STEPS steps of SLOTS slots of ERROR_STRIDE int32.
 ERROR_STRIDE, ERROR_FIRST, ERROR_ABOVE, ERROR_STEPS = 20, 4, 2, 16
 PREDICTORS, BLEND, SIGNED, SLOTS = 14, 14, 15, 16
@@ -83,3 +107,4 @@ INVERSE = _inverse()
 REACH = ((np.int64(Z_PLACE) << Z_SHIFT) // INVERSE + 1).astype(np.int32)
 RISE = LOGISTIC[: Z_LAST + 1].astype(np.int32)
 SLOPE = np.append(np.diff(LOGISTIC[: Z_LAST + 1]), 0).astype(np.int32)
+LEAST_MASS, MOST_MASS = int(LOGISTIC[0]), int(LOGISTIC[Z_LAST])

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 
+from codec import learnedplan
 from codec.bitplane import LevelTable, Words
 from codec.frame import encode_frame
 from codec.header import read_header
@@ -31,13 +34,17 @@ FOLDER = Path(__file__).parent / "codec_v2"
 
 @dataclass
 class Vector:
-    """What a vector is made from; `stacked`: its global part is left to a group's stack."""
+    """What a vector is made from; `stacked`: its global part is left to a group's stack.
+
+    `choices`: what stands for names of codec.learnedplan, where so small a frame would not get what is to be shown.
+    """
 
     words: Words
     fmt: PixelFormat
     previous: Words | None = None
     stacked: bool = False
     options: dict[str, object] = field(default_factory=dict)
+    choices: dict[str, object] = field(default_factory=dict)
 
 
 def split_frame(fmt: PixelFormat) -> Words:
@@ -65,8 +72,16 @@ def vectors() -> dict[str, Vector]:
     picture_words = stored(picture(colour, 10, 2), colour)
     out["colour"] = Vector(picture_words, colour)
     out["colour-previous"] = Vector(picture_words, colour, stored(picture(colour, 10, 2) ^ np.int32(1), colour))
-    classes = PixelFormat(120, 130, 1, 16, 12, 11, False)
-    out["activity-classes"] = Vector(stored(picture(classes, 16, 20), classes), classes)
+    classes = PixelFormat(40, 44, 1, 16, 12, 11, False)
+    shown = stored(picture(classes, 16, 20), classes)
+    for name, sets, precision in (("activity-classes", (4, 1), 2), ("directions", (5, 3), 0)):
+        choices: dict[str, object] = {"CLASS_CHOICES": ((1 << 62, (sets,), precision),)}
+        out[name] = Vector(shown, classes, choices=choices)
+    out["sixteen-states"] = Vector(shown, classes, choices={"STATE_LOSS": 1.0})
+    out["fast-learning"] = Vector(
+        shown, classes, choices={"choose_rate": lambda _, setting, __: replace(setting, rate=7)}
+    )
+    out["no-learning"] = Vector(shown, classes, options={"profile": "fast"})
     tall = PixelFormat(300, 450, 1, 16, 10, 9, False)
     out["two-tiles"] = Vector(stored(picture(tall, 17, 2), tall), tall, options={"profile": "fast"})
     half = PixelFormat(60, 60, 1, 8, 8, 7, False)
@@ -108,13 +123,11 @@ def main() -> None:
     manifest = {}
     with known(data):
         for name, vector in vectors().items():
-            coded = encode_frame(
-                vector.words,
-                vector.fmt,
-                coders=("learned",),
-                previous=vector.previous,
-                **vector.options,  # type: ignore[arg-type]
-            )
+            with ExitStack() as changes:
+                for choice, value in vector.choices.items():
+                    changes.enter_context(mock.patch.object(learnedplan, choice, value))
+                options: dict[str, object] = {"coders": ("learned",), "previous": vector.previous, **vector.options}
+                coded = encode_frame(vector.words, vector.fmt, **options)  # type: ignore[arg-type]
             blob = coded.blob
             if vector.previous is not None:
                 little = vector.previous.astype(vector.previous.dtype.newbyteorder("<"))

@@ -54,10 +54,16 @@ def test_what_the_network_does_not_understand_is_odd() -> None:
     assert not is_odd(index, 4096, jpegls, None)
 
 
-def test_sparse_frames_of_few_levels_are_odd() -> None:
-    index = (natural(40) >> 8).astype(np.uint16)
-    assert is_odd(index, 16, index.size // 10, index.size)
+def test_a_picture_beside_a_drawing_is_odd() -> None:
+    index = natural()
+    glyphs = np.repeat(np.repeat(noise(32 * 20, 9).reshape(32, 20) & 1, 4, 0), 4, 1)
+    index[:, :80] = glyphs * 4095
+    assert looks_odd(index)
+
+
+def test_few_levels_alone_are_not_odd() -> None:
     grainy = (natural(200) >> 4).astype(np.uint16)
+    assert not looks_odd(grainy)
     assert not is_odd(grainy, 256, grainy.size // 3, grainy.size)
 
 

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from codec.errors import CorruptBitstream
+from codec.standard import STANDARD, htj2k_size
 from tests.fuzz import decoders
 from tests.fuzz.decoders import TARGETS, Seed, read, seeds, unchecked
 
@@ -65,3 +67,22 @@ def test_changes_are_changes() -> None:
     rng = random.Random(1)
     made = {decoders.changed(b"0123456789" * 9, rng, [b"abc" * 30]) for _ in range(50)}
     assert len(made) > 40
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (36, b"\xff\xff\xff\x7f"),  # a tile of two thousand million rows: OpenJPH worked for minutes
+        (24, b"\0\0\0\1"),  # an offset
+        (42, b"\x0f\x01\x02"),  # a subsampled component
+        (65, b"\6"),  # another number of decompositions
+        (73, b"\3"),  # quantisation of no subband: OpenJPH crashed
+    ],
+)
+def test_main_headers_of_htj2k_that_the_library_cannot_bear_are_refused(at: int, value: bytes) -> None:
+    stream = bytearray(STANDARD["htj2k"].encode(decoders.picture(1), 0))
+    shape = (*decoders.FMT.shape, 1)
+    assert htj2k_size(bytes(stream)) == shape
+    stream[at : at + len(value)] = value
+    with pytest.raises(CorruptBitstream):
+        htj2k_size(bytes(stream))

@@ -12,7 +12,7 @@ import io
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,23 @@ class FrameDecoder:
 
     programs: Mapping[str, str] = field(default_factory=dict)
 
-    def decode(self, blob: bytes, *, previous: Words | None = None, shared: bytes | None = None) -> Frame:
-        """One frame, given the words of the frame before it and the shared adapter. Raises Damaged, NeedsLibrary."""
+    def decode(
+        self,
+        blob: bytes,
+        *,
+        previous: Words | None = None,
+        shared: bytes | None = None,
+        upper: Sequence[NDArray[np.int32]] | None = None,
+    ) -> Frame:
+        """One frame, given the words of the frame before it, the shared adapter, and the planes of G from a stack.
+
+        Raises Damaged, NeedsLibrary.
+        """
         try:
             reader = Reader(blob)
             header = read_header(reader, DEFAULT_LIMITS)
             if header.coder not in ("jxl", "htj2k", "jpegls"):
-                return decode_frame_reference(blob, previous=previous, shared=shared)
+                return decode_frame_reference(blob, previous=previous, shared=shared, upper=upper)
             start = reader.position
             body = bytes(reader.take(reader.left - 4))
             reader.check_crc(start, "coded frame")
