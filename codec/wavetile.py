@@ -336,6 +336,22 @@ def dump(room: Any, step: Any, live: Any, level: Any, low: Any, high: Any, mean:
             io[SYMBOL] += 1
 
 
+@inner
+def code_known(mode: Any, room: Any, io: Any, stream: Any, step: Any, active: Any, level: Any, low: Any, high: Any,
+               law: Any, gains: Any) -> None:  # fmt: skip
+    """Note the symbols of a step's samples, or what they cost."""
+    if mode == SURVEY:
+        survey(room, active, level, io[0], law)
+    else:
+        freq = known_slots(room, level, low, high, law)
+        if mode == ENCODE:
+            record(io, stream, room.step, bits_of(active), law.raw)
+        else:
+            multiply(room, 0, active, to_double(freq) * (1.0 / TOTAL))
+    if mode != ENCODE and step % CHANCE_STEPS == 0:
+        sum_logs(room, gains)
+
+
 @bare
 def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: Any, shape: Any, room: Any, law: Any,
              states: Any, gains: Any, facts: Any, inputs: Any) -> None:  # fmt: skip
@@ -375,16 +391,8 @@ def run_tile(mode: Any, io: Any, state: Any, words: Any, stream: Any, levels: An
             level = load(levels, step * LANES)
             if mode == FEATURES:
                 dump(room, step, live, level, low, high, mean, s0, io[0], io, facts, inputs)
-            elif mode == SURVEY:
-                survey(room, active, level, io[0], law)
             else:
-                freq = known_slots(room, level, low, high, law)
-                if mode == ENCODE:
-                    record(io, stream, room.step, live, law.raw)
-                else:
-                    multiply(room, 0, active, to_double(freq) * (1.0 / TOTAL))
-            if step % CHANCE_STEPS == 0 and mode in (COUNT, SURVEY):
-                sum_logs(room, gains)
+                code_known(mode, room, io, stream, step, active, level, low, high, law, gains)
         store(room.level, at, level)
         mark_errors(room.error, step, level, room.guess, mean)
         keep(room, at, step, late)

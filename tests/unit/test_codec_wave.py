@@ -11,8 +11,11 @@ import pytest
 from codec.dualformat import Predictors
 from codec.learneddecode import Setting
 from codec.network import Network
-from codec.wave import count_tile, decode_tile, encode_tile, features_tile, survey_tile
-from codec.wavetables import FIRST_PREVIOUS, FIRST_UPPER, OWN_INPUTS, PREVIOUS_INPUTS
+from codec.wave import count_tile, decode_tile, encode_tile, features_tile, skew, survey_tile
+from codec.wavemix import below
+from codec.waverans import flush
+from codec.wavetables import FIRST_PREVIOUS, FIRST_UPPER, OWN_INPUTS, PREVIOUS_INPUTS, STAMP
+from codec.wavetile import run_tile
 
 ALL_INPUTS = FIRST_PREVIOUS + PREVIOUS_INPUTS
 SHAPES = [(1, 1), (1, 40), (17, 3), (33, 200), (16, 71), (5, 72), (40, 130)]
@@ -113,3 +116,9 @@ def test_features() -> None:
     assert np.abs(inputs).max() <= 1023
     some, _ = features_tile(tile, 9, tile >> 8, None, setting, ALL_INPUTS, 7)
     assert 400 < some.shape[0] < 750
+
+
+def test_cached_kernels_depend_on_all_their_files() -> None:
+    """Numba would take a compiled kernel from its disk cache although a constant in another file has changed."""
+    for kernel in (run_tile, below, skew, flush):
+        assert kernel._cache._cache_file._source_stamp == STAMP
