@@ -11,13 +11,17 @@ import numpy as np
 import pydicom
 import pytest
 
+from codec.bitplane import Words
 from codec.blob import Frame
+from codec.errors import MissingContext
+from codec.frame import EncodedFrame, decode_frame, encode_frame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError
 from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from tests.context_codec import ContextCodec
 from tests.object_makers import BIG, FACTS, image, noisy
+from tests.unit.codec_networks import known, weight_file
 from worker import adapting, candidate, framechain
 from worker import container as box
 from worker import restore as reading
@@ -29,6 +33,7 @@ from worker.framepass import FramePass
 from worker.pixels import open_pixels
 from worker.restore import exact_image, rebuild, restore, stego_image
 from worker.splice import read_object
+from worker.verify import check_envelope
 
 SEALED = ArchiveRule(name="sealed", seal_bitmap=True)
 
@@ -200,3 +205,34 @@ def test_a_rule_that_fits_gives_one_adapter(monkeypatch: pytest.MonkeyPatch) -> 
     assert (coder.shared, coder.adapters) == (None, (b"adapter",))
     assert [(count, chained) for count, chained, _ in seen] == [(adapting.SAMPLE_FRAMES, True), (1, False)]
     assert seen[0][2] == {"profile": "fast", "prior": ("CT", "", ""), "seconds": 3.0, "threads": 2}
+
+
+# --- the real coder ---
+
+
+@pytest.mark.parametrize("rule", [ArchiveRule(name="clear"), SEALED], ids=["clear", "sealed"])
+def test_objects_of_the_learned_coder_come_back_and_damage_in_the_chain_is_noticed(
+    rule: ArchiveRule, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learned(words: Words, fmt: PixelFormat, **options: object) -> EncodedFrame:
+        return encode_frame(words, fmt, **{**options, "coders": ("learned",)})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(framechain, "encode_frame", learned)
+    made = [noisy(96, 96, noise=32, seed=7) + np.uint16(at % 2) for at in range(RUN + 2)]
+    data = image(made, stored=16)
+    with known(weight_file()):
+        built = build_candidate(data, FACTS, ring, rule=rule)
+        assert (built.coder, built.carrier != "beside") == ("learned", True)
+        sections = {kind: bytes(body) for kind, body in sections_of(built).items()}
+        blobs = list(box.unpack_frames(memoryview(sections[SectionType.FRAMES])))
+        with pytest.raises(MissingContext):
+            decode_frame(bytes(blobs[1]))
+        assert decode_frame(bytes(blobs[RUN])).fmt.rows == 96
+        assert restore(built.envelope, ring).data == data
+        assert check_envelope(built.envelope, ring).ok
+        swapped = [blobs[0], blobs[2], blobs[1], *blobs[3:]]
+        sections[SectionType.FRAMES] = box.pack_frames([bytes(blob) for blob in swapped])
+        envelope = build_envelope(box.build(sections, 2), Source("00" * 32, "", "", "", ""), "", bytes(32))
+        with pytest.raises(IntegrityError) as caught:
+            restore(envelope, ring)
+        assert caught.value.reason == "bitstream-damaged"
