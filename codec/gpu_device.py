@@ -1,27 +1,227 @@
-"""A CUDA device that codes tiles (`codec.gpu.Device`)."""
+"""A CUDA device that codes tiles (`codec.gpu.Device`): the phases compiled by numba.cuda, memory, launches.
+
+Needs a driver and NVVM: the CUDA toolkit, or `pip install 'palimpsest[gpu]'`. Only this module imports numba.cuda, and
+only inside its functions: merely looking for a driver takes time, and CUDA does not survive a fork.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from codec.gpu import NoDevice
+import numpy as np
+
+from codec import gpu_kernel, gpu_lanes, gpu_steps
+from codec.gpu import DeviceLost, NoDevice
+from codec.gpu_jobs import DecodeJob, EncodeJob, Processor
+from codec.gpu_kernel import LATE_ROOM, PART_ROOM
+from codec.gpu_lanes import LANES
+from codec.gpu_pack import Batch, Job, fits, pack_batch
+from codec.gpu_port import Port
+from codec.wave import geometry
+from codec.wavecontext import CELLS
+from codec.wavetables import AROUND_STRIDE
+
+__all__ = ["CudaDevice", "kernels", "main"]
+
+GROUPS = 2  # groups of 16 lanes that share the network's layers: one warp a tile
+MASTER_ROOM = 1 << 13  # int32 of a tile: more than its master weights take
+MEMORY_SHARE = 0.8  # of the device's free memory that a launch may take
+
+
+def kernels(cuda: Any) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The bodies of the kernels for encoding and decoding, to be given to cuda.jit: one block a tile.
+
+    `cuda`: the module numba.cuda, or one that stands in for it.
+    """
+    gpu_lanes.register_for_cuda()
+    barrier = cuda.jit(device=True)(lambda: cuda.syncthreads())
+
+    @cuda.jit(device=True)
+    def add_at(array: Any, place: Any, value: Any) -> None:
+        cuda.atomic.add(array, place, value)
+
+    port = Port(
+        cuda.jit(device=True), {"fitted_predictions": gpu_steps.fitted_gathered}, {"meet": barrier, "add_at": add_at}
+    )
+    encode_block, decode_block = port(gpu_kernel.encode_block), port(gpu_kernel.decode_block)
+
+    def encode(tiles: Any, pool: Any, samples: Any, starts: Any, freqs: Any, words: Any, results: Any, slow: Any,
+               parts: Any) -> None:  # fmt: skip
+        number, thread, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        fast = cuda.shared.array(0, np.int32)
+        counts, state = cuda.shared.array(3, np.int64), cuda.shared.array(LANES, np.int64)
+        encode_block(
+            tiles[number], pool, samples, starts, freqs, words, results[number], fast, slow, parts[number], counts,
+            state, thread, threads,
+        )  # fmt: skip
+
+    def decode(tiles: Any, pool: Any, samples: Any, words: Any, results: Any, slow: Any, parts: Any) -> None:
+        number, thread, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
+        fast = cuda.shared.array(0, np.int32)
+        counts, state = cuda.shared.array(3, np.int64), cuda.shared.array(LANES, np.int64)
+        decode_block(
+            tiles[number], pool, samples, words, results[number], fast, slow, parts[number], counts, state, thread,
+            threads,
+        )  # fmt: skip
+
+    return encode, decode
+
+
+def signatures(types: Any) -> tuple[Any, Any]:
+    """The kernels' arguments, for compiling them before the first launch."""
+    table, line, words, parts = types.int64[:, ::1], types.int32[::1], types.uint32[::1], types.float64[:, ::1]
+    return (
+        types.void(table, line, line, line, line, words, table, line, parts),
+        types.void(table, line, line, words, table, line, parts),
+    )
 
 
 class CudaDevice:
-    """Device `number`."""
+    """Device `number`, its kernels compiled. Raises NoDevice with what is missing.
 
-    def __init__(self, number: int) -> None:
-        raise NoDevice(f"CUDA device {number} cannot be used: not written yet")
+    Safe in one thread at a time (`codec.gpu.Batcher` is that thread).
+    """
 
-    def encode(self, jobs: Sequence[Any]) -> list[Any]:
+    def __init__(self, number: int = 0) -> None:
+        self._number, self._rest = number, Processor()
+        with _found_out(f"CUDA device {number} cannot be used"):
+            from importlib import import_module
+
+            from numba import types
+
+            cuda: Any = import_module("numba.cuda")
+            if not cuda.is_available():
+                raise NoDevice(f"CUDA device {number} cannot be used: {_why_none(cuda)}")
+            if number >= len(cuda.gpus):
+                raise NoDevice(f"CUDA device {number} cannot be used: there are {len(cuda.gpus)}, counted from 0")
+            self._cuda = cuda
+            with cuda.gpus[number]:
+                self._name = _text(cuda.get_current_device().name)
+                encode, decode = kernels(cuda)
+                encode_types, decode_types = signatures(types)
+                self._encode, self._decode = cuda.jit(encode_types)(encode), cuda.jit(decode_types)(decode)
+
+    def __str__(self) -> str:
+        return f"CUDA device {self._number}: {self._name}"
+
+    def encode(self, jobs: Sequence[EncodeJob]) -> list[Any]:
         """See `codec.gpu.Device`."""
-        raise NotImplementedError
+        return self._spread(jobs, self._encode_batch, self._rest.encode)
 
-    def decode(self, jobs: Sequence[Any]) -> list[Any]:
+    def decode(self, jobs: Sequence[DecodeJob]) -> list[Any]:
         """See `codec.gpu.Device`."""
-        raise NotImplementedError
+        return self._spread(jobs, self._decode_batch, self._rest.decode)
+
+    def _spread(self, jobs: Sequence[Any], here: Callable[[Sequence[Any]], list[Any]],
+                elsewhere: Callable[[Sequence[Any]], list[Any]]) -> list[Any]:  # fmt: skip
+        """Results in the order of the jobs; what the kernels have no room for is done by the processor."""
+        mine = [number for number, job in enumerate(jobs) if fits(job.setting.network)]
+        others = sorted(set(range(len(jobs))) - set(mine))
+        out: list[Any] = [None] * len(jobs)
+        with _lost(), self._cuda.gpus[self._number]:
+            for part in self._parts(mine, jobs):
+                for number, result in zip(part, here([jobs[number] for number in part]), strict=True):
+                    out[number] = result
+        for number, result in zip(others, elsewhere([jobs[number] for number in others]), strict=True):
+            out[number] = result
+        return out
+
+    def _parts(self, numbers: Sequence[int], jobs: Sequence[Job]) -> Iterator[list[int]]:
+        """Runs of jobs, each small enough for the device's memory."""
+        room = MEMORY_SHARE * float(self._cuda.current_context().get_memory_info().free)
+        part: list[int] = []
+        used = 0
+        for number in numbers:
+            size = job_bytes(jobs[number])
+            if part and used + size > room:
+                yield part
+                part, used = [], 0
+            part.append(number)
+            used += size
+        if part:
+            yield part
+
+    def _encode_batch(self, jobs: Sequence[EncodeJob]) -> list[Any]:
+        batch, cuda = pack_batch(jobs), self._cuda
+        steps = max(batch.steps, 1)
+        starts, freqs = cuda.device_array(steps, np.int32), cuda.device_array(steps, np.int32)
+        words, results = cuda.device_array(max(batch.words.size, 1), np.uint32), cuda.to_device(batch.results)
+        self._launch(self._encode, batch, cuda.to_device(batch.samples), starts, freqs, words, results)
+        words.copy_to_host(batch.words)
+        results.copy_to_host(batch.results)
+        return [batch.stream(number) for number in range(len(jobs))]
+
+    def _decode_batch(self, jobs: Sequence[DecodeJob]) -> list[Any]:
+        batch, cuda = pack_batch(jobs), self._cuda
+        samples, results = cuda.device_array(batch.samples.size, np.int32), cuda.to_device(batch.results)
+        text = batch.words if batch.words.size else np.zeros(1, np.uint32)
+        self._launch(self._decode, batch, samples, cuda.to_device(text), results)
+        samples.copy_to_host(batch.samples)
+        results.copy_to_host(batch.results)
+        return [batch.plane(number) if batch.closed(number) else None for number in range(len(jobs))]
+
+    def _launch(self, kernel: Any, batch: Batch, *arrays: Any) -> None:
+        cuda = self._cuda
+        slow = cuda.device_array(max(batch.late, 1), np.int32)
+        parts = cuda.device_array((len(batch.tiles), PART_ROOM), np.float64)
+        launch = kernel[len(batch.tiles), GROUPS * LANES, 0, batch.fast * 4]
+        launch(cuda.to_device(batch.tiles), cuda.to_device(batch.pool), *arrays, slow, parts)
+        cuda.synchronize()
+
+
+def job_bytes(job: Job) -> int:
+    """Bytes of device memory that a job needs, at most."""
+    encoding = isinstance(job, EncodeJob)
+    rows, columns = job.tile.shape if isinstance(job, EncodeJob) else job.shape
+    period, steps = geometry(rows, columns)[2:]
+    around = (job.upper is not None) + (job.previous is not None)
+    words = (3 if encoding else 2) * rows * columns
+    slow = period * LATE_ROOM + 2 * CELLS + MASTER_ROOM + encoding * 2 * LANES * steps
+    return int(4 * (rows * columns + words + around * steps * AROUND_STRIDE + slow))
+
+
+def _why_none(cuda: Any) -> str:
+    """What is missing, in words for whoever runs the command."""
+    error = cuda.cuda_error()
+    first = str(error).strip().splitlines() if error else []
+    detail = next((line for line in first if line and not line.startswith("Error at")), "no device answers")
+    return f"{detail.rstrip('.')} (an NVIDIA driver and CUDA's compiler are needed: pip install 'palimpsest[gpu]')"
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+@contextmanager
+def _found_out(message: str) -> Iterator[None]:
+    """What numba.cuda raises where a part of CUDA is missing becomes NoDevice."""
+    from numba.core.errors import NumbaError
+    from numba.cuda.cudadrv.error import (
+        CudaDriverError,
+        CudaRuntimeError,
+        CudaSupportError,
+        NvvmError,
+        NvvmSupportError,
+    )
+
+    try:
+        yield
+    except (CudaDriverError, CudaRuntimeError, CudaSupportError, NvvmError, NvvmSupportError, NumbaError) as error:
+        raise NoDevice(f"{message}: {str(error).strip().splitlines()[0]}") from error
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """What numba.cuda raises while a device works becomes DeviceLost."""
+    from numba.cuda.cudadrv.error import CudaDriverError
+
+    try:
+        yield
+    except CudaDriverError as error:
+        raise DeviceLost(str(error)) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.dual import over_tiles
+from codec.gpu import current_device
 from codec.wave import decode_tile, encode_tile
 
 if TYPE_CHECKING:
     from codec.learneddecode import Setting
 
-__all__ = ["DecodeJob", "EncodeJob", "Processor"]
+__all__ = ["DecodeJob", "EncodeJob", "Processor", "decode_tiles", "encode_tiles"]
 
 Plane = NDArray[np.int32]
 
@@ -42,19 +44,34 @@ class DecodeJob:
     setting: Setting
 
 
+def encode_tiles(jobs: Sequence[EncodeJob], threads: int) -> list[NDArray[np.uint32]]:
+    """The words of each tile: on the device of this block (codec.gpu.using), or here by so many threads."""
+    device = current_device()
+    return device.encode(jobs) if device is not None else over_tiles(_encoded, jobs, threads)
+
+
+def decode_tiles(jobs: Sequence[DecodeJob], threads: int) -> list[Plane | None]:
+    """The samples of each tile, None where the words are no whole stream; where, as `encode_tiles`."""
+    device = current_device()
+    return device.decode(jobs) if device is not None else over_tiles(_decoded, jobs, threads)
+
+
 class Processor:
     """The CPU kernels as a `codec.gpu.Device`: one tile after the other, in the caller's thread."""
 
     def encode(self, jobs: Sequence[EncodeJob]) -> list[NDArray[np.uint32]]:
         """See `codec.gpu.Device`."""
-        return [encode_tile(job.tile, job.anchor, job.upper, job.previous, job.setting) for job in jobs]
+        return [_encoded(job) for job in jobs]
 
     def decode(self, jobs: Sequence[DecodeJob]) -> list[Plane | None]:
         """See `codec.gpu.Device`."""
-        return [self._decode(job) for job in jobs]
+        return [_decoded(job) for job in jobs]
 
-    @staticmethod
-    def _decode(job: DecodeJob) -> Plane | None:
-        out = np.empty(job.shape, np.int32)
-        whole = decode_tile(out, job.words, job.anchor, job.upper, job.previous, job.setting)
-        return out if whole else None
+
+def _encoded(job: EncodeJob) -> NDArray[np.uint32]:
+    return encode_tile(job.tile, job.anchor, job.upper, job.previous, job.setting)
+
+
+def _decoded(job: DecodeJob) -> Plane | None:
+    out = np.empty(job.shape, np.int32)
+    return out if decode_tile(out, job.words, job.anchor, job.upper, job.previous, job.setting) else None

@@ -14,6 +14,7 @@ from codec.bitplane import LevelTable
 from codec.dual import code_taps, over_tiles, read_taps
 from codec.errors import CorruptBitstream
 from codec.globalpath import code_global
+from codec.gpu_jobs import DecodeJob, EncodeJob, decode_tiles, encode_tiles
 from codec.learneddecode import Job, Plane, framed, previous_planes, radius_of
 from codec.learnedformat import (
     ADAPTER_INLINE,
@@ -30,7 +31,6 @@ from codec.learnedplan import Choice, Effort, Subject, choose
 from codec.network import Network
 from codec.plan import count_global
 from codec.rans import ENCODE, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
-from codec.wave import decode_tile, encode_tile
 
 
 @dataclass(frozen=True)
@@ -135,18 +135,16 @@ def _facts(preface: Preface, transform: int | None, planes: Sequence[CodedPlane]
 def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
     """Code all tiles of a plane."""
     setting, height = choice.setting, choice.tile_rows
-
-    def work(first: int) -> Tile:
+    top, jobs = setting.highest >> setting.k, []
+    for first in range(0, subject.samples.shape[0], height):
         samples = np.ascontiguousarray(subject.samples[first : first + height])
         before = (
             None if subject.previous is None else np.ascontiguousarray(subject.previous[first : first + height + 2])
         )
-        upper = samples >> setting.k
-        words = encode_tile(samples, int(samples[0, 0]), upper, before, setting)
-        top = setting.highest >> setting.k
-        return Tile(int(samples[0, 0]), encode_upper(upper, top) if top else NO_WORDS, words)
-
-    tiles = over_tiles(work, range(0, subject.samples.shape[0], height), threads)
+        jobs.append(EncodeJob(samples, int(samples[0, 0]), samples >> setting.k, before, setting))
+    uppers = over_tiles(lambda job: encode_upper(job.tile >> setting.k, top) if top else NO_WORDS, jobs, threads)
+    coded = encode_tiles(jobs, threads)
+    tiles = [Tile(job.anchor, upper, words) for job, upper, words in zip(jobs, uppers, coded, strict=True)]
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds
     sets, directions = taps.shape[0], max(1, (taps.shape[0] - 1) // (thresholds.size + 1))
     words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if sets else NO_WORDS
@@ -190,18 +188,20 @@ class LearnedKernels:
 
     def plane(self, job: Job) -> Plane:
         """See Engine."""
-        out, setting = np.empty(job.shape, np.int32), job.setting
+        setting = job.setting
         columns, top = job.shape[1], setting.highest >> setting.k
 
-        def work(number: int) -> bool:
+        def work(number: int) -> DecodeJob:
             tile, first = job.tiles[number], number * job.tile_rows
             rows = min(job.tile_rows, job.shape[0] - first)
             upper = None if job.upper is None else np.ascontiguousarray(job.upper[first : first + rows])
             if upper is None and top:
                 upper = decode_upper(tile.upper, rows, columns, top)
             before = None if job.previous is None else np.ascontiguousarray(job.previous[first : first + rows + 2])
-            return decode_tile(out[first : first + rows], tile.words, tile.anchor, upper, before, setting)
+            return DecodeJob((rows, columns), tile.words, tile.anchor, upper, before, setting)
 
-        if not all(over_tiles(work, range(len(job.tiles)), self._threads)):
+        jobs = over_tiles(work, range(len(job.tiles)), self._threads)
+        parts = [part for part in decode_tiles(jobs, self._threads) if part is not None]
+        if len(parts) < len(jobs):
             raise CorruptBitstream("tile does not end where it should")
-        return out
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
