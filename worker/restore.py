@@ -11,6 +11,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
+from threading import Lock
 
 from codec.bitplane import Words
 from codec.frame import decode_frame
@@ -110,6 +111,10 @@ def restore(
     """The received file. Arguments and errors as `rebuild`."""
     out = io.BytesIO()
     found = rebuild(envelope, ring, out.write, decode=decode, sop_uid=sop_uid, member=member)
+    return _with_data(found, out)
+
+
+def _with_data(found: Rebuilt, out: io.BytesIO) -> Restored:
     return Restored(**{each.name: getattr(found, each.name) for each in fields(found)}, data=out.getvalue())
 
 
@@ -156,6 +161,27 @@ def rebuild_member(
     if found is None or (sop_uid and found.record.sop_uid != sop_uid):
         raise _refused()
     return found
+
+
+class OpenGroup:
+    """A group's envelope, for giving back several of its instances: in coding order each frame is decoded once."""
+
+    def __init__(self, envelope: bytes) -> None:
+        """Raises IntegrityError, also for an envelope of one instance."""
+        self._members = members_of(envelope)
+        if not self._members:
+            raise IntegrityError("container-damaged", "the envelope holds no group")
+        self._chain = chain_through(self._members[0])
+        self._lock = Lock()  # the chain stands at one frame
+
+    def restore(self, member: int, ring: KeyRing) -> Restored:
+        """One instance (from 0). Raises as `restore`."""
+        if not 0 <= member < len(self._members):
+            raise IntegrityError("container-damaged", "the envelope holds no such instance")
+        out = io.BytesIO()
+        with self._lock:
+            found = rebuild_member(self._members[member], ring, out.write, chain=self._chain)
+        return _with_data(found, out)
 
 
 def members_of(envelope: bytes | memoryview) -> list[dict[SectionType, memoryview]]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+from gateway.archive import ArchiveStore
 from gateway.audit import AuditEvent
 from gateway.bootstrap import Gateway
 from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
@@ -19,7 +21,7 @@ from gateway.keyuse import used_keys
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
-from worker.restore import exact_image, restore
+from worker.restore import OpenGroup, exact_image, restore
 
 __all__ = ["original_bytes", "retrieve", "retrieve_failure"]
 
@@ -58,11 +60,20 @@ def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
     if row.archive_key is None or row.archive_digest is None:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
     with used_keys():
-        restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys, member=row.member)
+        if row.member is None:
+            restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+        else:
+            restored = _group(gw.archive, row.archive_key, row.archive_digest).restore(row.member, gw.keys)
         gw.index.audit(AuditEvent("restored", "worker", instance_id=row.id))
     if restored.sha256 not in (row.digest, gw.index.facts(row.id).get("restored_sha256")):
         raise IntegrityError("restore-digest", "the archive restored to something other than what was proven")
     return restored.data
+
+
+@lru_cache(maxsize=1)
+def _group(archive: ArchiveStore, key: str, digest: str) -> OpenGroup:
+    """The group that was asked for last stays open: a series is fetched slice after slice, and one read gives all."""
+    return OpenGroup(archive.get(key, digest))
 
 
 def _make(gw: Gateway, row: InstanceRow, match: re.Match[str]) -> bytes:

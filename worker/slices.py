@@ -63,7 +63,8 @@ def coding_order(slices: Sequence[Slice]) -> list[int]:
     places = _places(slices)
     if places is None:
         return sorted(range(len(slices)), key=lambda at: (slices[at].number, at))
-    return sorted(range(len(slices)), key=lambda at: (places[at], at))
+    order = sorted(range(len(slices)), key=lambda at: (places[at], at))
+    return order[::-1] if slices[order[0]].number > slices[order[-1]].number else order  # as a viewer asks for them
 
 
 def _places(slices: Sequence[Slice]) -> list[float] | None:
