@@ -22,6 +22,7 @@ from codec.lanes import (
     vmax,
     vmin,
 )
+from codec.tables import Z_LIMIT
 from codec.wavelaw import clamp, log256, power
 from codec.wavetables import (
     ERROR_CAP,
@@ -44,7 +45,7 @@ from codec.wavetables import (
 
 TOTAL = 1 << 28
 CENTRE, REACHES, RATE, WEIGHT, FIELDS = 0, 1, 2, 3, 4  # rows of a component in `mix`
-WIDTH_UNIT = (1 << 26) * math.log(2) / 256  # 1/64 level over INVERSE, for odds in 1/256 octave
+WIDTH_UNIT = math.log(2) / (256 * Z_LIMIT)  # of REACH, for odds in 1/256 octave
 PATIENCE = 8  # probes of the search before it only halves
 
 
@@ -129,7 +130,7 @@ def first_probe(target: Any, raw: Any, components: Any, mix: Any) -> Any:
         weight = to_double(load(mix, at + WEIGHT * LANES))
         weights = weights + weight
         centres = centres + weight * to_double(load(mix, at + CENTRE * LANES))
-        widths = widths + weight / to_double(load(mix, at + RATE * LANES))
+        widths = widths + weight * to_double(load(mix, at + REACHES * LANES))
     part = target >> 5
     odds = to_double(log256(part + 1) - log256(splat((1 << 23) + 1) - part))
     place = (centres + widths * odds * WIDTH_UNIT) / weights
