@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,7 @@ def main() -> None:
         planes = [store[name].astype(np.int32) for name in sorted(store.files)]
     blocks = gather(planes, options.seed)
     print(f"{len(planes)} planes, {len(blocks.highest)} blocks, {INPUTS} inputs")
-    arrays = train(blocks, options.steps, options.seed)
+    arrays = train(blocks, options.steps, options.seed, partial(print, flush=True))
     facts = {"steps": options.steps, "seed": options.seed, "planes": len(planes), "blocks": len(blocks.highest)}
     options.out.write_bytes(write_weights("vae", (), arrays, facts))
 
