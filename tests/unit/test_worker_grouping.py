@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 
+from codec.bitplane import Words
 from codec.errors import CodecError
+from codec.frame import EncodedFrame, encode_frame
+from codec.pixelformat import PixelFormat
 from gateway.accept import accept_instance
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, PolicyRefused, Unavailable, Unsupported
 from gateway.instance import Form, ForwardState, State
 from gateway.jobs import MemoryQueue
+from gateway.policy import DEFAULT_ARCHIVE
 from gateway.settings import Destination, Settings
 from palimpsest.payload_files import extract
 from palimpsest.payload_inspect import inspect
 from tests.context_codec import ContextCodec
 from tests.object_makers import FACTS, image, noisy
 from tests.proving import InProcess
+from tests.unit.codec_networks import known, weight_file
+from tests.unit.test_worker_object_golden import PATIENT_KEY, GoldenRing
 from worker import adapting, framechain, grouping, weightobject
 from worker import container as box
 from worker import restore as reading
@@ -31,7 +38,10 @@ from worker.delivery import forward_instance
 from worker.envelope import parse_envelope
 from worker.forward import FolderSender
 from worker.grouping import process_series
+from worker.groupobject import GroupFile, build_group
 from worker.indexing import index_instance
+from worker.opener.keys import Keys
+from worker.opener.restore import open_object
 from worker.pipeline import process_instance
 from worker.rebind import rebind
 from worker.restore import exact_image, restore
@@ -566,3 +576,21 @@ def test_the_proving_process_proves_a_group_and_each_of_its_instances(gw: Gatewa
         damaged[len(damaged) // 2] ^= 1
         assert verifier.check_group(bytes(damaged)) == []
     assert_given_back(gw, files)
+
+
+def test_the_plain_opener_opens_every_instance_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned(words: Words, fmt: PixelFormat, **options: object) -> EncodedFrame:
+        return encode_frame(words, fmt, **{**options, "coders": ("learned",)})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(framechain, "encode_frame", learned)
+    ring, same = GoldenRing(), noisy(24, 24, seed=3)
+    files = [slice_file(number, pixels=same + np.uint16(number % 2)) for number in range(3)]
+    with known(weight_file()):
+        made = build_group(
+            [GroupFile(partial(bytes, data), FACTS) for data in files], ring, rule=DEFAULT_ARCHIVE  # type: ignore[arg-type]
+        )
+        assert [each.coder for each in made] == ["learned"] * 3
+        keys = Keys({PATIENT_KEY: ring.patient})
+        found = list(open_object(made[0].envelope, keys))
+    assert [each.data for each in found] == files
+    assert all(each.exact for each in found)
