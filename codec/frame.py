@@ -23,7 +23,7 @@ from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
 from codec.plan import TILE_SAMPLES
 from codec.standard import STANDARD, Plane, pack_bits
-from codec.weights import BadWeights, UnknownWeights, current
+from codec.weights import BadWeights, UnknownWeights, current, silenced
 from codec.wire import put_crc
 
 V1_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
@@ -206,6 +206,8 @@ class _Race:
         """Code the frame by the learned coder, with the previous frame where that is shorter by estimate."""
         aids, levels = self.aids, self.header.levels
         weights = current(aids.profile)
+        if "network" in aids.without:
+            weights = silenced(weights.id)
         context = aids.given.context(self.header.fmt)
         effort = self._effort()
         plans = [plan_learned(self.index, levels, self._networks(weights.id, False), None, effort)]
@@ -228,7 +230,7 @@ class _Race:
         return Effort(
             fitted="least-squares" not in without,
             split=0 if "split" in without else self.aids.split,
-            rates=LEARNING_RATES[profile],
+            rates=LEARNING_RATES[profile] if "network" not in without else (0,),
             alone=ALONE[profile],
         )
 

@@ -31,6 +31,7 @@ WHOLE, VAE = "whole", "vae"
 IN_FRAMES = tuple(sorted(ABLATIONS - {VAE}))
 PARTS = (*IN_FRAMES, VAE)
 OWN_CODERS = ("learned",)
+SPLITS = (1, 3)  # bits of G that are put on a stack
 PAYLOAD = bytes(range(256)) * 2  # about what a sealed record takes
 
 
@@ -46,61 +47,68 @@ class Sums:
 
 @dataclass
 class VaeSums:
-    """Groups of up to 16 frames, and where G went. Bytes with the payload: by the causal coder, and the shorter way;
-    G alone by both, of the frames whose G a stack would hold. saved: bytes of payload in the stacks that were kept,
-    where random bits would have been.
+    """Groups of up to 16 frames with so many bits of G. Bytes, the payload included: `whole` without any split,
+    `causal` with G coded causally, `stacked` with G on a stack where that is shorter; and G alone by both,
+    where it was tried.
+
+    won, won_whole: groups in which the stack is shorter than the causal coder, and than no split at all. carried: bytes
+    of payload in stacks that were kept, which would have been random bits.
     """
 
     groups: int = 0
     won: int = 0
+    won_whole: int = 0
+    whole: int = 0
     causal: int = 0
-    best: int = 0
+    stacked: int = 0
     causal_global: int = 0
     stacked_global: int = 0
-    saved: int = 0
+    carried: int = 0
     encode_s: float = 0.0
     decode_s: float = 0.0
     exact: bool = True
 
-    def add(self, report: GroupReport) -> None:
-        """Count one group."""
-        won = report.chosen == "stack" and report.stacked is not None
+    def add(self, report: GroupReport, whole: int) -> None:
+        """Count one group; `whole`: its bytes without a split and without the payload."""
+        best = report.stacked if report.chosen == "stack" and report.stacked is not None else report.causal
         self.groups += 1
-        self.won += won
+        self.won += best < report.causal
+        self.won_whole += best < whole + len(PAYLOAD)
+        self.whole += whole + len(PAYLOAD)
         self.causal += report.causal
-        self.best += report.stacked if won and report.stacked is not None else report.causal
+        self.stacked += best
         self.causal_global += report.causal_global
         self.stacked_global += report.stacked_global
-        self.saved += report.saved
+        self.carried += report.saved
 
 
 def ablate(paths: Sequence[Path], plan: Plan, progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
     """JSON-able; in `parts`, by what was left out ('whole': nothing): n, bytes, geomean_vs_whole, encode_mp_s (proof
-    and fit included), decode_mp_s, exact; in `vae`, VaeSums by the kind of group ('single' frames, 'volumes'). Raises
-    as worker.bench.bench.
+    and fit included), decode_mp_s, exact; in `vae`, VaeSums by the kind of group and the bits of G ('single 1': single
+    frames, 'volumes 3'). Raises as worker.bench.bench.
     """
     skipped: dict[str, str] = {}
     sums = {part: Sums() for part in (WHOLE, *IN_FRAMES)}
-    stacks = {"single": VaeSums(), "volumes": VaeSums()}
+    stacks = {f"{kind} {bits}": VaeSums() for kind in ("single", "volumes") for bits in SPLITS}
     samples, stackable = 0, _has_vae()
     warm(plan)
     for each in list_inputs(paths, plan.choice, skipped):
         try:
             with open_input(each, plan.choice) as opened:
-                chain: list[bytes] = []
                 fitted = _fitted(each, plan)
                 for part, total in sums.items():
                     total.encode_s += 0.0 if part == "adapters" else fitted.seconds
-                for index, size, found, blob in _measure_file(opened, fitted, plan):
+                lengths: list[int] = []
+                for index, size, found in _measure_file(opened, fitted, plan):
                     samples += size
                     for part, one in found.items():
                         _add(sums[part], one)
-                    chain.append(blob)
+                    lengths += found[WHOLE].lengths
                     if progress is not None:
                         progress(str(each.path), index)
-                for first in range(0, len(chain) if stackable else 0, MAX_FRAMES):
-                    run = chain[first : first + MAX_FRAMES]
-                    _stack(run, stacks["single" if len(chain) == 1 else "volumes"], fitted.shared, plan)
+                kind = "single" if len(lengths) == 1 else "volumes"
+                for bits in SPLITS if stackable else ():
+                    _stack_file(opened, bits, lengths, stacks[f"{kind} {bits}"], fitted, plan)
         except (PalimpsestError, CodecError) as error:
             skipped[str(each.path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
     return {
@@ -129,20 +137,17 @@ def _fitted(each: Input, plan: Plan) -> Fitted:
     return fit_group([each], plan.choice, plan.profile, plan.fit_seconds, threads=plan.threads)
 
 
-def _measure_file(opened: Opened, fitted: Fitted, plan: Plan) -> Iterator[tuple[int, int, dict[str, Sums], bytes]]:
-    """Of every frame: its number, its samples, figures without each part, and the whole coder's blob."""
+def _measure_file(opened: Opened, fitted: Fitted, plan: Plan) -> Iterator[tuple[int, int, dict[str, Sums]]]:
+    """Of every frame: its number, its samples, and figures without each part."""
     contexts = {part: Context() for part in (WHOLE, *IN_FRAMES)}
     for index in plan.choice.frames(opened.frames):
-        words, found, blobs = opened.frame(index), dict[str, Sums](), dict[str, bytes]()
-        for part, context in contexts.items():
-            found[part], blobs[part] = _measure(words, opened.fmt, part, context, plan, fitted)
-        yield index, words.size, found, blobs[WHOLE]
+        words = opened.frame(index)
+        found = {part: _measure(words, opened.fmt, part, context, plan, fitted) for part, context in contexts.items()}
+        yield index, words.size, found
 
 
-def _measure(
-    words: Words, fmt: PixelFormat, part: str, context: Context, plan: Plan, fitted: Fitted
-) -> tuple[Sums, bytes]:
-    """One frame without one part, and its blob."""
+def _measure(words: Words, fmt: PixelFormat, part: str, context: Context, plan: Plan, fitted: Fitted) -> Sums:
+    """One frame without one part."""
     without = plan.without | ({part} - {WHOLE})
     previous = None if "previous" in without else context.before(fmt)
     own = Fitted() if "adapters" in without else fitted
@@ -154,18 +159,34 @@ def _measure(
     )  # fmt: skip
     frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, shared=own.shared, threads=plan.threads))
     context.coded(words, fmt)
-    exact = bool(np.array_equal(frame.words, words))
-    return Sums([len(coded.blob)], spent, back, exact), coded.blob
+    return Sums([len(coded.blob)], spent, back, bool(np.array_equal(frame.words, words)))
 
 
-def _stack(blobs: Sequence[bytes], found: VaeSums, shared: bytes | None, plan: Plan) -> None:
-    """Let the VAE try to take G off these frames; seconds are those of the stack alone when encoding."""
+def _stack_file(opened: Opened, bits: int, lengths: Sequence[int], found: VaeSums, fitted: Fitted, plan: Plan) -> None:
+    """Code a file's frames with `bits` of G, and let the VAE take G off them, group by group."""
+    context, blobs = Context(), list[bytes]()
+    for index in plan.choice.frames(opened.frames):
+        words = opened.frame(index)
+        blobs.append(
+            encode_frame(
+                words, opened.fmt, coders=OWN_CODERS, profile=plan.profile, adapters=fitted.inline,
+                shared=fitted.shared, previous=context.before(opened.fmt), threads=plan.threads, split=bits,
+            ).blob
+        )  # fmt: skip
+        context.coded(words, opened.fmt)
+    for first in range(0, len(blobs), MAX_FRAMES):
+        run = slice(first, first + MAX_FRAMES)
+        _stack(blobs[run], sum(lengths[run]), found, fitted.shared, plan)
+
+
+def _stack(blobs: Sequence[bytes], whole: int, found: VaeSums, shared: bytes | None, plan: Plan) -> None:
+    """One group; seconds are those of the stack alone when encoding, and of everything when decoding."""
     group, spent = timed(lambda: stack_group(blobs, payload=PAYLOAD, seed=1))
     (frames, initial), back = timed(lambda: decode_group(group.blobs, group.stack, threads=plan.threads, shared=shared))
     plain, _ = decode_group(blobs, b"", threads=plan.threads, shared=shared)
     same = all(np.array_equal(a.words, b.words) for a, b in zip(frames, plain, strict=True))
     carried = len(PAYLOAD) - len(group.beside)
-    found.add(group.report)
+    found.add(group.report, whole)
     found.encode_s += spent
     found.decode_s += back
     found.exact &= same and initial[:carried] == PAYLOAD[:carried] and group.beside == PAYLOAD[carried:]
@@ -200,10 +221,11 @@ def format_ablation(found: dict[str, Any]) -> str:
     text = aligned(lines)
     for kind, row in found["vae"].items():
         if row["groups"]:
-            change = percent(row["best"] / row["causal"])
+            changes = [percent(row["stacked"] / row[name]) for name in ("causal", "whole")]
             text.append(
-                f"VAE, {kind}: shorter in {row['won']} of {row['groups']} groups, {change} of all bytes; G where tried "
-                f"{row['causal_global']} causal, {row['stacked_global']} stacked; payload saved {row['saved']} "
-                f"bytes{'' if row['exact'] else '; NOT EXACT'}"
+                f"VAE, {kind} bit(s) of G: shorter than causal in {row['won']} of {row['groups']} groups ({changes[0]} "
+                f"of all bytes), than no split in {row['won_whole']} ({changes[1]}); G where tried "
+                f"{row['causal_global']} causal, {row['stacked_global']} stacked; carried {row['carried']}"
+                f"{'' if row['exact'] else '; NOT EXACT'}"
             )
     return "\n".join([*text, f"{len(found['skipped'])} files skipped; profile {found['profile']}"])
