@@ -1,7 +1,7 @@
 """The encoder's fit of an adapter to an image or a series: gradient descent on the coded law, with a bound on time.
 
-Whatever is fitted competes by code length with its own bytes counted, on samples that the fit never saw. NumPy only;
-nothing that decodes imports it.
+Whatever is fitted competes by code length with its own bytes counted, as the kernel counts it with the head learning:
+the head takes over part of what a code could say. NumPy and the kernels; nothing that decodes imports it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from codec.adapter import DELTA_SHIFT, FRAME, MATRICES, VOLUME, WEIGHT_LIMIT, Adapter, candidates, materialise
 from codec.bitplane import Words
+from codec.frame import LEARNING_RATES
+from codec.learneddecode import Setting, framed
+from codec.learnedfit import fit_plane
+from codec.learnedplan import CLASS_CHOICES
+from codec.network import Network
 from codec.pixelformat import PixelFormat
 from codec.train.gradient import (
     Facts,
@@ -30,18 +36,22 @@ from codec.train.gradient import (
     forward,
     mixture_bits,
 )
-from codec.train.samples import Shot, View, sample_shot
+from codec.train.samples import Shot, blank_network, middle, planes_of
+from codec.wave import count_tile, features_tile
 from codec.weights import UnknownWeights, Weights, current
 
 FIT_SAMPLES: Final = 20_000  # of an image
 SERIES_SAMPLES: Final = 60_000  # of several
+JUDGED_SAMPLES: Final = 1 << 17  # that a candidate's cost is counted on, of an image
+SERIES_JUDGED: Final = 1 << 19  # of several
+CENTRE_SAMPLES: Final = 4096  # that the best centre is chosen by
 BATCH, LARGE_BATCH = 2048, 4096
 STEPS, DELTA_STEPS = 140, 400
 RATE, DELTA_RATE = 2.0, 1.0  # of Adam, in the integers' units
-JUDGED_EVERY: Final = 4  # every so many samples are kept back to judge by
 RANKS: Final = ((1 << 19, 4), (1 << 17, 2))  # coded bytes from which on low-rank deltas are tried, and their rank
 
 Frame = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
+Plane = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,22 @@ class Evidence:
     def take(self, places: Any) -> Evidence:
         """Some of the samples."""
         return Evidence(self.x[places], self.facts.take(places), self.counts[places])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows of a plane that a candidate's cost is counted on: samples, the frame before around them, all but the
+    network, and how many samples of the plane each stands for."""
+
+    samples: Plane
+    previous: Plane | None
+    setting: Setting
+    share: float
+
+    def bits(self, network: Network) -> float:
+        """What the plane takes under a network."""
+        setting = replace(self.setting, network=network)
+        return self.share * count_tile(self.samples, int(self.samples[0, 0]), None, self.previous, setting)
 
 
 def fit(
@@ -75,26 +101,54 @@ def fit(
     name = VOLUME if previous else FRAME
     if not frames or f"{name}.basis" not in weights.arrays:
         return b""
-    evidence = gather(frames, weights.array(f"{name}.w1").shape[1], previous)
+    inputs = weights.array(f"{name}.w1").shape[1]
+    evidence, judged = gather(frames, inputs, previous, LEARNING_RATES[profile][0])
     if evidence is None:
         return b""
-    return _Fit(weights, previous, evidence, deadline).run(prior)
+    return _Fit(weights, previous, evidence, judged, deadline).run(prior)
 
 
-def gather(frames: Sequence[Frame], inputs: int, previous: bool) -> Evidence | None:
-    """Samples of all frames; None when nothing in them is coded."""
-    wanted = max(1000, FIT_SAMPLES if len(frames) == 1 else SERIES_SAMPLES // len(frames))
-    rng = np.random.default_rng(0)
-    images, counts = [], []
+def gather(
+    frames: Sequence[Frame], inputs: int, previous: bool, rate: int
+) -> tuple[Evidence | None, tuple[Judged, ...]]:
+    """Samples of all frames to learn from (None when nothing in them is coded), and parts of them to judge by.
+
+    `rate`: at which the head learns.
+    """
+    many = len(frames) > 1
+    wanted = max(1000, SERIES_SAMPLES // len(frames) if many else FIT_SAMPLES)
+    judged_size = SERIES_JUDGED // len(frames) if many else JUDGED_SAMPLES
+    parts: list[tuple[NDArray[np.int16], Plane, Floats]] = []
+    judged: list[Judged] = []
     for words, fmt, before in frames:
-        shot = Shot("", "", "", words, fmt, before if previous else None)
-        for image in sample_shot(shot, (View(0, 0, wanted),), inputs, rng):
-            images.append(image)
-            counts.append(np.full(len(image.x), fmt.rows * fmt.columns / len(image.x), np.float32))
-    if not images:
-        return None
-    x = np.concatenate([image.x for image in images]).astype(np.float32)
-    return Evidence(x, facts_of(np.concatenate([image.facts for image in images])), np.concatenate(counts))
+        for plane, highest, earlier in planes_of(Shot("", "", "", words, fmt, before if previous else None)):
+            if highest < 1:
+                continue
+            seen = np.ascontiguousarray(middle(plane))
+            around = None if earlier is None else framed(np.ascontiguousarray(middle(earlier)), 0, highest)
+            choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
+            predictors = fit_plane(seen, around, *choices[-1], precision)
+            setting = Setting(highest, highest.bit_length(), 0, predictors, blank_network(inputs), 1, rate)
+            stride = max(1, seen.size // wanted)
+            x, facts = features_tile(seen, int(seen[0, 0]), None, around, setting, inputs, stride)
+            top = np.full((len(facts), 1), highest, np.int32)
+            counts = np.full(len(x), plane.size / max(1, len(x)), np.float32)
+            parts.append((x, np.concatenate([facts[:, :5], top], axis=1), counts))
+            judged.append(_judged(plane, seen, around, setting, judged_size))
+    if not parts:
+        return None, ()
+    x, table, counts = (np.concatenate([part[place] for part in parts]) for place in range(3))
+    return Evidence(x.astype(np.float32), facts_of(table), counts), tuple(judged)
+
+
+def _judged(plane: Plane, seen: Plane, around: Plane | None, setting: Setting, size: int) -> Judged:
+    """Whole rows from the middle of a plane, about `size` samples."""
+    rows, columns = seen.shape
+    height = min(rows, max(1, size // columns))
+    first = (rows - height) // 2
+    part = seen[first : first + height]
+    before = None if around is None else np.ascontiguousarray(around[first : first + height + 2])
+    return Judged(part, before, setting, plane.size / part.size)
 
 
 @dataclass
@@ -124,8 +178,11 @@ class _Adam:
 class _Fit:
     """One network's adapter for one set of samples."""
 
-    def __init__(self, weights: Weights, previous: bool, evidence: Evidence, deadline: float) -> None:
+    def __init__(
+        self, weights: Weights, previous: bool, evidence: Evidence, judged: Sequence[Judged], deadline: float
+    ) -> None:
         self._weights, self._previous, self._deadline = weights, previous, deadline
+        self._learned, self._judged = evidence, judged
         name = VOLUME if previous else FRAME
         arrays = weights.layers(name) | {"basis": weights.array(f"{name}.basis")}
         self._layers = Layers(**{part: array.astype(np.float32) for part, array in arrays.items()})
@@ -133,42 +190,44 @@ class _Fit:
             self._layers.w1.shape[1], self._layers.w1.shape[0], self._layers.w2.shape[0],
             self._layers.w3.shape[0] // 3, self._layers.basis.shape[0],
         )  # fmt: skip
-        places = np.arange(len(evidence.x))
-        judged = places % JUDGED_EVERY == 0
-        self._judged, self._learned = evidence.take(places[judged]), evidence.take(places[~judged])
-        self._share = float(evidence.counts.sum() / self._judged.counts.sum())
         self._rng = np.random.default_rng(1)
 
     def run(self, prior: tuple[str, str, str]) -> bytes:
         """The adapter with the least bits, its own counted."""
-        none = self._cost(b"")
-        tried = {adapter: self._cost(adapter) for adapter in candidates(self._weights, prior, self._previous)}
-        start = min(tried, key=lambda adapter: tried[adapter]) if tried else b""
+        tried = {b"": self._cost(b"")}
         code = np.zeros(self._sizes.codes, np.float32)
-        if start and tried[start] < none:
-            name = VOLUME if self._previous else FRAME
-            code = self._weights.array(f"{name}.centres")[start[1]].astype(np.float32)
+        centre = self._best_centre(prior)
+        if centre:
+            tried[centre] = self._cost(centre)
+            if tried[centre] < tried[b""]:
+                name = VOLUME if self._previous else FRAME
+                code = self._weights.array(f"{name}.centres")[centre[1]].astype(np.float32)
         code = self._fit_code(code)
         short = Adapter(self._previous, None, np.rint(code).astype(np.int8)).pack()
         tried[short] = self._cost(short)
-        rank = next((rank for size, rank in RANKS if none >= 8 * size), 0)
+        rank = next((rank for size, rank in RANKS if tried[b""] >= 8 * size), 0)
         if rank and time.monotonic() < self._deadline:
             long = self._fit_deltas(code, rank).pack()
             tried[long] = self._cost(long)
-        tried[b""] = none
         return min(tried, key=lambda adapter: tried[adapter])
 
     def _cost(self, adapter: bytes) -> float:
         """Estimated bits of everything under an adapter, its bytes among them."""
         network = materialise(self._weights, adapter, self._previous)
-        parts = {part: getattr(network, part).astype(np.float32) for part in network.__dataclass_fields__}
-        layers = Layers(**parts, basis=self._layers.basis)
-        total = 0.0
-        for first in range(0, len(self._judged.x), LARGE_BATCH):
-            part = self._judged.take(slice(first, first + LARGE_BATCH))
-            done = forward(layers, part.x[None], np.zeros((1, self._sizes.codes), np.float32), self._sizes)
-            total += float((mixture_bits(flat(done.outputs), part.facts)[0] * part.counts).sum())
-        return total * self._share + 8 * (len(adapter) + 1 if adapter else 0)
+        return sum(one.bits(network) for one in self._judged) + 8 * (len(adapter) + 1 if adapter else 0)
+
+    def _best_centre(self, prior: tuple[str, str, str]) -> bytes:
+        """The centre that codes some samples shortest, b'' when there is none."""
+        some = self._learned.take(self._rng.integers(0, len(self._learned.x), CENTRE_SAMPLES))
+        best, least = b"", np.inf
+        for adapter in candidates(self._weights, prior, self._previous):
+            name = VOLUME if self._previous else FRAME
+            code = self._weights.array(f"{name}.centres")[adapter[1]].astype(np.float32)
+            done = forward(self._layers, some.x[None], code[None], self._sizes)
+            bits = float((mixture_bits(flat(done.outputs), some.facts)[0] * some.counts).sum())
+            if bits < least:
+                best, least = adapter, bits
+        return best
 
     def _slope(self, layers: Layers, code: Floats, batch: int) -> tuple[Pass, Floats]:
         """A forward pass over some samples under a code [1, codes], and the gradient by its outputs."""

@@ -21,6 +21,8 @@ SIZES: Final[dict[str, Sizes]] = {
     "default": Sizes(FRAME_INPUTS, 64, 48, 4, 24),
     "max": Sizes(FRAME_INPUTS, 96, 64, 5, 32),
 }
+#: profiles that a file may encode for: `max` has the default's weights until it has its own
+SERVES: Final = {"fast": ("fast",), "default": ("default", "max"), "max": ("max",)}
 LEAST_IMAGES: Final = 4  # of a prior that gets a centre of its own
 CLUSTERS: Final = 8  # centres of no prior
 ROUNDS: Final = 30
@@ -90,4 +92,4 @@ def weight_file(
             values, images = networks[name]
             keys[name], found = centres(values["code"], images)
             arrays |= network_arrays(name, values, found)
-    return write_weights(profile, (profile,), arrays, {**facts, "centres": keys})
+    return write_weights(profile, SERVES[profile], arrays, {**facts, "centres": keys})

@@ -184,9 +184,9 @@ def test_a_fitted_code_pays_on_images_unlike_those_trained_on(weights: Weights) 
 def test_deltas_are_fitted_to_what_a_code_cannot_say(weights: Weights) -> None:
     words = texture(51, 1.0)
     words[::2] += np.random.default_rng(3).integers(0, 40, words[::2].shape).astype(np.uint16)
-    evidence = gather([(words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)], SIZES.inputs, False)
+    evidence, judged = gather([(words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)], SIZES.inputs, False, 10)
     assert isinstance(evidence, Evidence)
-    task = _Fit(weights, False, evidence, deadline=time.monotonic() + 60)
+    task = _Fit(weights, False, evidence, judged, deadline=time.monotonic() + 60)
     code = np.zeros(SIZES.codes, np.float32)
     adapter = task._fit_deltas(code, 2).pack()
     assert task._cost(adapter) - 8 * len(adapter) < task._cost(b"") * 0.995
@@ -206,9 +206,11 @@ def test_nothing_is_fitted_without_weights_or_samples(weights: Weights) -> None:
 
 def test_fitting_computes_with_the_materialised_integers(weights: Weights) -> None:
     """What the fit adds while it learns is what `materialise` adds."""
-    evidence = gather([(texture(52, 3.0), PixelFormat(96, 80, 1, 16, 16, 15, False), None)], SIZES.inputs, False)
+    evidence, judged = gather(
+        [(texture(52, 3.0), PixelFormat(96, 80, 1, 16, 16, 15, False), None)], SIZES.inputs, False, 10
+    )
     assert evidence is not None
-    task = _Fit(weights, False, evidence, deadline=time.monotonic() + 60)
+    task = _Fit(weights, False, evidence, judged, deadline=time.monotonic() + 60)
     deltas = factors(6, 2)
     layers = task._added([part.astype(np.float32) for pair in deltas for part in pair])
     network = materialise(weights, Adapter(False, None, EMPTY, deltas).pack(), False)
