@@ -232,6 +232,7 @@ class _Race:
             split=0 if "split" in without else self.aids.split,
             rates=LEARNING_RATES[profile] if "network" not in without else (0,),
             alone=ALONE[profile],
+            threads=self.threads,
         )
 
     def _networks(self, weights: bytes, previous: bool) -> list[Candidate]:

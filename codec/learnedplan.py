@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from codec.dual import over_tiles
 from codec.learneddecode import Plane, Setting
 from codec.learnedfit import Fitting, no_predictors
 from codec.network import Network
@@ -38,14 +39,15 @@ class Effort:
     """What the encoder looks for.
 
     `fitted`: least-squares predictors. `split`: bits of G; None: whatever codes the plane shortest. `rates`: of the
-    head's learning, the one that codes the plane shortest is used. `alone`: samples up to
-    which a plane is one tile.
+    head's learning, the one that codes the plane shortest is used. `alone`: samples up to which a plane is one tile.
+    `threads` changes nothing but time.
     """
 
     fitted: bool = True
     split: int | None = None
     rates: tuple[int, ...] = (RATE,)
     alone: int = PARALLEL_TILE
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,23 +111,24 @@ def choose_states(bits: float, tiles: int) -> int:
     return states
 
 
-def survey(parts: Sequence[Part], setting: Setting) -> float:
+def survey(parts: Sequence[Part], setting: Setting, threads: int) -> float:
     """Bits of the parts' samples given G."""
-    total = 0.0
-    for part in parts:
+
+    def count(part: Part) -> float:
         upper = part.samples >> setting.k
-        total += count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting)
-    return total
+        return count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting)
+
+    return sum(over_tiles(count, parts, threads))
 
 
-def choose_predictors(subject: Subject, network: Network, *, fitted: bool) -> tuple[Setting, int]:
+def choose_predictors(subject: Subject, network: Network, effort: Effort) -> tuple[Setting, int]:
     """Least-squares predictors with the least estimated code length, in an unsplit setting; and their precision."""
     samples = subject.samples.size
     bits = subject.highest.bit_length()
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if samples <= limit)
     fits: dict[int, Fitting] = {}
     settings = []
-    for classes, directions in choices if fitted else ((0, 1),):
+    for classes, directions in choices if effort.fitted else ((0, 1),):
         if classes and classes not in fits:
             fits[classes] = Fitting.of(subject.samples, subject.previous, classes)
         predictors = no_predictors(subject.previous is not None)
@@ -136,12 +139,14 @@ def choose_predictors(subject: Subject, network: Network, *, fitted: bool) -> tu
         return settings[0], precision
     parts = subject.parts()
     share = samples / sum(part.samples.size for part in parts)
-    costs = [survey(parts, one) * share + one.predictors.taps.size * SET_BITS[precision] for one in settings]
+    costs = [
+        survey(parts, one, effort.threads) * share + one.predictors.taps.size * SET_BITS[precision] for one in settings
+    ]
     return settings[int(np.argmin(costs))], precision
 
 
 def choose_network(
-    subjects: Sequence[Subject], settings: Sequence[Setting], networks: Sequence[tuple[int, Network]]
+    subjects: Sequence[Subject], settings: Sequence[Setting], networks: Sequence[tuple[int, Network]], threads: int
 ) -> int:
     """Which of (bytes that it costs, network) codes all planes of the frame shortest."""
     if len(networks) == 1:
@@ -151,22 +156,24 @@ def choose_network(
         parts = subject.parts()
         share = subject.samples.size / sum(part.samples.size for part in parts)
         for place, (_, network) in enumerate(networks):
-            costs[place] += survey(parts, replace(setting, network=network)) * share
+            costs[place] += survey(parts, replace(setting, network=network), threads) * share
     return int(np.argmin(costs))
 
 
-def choose_split(subject: Subject, setting: Setting, split: int | None) -> tuple[Setting, float]:
+def choose_split(subject: Subject, setting: Setting, effort: Effort) -> tuple[Setting, float]:
     """k and raw planes of a plane with the least estimated code length, and that in bits.
 
     `setting` is unsplit. One pass over the parts says what each k would save of the samples; only a k that comes close
-    is tried in earnest, with G known to the network. `split`: how many bits of G there have to be, None: any number.
+    is tried in earnest, with G known to the network.
     """
     parts = subject.parts()
     share = subject.samples.size / sum(part.samples.size for part in parts)
-    if split is not None:
-        fixed = replace(setting, k=max(1, setting.k - split))
-        return fixed, (survey(parts, fixed) + _upper_bits(parts, fixed)) * share
-    surveys = [survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting) for part in parts]
+    if effort.split is not None:
+        fixed = replace(setting, k=max(1, setting.k - effort.split))
+        return fixed, (survey(parts, fixed, effort.threads) + _upper_bits(parts, fixed)) * share
+    surveys = over_tiles(
+        lambda part: survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting), parts, effort.threads
+    )
     gains, some = np.sum(surveys, axis=0), np.sum(surveys[::2], axis=0)
     whole, bits = float(gains[32]), subject.highest.bit_length()
     rough: dict[int, float] = {}  # share of the code length that a split costs, on half of the parts
@@ -179,7 +186,7 @@ def choose_split(subject: Subject, setting: Setting, split: int | None) -> tuple
     k = min(rough, key=lambda k: rough[k], default=bits)
     if k < bits and rough[k] < SPLIT_CLOSE:
         tried = replace(setting, k=k)
-        cost = _upper_bits(parts, tried) + survey(parts, tried)
+        cost = _upper_bits(parts, tried) + survey(parts, tried, effort.threads)
         best, least = (tried, cost) if cost < whole else (setting, whole)
     costs = gains[32 : 32 + min(RAW_CHOICES, bits)]
     raw = max(r for r in range(len(costs)) if r <= best.k and costs[r] <= whole * (1 + RAW_LOSS))
@@ -192,12 +199,14 @@ def _upper_bits(parts: Sequence[Part], setting: Setting) -> float:
     return sum(count_global(part.samples >> setting.k, top)[0] for part in parts) if top else 0.0
 
 
-def choose_rate(subject: Subject, setting: Setting, rates: Sequence[int]) -> Setting:
+def choose_rate(subject: Subject, setting: Setting, effort: Effort) -> Setting:
     """The rate of the head's learning that codes the whole plane shortest."""
-    if len(rates) == 1:
-        return replace(setting, rate=rates[0])
+    tried = [replace(setting, rate=rate) for rate in effort.rates]
+    if len(tried) == 1:
+        return tried[0]
     whole = [Part(subject.samples, subject.previous)]  # it learns all the way down: parts would say little
-    return min((replace(setting, rate=rate) for rate in rates), key=lambda tried: survey(whole, tried))
+    costs = over_tiles(lambda one: survey(whole, one, 1), tried, effort.threads)
+    return tried[int(np.argmin(costs))]
 
 
 @dataclass(frozen=True)
@@ -211,13 +220,13 @@ class FramePlan:
 
 def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]], effort: Effort) -> FramePlan:
     """Choose for the planes of a frame, none of them flat. `networks`: (bytes to name it, network), plain one first."""
-    found = [choose_predictors(subject, networks[0][1], fitted=effort.fitted) for subject in subjects]
-    place = choose_network(subjects, [setting for setting, _ in found], networks)
+    found = [choose_predictors(subject, networks[0][1], effort) for subject in subjects]
+    place = choose_network(subjects, [setting for setting, _ in found], networks, effort.threads)
     bytes_named, network = networks[place]
     choices = []
     for subject, (setting, precision) in zip(subjects, found, strict=True):
-        best, bits = choose_split(subject, replace(setting, network=network), effort.split)
-        best = choose_rate(subject, best, effort.rates)
+        best, bits = choose_split(subject, replace(setting, network=network), effort)
+        best = choose_rate(subject, best, effort)
         bits += setting.predictors.taps.size * SET_BITS[precision]
         rows, columns = subject.samples.shape
         choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
