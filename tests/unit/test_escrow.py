@@ -11,19 +11,25 @@ import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
 
+from codec.frame import EncodedFrame, encode_frame
+from gateway.archive import FilesystemArchive, archive_key
 from gateway.errors import PolicyRefused
 from gateway.keys import Recipient
 from gateway.policy import ArchiveRule
 from stego.recipients import generate
 from tests.object_makers import FACTS, JPEG_LS, compressed, header, image, noisy, save
+from tests.unit.codec_networks import known, weight_file
 from tests.unit.test_worker_object_golden import GoldenRing
+from worker import framechain
 from worker.candidate import build_candidate
 from worker.escrow import SUMS, modules, write_escrow
+from worker.weightobject import needed_weights, require_archived
 
 ROOT = Path(__file__).resolve().parents[2]
 #: starts a script of the folder with what NumPy needs on the path, and nothing else
@@ -68,9 +74,9 @@ def run(folder: Path, numpy: Path, script: str, *arguments: str) -> subprocess.C
 class RecoveryRing(GoldenRing):
     """A ring with one recipient: an offline recovery key."""
 
-    def __init__(self, public: bytes) -> None:
+    def __init__(self, public: bytes, kind: str = "xwing") -> None:
         super().__init__()
-        object.__setattr__(self, "known", (Recipient("offline", "xwing", public, recovery=True),))
+        object.__setattr__(self, "known", (Recipient("offline", kind, public, recovery=True),))
 
     def recipients(self) -> tuple[Recipient, ...]:
         return self.known  # type: ignore[attr-defined, no-any-return]
@@ -118,6 +124,34 @@ def test_archived_objects_open_with_a_recovery_key_and_nothing_else(
     done = run(folder, only_numpy, "open.py", "--out", str(tmp_path / "none"), "--key", str(other), str(archive))
     assert done.returncode == 1
     assert done.stderr.count("none of these keys opens this object") == len(wanted)
+
+
+@pytest.mark.timeout(1000)
+def test_the_learned_coder_opens_with_the_weights_that_the_archive_holds(
+    folder: Path, only_numpy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learned(*arguments: Any, coders: object = None, **choices: Any) -> EncodedFrame:
+        return encode_frame(*arguments, coders=("learned",), **choices)
+
+    monkeypatch.setattr(framechain, "encode_frame", learned)
+    private, public = generate("x25519")
+    ring = RecoveryRing(public, "x25519")
+    rule = ArchiveRule(name="offline", shreddable=False, recipients=("offline",))
+    archive, wanted = FilesystemArchive(tmp_path / "archive"), set()
+    with known(weight_file(31)) as weights:  # not among the released ones, nor in the folder
+        files = [image([noisy(20, 20, seed=at) for at in range(3)], stored=16), image([noisy(48, 48)], stored=16)]
+        for data in files:
+            made = build_candidate(data, FACTS, ring, rule=rule)  # type: ignore[arg-type]
+            assert made.coder == "learned"
+            assert needed_weights(made.envelope) == (weights,)
+            require_archived(archive, made.envelope)
+            archive.put(archive_key(made.envelope_uid), made.envelope, sha256(made.envelope).hexdigest())
+            wanted.add(sha256(data).hexdigest())
+    key = tmp_path / "recovery.key"
+    key.write_bytes(private)
+    done = run(folder, only_numpy, "open.py", "--out", str(tmp_path / "out"), "--key", str(key), str(archive.folder))
+    assert done.returncode == 0, done.stderr
+    assert {sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()} == wanted
 
 
 @pytest.mark.slow

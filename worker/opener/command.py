@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from codec.weights import MAGIC, BadWeights, add, find
+from codec.weights import MAGIC, MAX_BYTES, BadWeights, add, find
 from worker.opener.errors import OpenError
 from worker.opener.keys import Keys, read_backup, read_private, read_public
 from worker.opener.restore import Opened, open_object
 from worker.opener.standards import FrameDecoder
+
+WEIGHTS_FORMAT = b"palimpsest-weights/1"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     try:
         keys = gather_keys(asked.key, asked.backup, asked.passphrase_file, asked.public_keys)
-        for path in asked.weights:
+        files = list(_files(asked.objects))
+        for path in (*asked.weights, *filter(_holds_weights, files)):
             add(find(path.read_bytes()))
         decoder = FrameDecoder(dict(text.split("=", 1) for text in asked.program))
         asked.out.mkdir(parents=True, exist_ok=True)
@@ -44,12 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     failed = 0
-    for path in _files(asked.objects):
-        data = path.read_bytes()
-        if data.find(b"PALM") < 0 <= data.find(MAGIC):
-            continue  # a weight file's archive object
+    for path in files:
+        if _holds_weights(path):
+            continue
         try:
-            for opened in open_object(data, keys, decoder):
+            for opened in open_object(path.read_bytes(), keys, decoder):
                 _write(path, opened, asked.out)
         except OpenError as error:
             failed += 1
@@ -67,6 +69,14 @@ def gather_keys(private: Sequence[Path], backup: Path | None, passphrase: Path |
     if public is not None:
         signers |= read_public(public.read_bytes())
     return replace(keys, private=tuple(read_private(path.read_bytes()) for path in private), signers=signers)
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a file is the archive object of a weight file: these lie among the others."""
+    if path.stat().st_size > MAX_BYTES + (1 << 16):
+        return False
+    data = path.read_bytes()
+    return WEIGHTS_FORMAT in data and MAGIC in data
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
