@@ -22,7 +22,7 @@ ROOMS: Final = ("codec", "stego", "worker")
 ENTRIES: Final = ("worker.opener.command", "worker.opener.vectors")
 DOCUMENTS: Final = ("bitstream.md", "archive-object.md", "payload-format.md")
 README: Final = "escrow.md"
-VECTORS: Final = ("archive-object", "codec_v1", "codec_v2")
+VECTORS: Final = ("archive-object", "codec_v1", "codec_v2", "vae_v1")
 SUMS: Final = "SHA256SUMS"
 #: JPEG-LS frames are decoded by a module whose loops numba compiles; without numba they are plain Python
 STAND_IN: Final = '''"""Stands in for numba where it is not installed: the loops run as plain Python."""

@@ -8,18 +8,22 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from codec.bitplane import Words
+from codec.errors import CodecError
+from codec.groupstack import Shape, decode_stack
 from codec.header import read_header
 from codec.limits import DEFAULT_LIMITS
 from codec.pixelformat import PixelFormat
+from codec.plainstack import PlainStack
 from codec.weights import add
 from codec.wire import Reader
 from worker.opener import zstd
 from worker.opener.curves import ed25519_public, ed25519_signed, x25519
-from worker.opener.errors import Damaged, NeedsLibrary, OpenError, Refused
+from worker.opener.errors import NeedsLibrary, OpenError, Refused
 from worker.opener.keys import Keys
 from worker.opener.restore import open_object
 from worker.opener.standards import FrameDecoder
@@ -128,6 +132,19 @@ def _frame_matches(path: Path, blob: bytes, fmt: PixelFormat, decoder: FrameDeco
     return hashlib.sha256(data).hexdigest() == wanted
 
 
+def stack_checks(folder: Path) -> Iterator[Check]:
+    """Frozen stacks of a group's global parts: NAME.bin; in stacks.json the planes' sides and their SHA-256 (int32)."""
+
+    def matches(name: str, entry: dict[str, Any]) -> bool:
+        shapes = [Shape(*sides) for sides in entry["shapes"]]
+        planes, _ = decode_stack((folder / f"{name}.bin").read_bytes(), shapes, PlainStack)
+        data = b"".join(plane.astype("<i4").tobytes() for plane in planes)
+        return hashlib.sha256(data).hexdigest() == str(entry["sha256"])
+
+    for name, entry in sorted(json.loads((folder / "stacks.json").read_text("utf-8")).items()):
+        yield f"{folder.name}/{name}", partial(matches, name, entry)
+
+
 def object_checks(folder: Path, decoder: FrameDecoder) -> Iterator[Check]:
     """Archive objects, published keys in keys.json, digests of the restored files in expected.json."""
     published = json.loads((folder / "keys.json").read_text("utf-8"))
@@ -162,6 +179,8 @@ def run(folder: Path, decoder: FrameDecoder | None = None, *, most: int = 1 << 1
     for each in sorted(path for path in folder.iterdir() if path.is_dir()):
         if (each / "manifest.json").is_file():
             checks += frame_checks(each, decoder, most)
+        elif (each / "stacks.json").is_file():
+            checks += stack_checks(each)
         elif (each / "keys.json").is_file():
             checks += object_checks(each, decoder)
     counts = {"good": 0, "needs a library": 0, "FAILED": 0}
@@ -170,7 +189,7 @@ def run(folder: Path, decoder: FrameDecoder | None = None, *, most: int = 1 << 1
             outcome = "good" if check() else "FAILED"
         except NeedsLibrary:
             outcome = "needs a library"
-        except (OpenError, Damaged) as error:
+        except (OpenError, CodecError) as error:
             outcome = "FAILED"
             name = f"{name}: {error}"
         counts[outcome] += 1
