@@ -26,7 +26,10 @@ from codec.wavetables import AROUND_STRIDE
 
 __all__ = ["CudaDevice", "kernels", "main"]
 
-GROUPS = 2  # groups of 16 lanes that share the network's layers: one warp a tile
+# Groups of 16 lanes that share a tile's network and head: as many as the registers of one multiprocessor leave room for
+# when this many tiles come to it (docs/gpu.md).
+GROUPS = ((3, 8), (6, 4))
+FEWEST_GROUPS = 2
 MASTER_ROOM = 1 << 13  # int32 of a tile: more than its master weights take
 MEMORY_SHARE = 0.8  # of the device's free memory that a launch may take
 
@@ -80,13 +83,13 @@ def signatures(types: Any) -> tuple[Any, Any]:
 
 
 class CudaDevice:
-    """Device `number`, its kernels compiled. Raises NoDevice with what is missing.
+    """Device `number`, its kernels compiled. Raises NoDevice with what is missing. groups: None: by the batch's size.
 
     Safe in one thread at a time (`codec.gpu.Batcher` is that thread).
     """
 
-    def __init__(self, number: int = 0) -> None:
-        self._number, self._rest = number, Processor()
+    def __init__(self, number: int = 0, groups: int | None = None) -> None:
+        self._number, self._given, self._rest = number, groups, Processor()
         with _found_out(f"CUDA device {number} cannot be used"):
             from importlib import import_module
 
@@ -100,6 +103,7 @@ class CudaDevice:
             self._cuda = cuda
             with cuda.gpus[number]:
                 self._name = _text(cuda.get_current_device().name)
+                self._processors = int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
                 encode, decode = kernels(cuda)
                 encode_types, decode_types = signatures(types)
                 self._encode, self._decode = cuda.jit(encode_types)(encode), cuda.jit(decode_types)(decode)
@@ -163,11 +167,17 @@ class CudaDevice:
         results.copy_to_host(batch.results)
         return [batch.plane(number) if batch.closed(number) else None for number in range(len(jobs))]
 
+    def groups(self, tiles: int) -> int:
+        """Groups of lanes for a launch of so many tiles."""
+        if self._given is not None:
+            return self._given
+        return next((count for most, count in GROUPS if tiles <= most * self._processors), FEWEST_GROUPS)
+
     def _launch(self, kernel: Any, batch: Batch, *arrays: Any) -> None:
         cuda = self._cuda
         slow = cuda.device_array(max(batch.late, 1), np.int32)
         parts = cuda.device_array((len(batch.tiles), PART_ROOM), np.float64)
-        launch = kernel[len(batch.tiles), GROUPS * LANES, 0, batch.fast * 4]
+        launch = kernel[len(batch.tiles), self.groups(len(batch.tiles)) * LANES, 0, batch.fast * 4]
         launch(cuda.to_device(batch.tiles), cuda.to_device(batch.pool), *arrays, slow, parts)
         cuda.synchronize()
 

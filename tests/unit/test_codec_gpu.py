@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 
 from codec.dualformat import Predictors
+from codec.frame import decode_frame, encode_frame
+from codec.gpu import Batcher, using
 from codec.gpu_jobs import DecodeJob, EncodeJob, Processor
 from codec.gpu_pack import fits
 from codec.learneddecode import Setting
 from codec.network import Network
+from codec.pixelformat import PixelFormat
 from tests.block_threads import BlockThreads
 from tests.lane_device import LaneDevice
+from tests.unit.codec_networks import known, weight_file
 
 CPU = Processor()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the lanes are compiled anew each time: a minute of one core
@@ -155,7 +159,7 @@ def test_a_damaged_stream_is_refused_where_the_cpu_kernels_refuse_it(lanes: Lane
 @pytest.mark.parametrize("threads", [16, 32, 64])
 def test_the_kernels_bodies_run_by_the_threads_of_a_block(threads: int) -> None:
     block = BlockThreads(threads)
-    jobs = [job(21, 18, 9, 1023, sets=4, raw=1, states=4), job(22, 16, 6, 255, k=5, previous=True, rate=8)]
+    jobs = [job(21, 17, 4, 1023, sets=4, raw=1, states=4), job(22, 3, 6, 255, k=5, previous=True, rate=8)]
     words = CPU.encode(jobs)
     assert all(map(np.array_equal, block.encode(jobs), words))
     tiles = block.decode([decoding(each, text) for each, text in zip(jobs, words, strict=True)])
@@ -170,3 +174,18 @@ def test_what_the_kernels_have_no_room_for_is_known_beforehand() -> None:
     assert not fits(network(rng, 90, (256, 128), 5))
     wide = network(rng, 68)
     assert not fits(replace(wide, w2=wide.w2 * 9))
+
+
+def test_whole_frames_go_to_the_device_of_the_block_and_are_the_same_bytes(lanes: LaneDevice) -> None:
+    fmt = PixelFormat(40, 37, 1, 16, 12, 11, False)
+    first, second = (job(seed, 40, 37, 4095).tile.astype(np.uint16) for seed in (31, 32))
+    with known(weight_file()):
+        for previous in (None, first):
+            alone = encode_frame(second, fmt, previous=previous, coders=("learned",))
+            batcher = Batcher(lanes, CPU)
+            with using(batcher):
+                coded = encode_frame(second, fmt, previous=previous, coders=("learned",))
+                frame = decode_frame(coded.blob, previous=previous)
+            batcher.close()
+            assert coded.blob == alone.blob and np.array_equal(frame.words, second)
+            assert batcher.lost is None and batcher.tally.launches >= 2  # coded, proven, decoded
