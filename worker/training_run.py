@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,7 +128,6 @@ def _train_profile(
             sizes = plan.sizes._replace(inputs=VOLUME_INPUTS)
             plan = replace(plan, sizes=sizes, steps=max(1, int(recipe.steps * VOLUME_SHARE)))
             start = widened(networks[FRAME][0], plan, len(learned))
-        began = time.monotonic()
         trainer = Trainer(plan, learned, stopped, start)
 
         def tell_network(line: str, name: str = name) -> None:
@@ -137,17 +135,15 @@ def _train_profile(
 
         state = trainer.run(tell_network, out / f"checkpoint-{profile}-{name}.npz")
         networks[name] = (state.best, learned)
-        facts[name] = _facts(state, plan, learned, stopped, time.monotonic() - began)
+        facts[name] = _facts(state, plan, learned, stopped)
     return networks, facts
 
 
-def _facts(
-    state: State, plan: Plan, learned: Sequence[Sampled], stopped: Sequence[Sampled], seconds: float
-) -> Mapping[str, Any]:
+def _facts(state: State, plan: Plan, learned: Sequence[Sampled], stopped: Sequence[Sampled]) -> Mapping[str, Any]:
     """What the card says of one network."""
     return {
         "sizes": list(plan.sizes), "steps": state.step, "samples_a_step": plan.groups * plan.samples,
         "images": len(learned), "held_images": len(stopped), "samples": sum(len(image.x) for image in learned),
-        "best_step": state.best_step, "held_log2_bits": round(state.best_bits, 5), "seconds": round(seconds),
+        "best_step": state.best_step, "held_log2_bits": round(state.best_bits, 5), "seconds": round(state.seconds),
         "curve": [[step, round(own, 4), round(other, 4)] for step, own, other in state.curve][-60:],
     }  # fmt: skip

@@ -80,6 +80,7 @@ class State:
     best_bits: float
     best_step: int
     curve: list[tuple[int, float, float]] = field(default_factory=list)  # step, training bits, held-out bits
+    seconds: float = 0.0  # spent, interrupted runs included
 
 
 def first_values(plan: Plan, images: int, rng: np.random.Generator) -> Parameters:
@@ -149,9 +150,11 @@ class Trainer:
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
             tell(f"resumed at step {self.state.step}")
-        saved = time.monotonic()
+        saved = began = time.monotonic()
+        before = self.state.seconds
         while self.state.step < self._plan.steps and not self._exhausted():
             self._step()
+            self.state.seconds = before + time.monotonic() - began
             if self.state.step % self._plan.check == 0 or self.state.step == self._plan.steps:
                 self._check(tell)
             if checkpoint is not None and time.monotonic() - saved > self._plan.save:
@@ -224,7 +227,7 @@ class Trainer:
         arrays: dict[str, Any] = {f"{g}.{name}": value for g, group in groups.items() for name, value in group.items()}
         facts = {
             "step": state.step, "best_bits": state.best_bits, "best_step": state.best_step, "curve": state.curve,
-            "rng": self._rng.bit_generator.state, "plan": asdict(self._plan),
+            "seconds": state.seconds, "rng": self._rng.bit_generator.state, "plan": asdict(self._plan),
         }  # fmt: skip
         text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         fresh = path.with_suffix(".part")
@@ -246,7 +249,7 @@ class Trainer:
         curve = [(int(step), float(a), float(b)) for step, a, b in facts["curve"]]
         self.state = State(
             facts["step"], groups["value"], groups["first"], groups["second"], bits, groups["best"],
-            facts["best_bits"], facts["best_step"], curve,
+            facts["best_bits"], facts["best_step"], curve, facts["seconds"],
         )  # fmt: skip
         self._rng.bit_generator.state = facts["rng"]
 
