@@ -37,7 +37,7 @@ def test_every_data_file_of_a_package_is_shipped() -> None:
 
 @pytest.mark.parametrize("line", dependencies())
 def test_every_dependency_has_a_lower_and_an_upper_bound(line: str) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+,<[0-9.]+", line), line
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+(\[[a-z0-9]+\])?>=[0-9.]+,<[0-9.]+", line), line
 
 
 def test_torch_is_only_in_the_learned_extra_and_bounded_as_measured() -> None:
