@@ -12,7 +12,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from codec.errors import CorruptBitstream
-from codec.weights import UnknownWeights, Weights, in_use, load, needed_by
+from codec.weights import BadWeights, UnknownWeights, Weights, in_use, load, needed_by
 from gateway.archive import ArchiveStore, archive_key
 from gateway.errors import IntegrityError, NotFound
 from worker import container as box
@@ -95,14 +95,22 @@ def weights_object(weights: Weights) -> bytes:
 def archive_weights(archive: ArchiveStore, weights: Iterable[Weights] | None = None) -> None:
     """Have weights (default: all that something is encoded with) in the archive, read back. Again: nothing happens.
 
-    To be called before anything is coded. Raises what the archive raises, and then nothing must be coded.
+    To be called before anything is coded. Raises what the archive raises, and IntegrityError ``weights-damaged`` when
+    this installation's own file is not what it should be; then nothing must be coded.
     """
-    for each in in_use() if weights is None else weights:
+    for each in _in_use() if weights is None else weights:
         key = archive_key(weights_uid(each.sha256))
         if not (archive.exists(key) and _read_back(archive, each)):
             data = weights_object(each)
             archive.put(key, data, sha256(data).hexdigest())
             _read_back(archive, each)
+
+
+def _in_use() -> tuple[Weights, ...]:
+    try:
+        return in_use()
+    except BadWeights as error:
+        raise IntegrityError("weights-damaged", f"{error}: install this release again") from error
 
 
 @lru_cache(maxsize=64)

@@ -122,6 +122,14 @@ def test_nothing_is_coded_while_weights_are_not_archived(
         pipeline.make_candidate(pipeline.Work(Holder(), None, Row(), "me"))  # type: ignore[arg-type]
 
 
+def test_a_damaged_installation_codes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = registry.Released("lost", "ab" * 32, ("default",))
+    monkeypatch.setattr(registry, "RELEASED", (*registry.RELEASED, lost))
+    with pytest.raises(IntegrityError, match="install this release again") as refusal:
+        archive_weights(MemoryArchive())
+    assert refusal.value.reason == "weights-damaged"
+
+
 def test_needed_weights_are_those_that_frames_and_stacks_name(known: Weights) -> None:
     assert needed_ids(envelope()) == frozenset()
     assert needed_ids(envelope(known.id, known.id, b"abcd")) == {known.id, b"abcd"}
