@@ -13,7 +13,7 @@ from codec.gpu_device import CudaDevice
 from codec.gpu_jobs import EncodeJob, Processor
 from codec.pixelformat import PixelFormat
 from tests.unit.codec_networks import known, weight_file
-from tests.unit.test_codec_gpu import CPU, JOBS, damaged, decoding, job
+from tests.unit.test_codec_gpu import CPU, JOBS, check_golden_frames, damaged, decoding, job
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(1200)]
 
@@ -96,3 +96,7 @@ def whole_frames(device: Device, profile: str) -> None:
         assert all(np.array_equal(decode_frame(blob).words, words) for blob, words in zip(alone, frames, strict=True))
     assert batcher.lost is None and batcher.tally.launches > 0
     batcher.close()
+
+
+def test_golden_frames(device: Device) -> None:
+    check_golden_frames(device)

@@ -11,18 +11,20 @@ import pytest
 
 from codec.dualformat import Predictors
 from codec.frame import decode_frame, encode_frame
-from codec.gpu import Batcher, using
+from codec.gpu import Batcher, Device, using
 from codec.gpu_jobs import DecodeJob, EncodeJob, Processor
 from codec.gpu_pack import fits
 from codec.learneddecode import Setting
 from codec.network import Network
 from codec.pixelformat import PixelFormat
 from tests.block_threads import BlockThreads
+from tests.golden.make_codec2_vectors import FOLDER, digest
+from tests.golden.test_codec2_golden import MANIFEST, context
 from tests.lane_device import LaneDevice
 from tests.unit.codec_networks import known, weight_file
 
 CPU = Processor()
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the lanes are compiled anew each time: a minute of one core
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the lanes are compiled anew each time: half a minute
 
 
 def network(rng: np.random.Generator, inputs: int, hidden: tuple[int, int] = (24, 16), components: int = 3) -> Network:
@@ -189,3 +191,18 @@ def test_whole_frames_go_to_the_device_of_the_block_and_are_the_same_bytes(lanes
             batcher.close()
             assert coded.blob == alone.blob and np.array_equal(frame.words, second)
             assert batcher.lost is None and batcher.tally.launches >= 2  # coded, proven, decoded
+
+
+def test_golden_frames(lanes: LaneDevice) -> None:
+    check_golden_frames(lanes)
+
+
+def check_golden_frames(device: Device) -> None:
+    """Every frozen bitstream of the learned coder gives its frozen words on the device."""
+    batcher = Batcher(device, CPU)
+    with known((FOLDER / "weights.bin").read_bytes()), using(batcher):
+        for name in sorted(MANIFEST):
+            frame = decode_frame((FOLDER / f"{name}.bin").read_bytes(), **context(name))  # type: ignore[arg-type]
+            assert digest(frame.words) == MANIFEST[name]["sha256"], name
+    batcher.close()
+    assert batcher.lost is None and batcher.tally.elsewhere == 0
