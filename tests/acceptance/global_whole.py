@@ -1,7 +1,7 @@
 """Whole frames of the learned coder with 0, 1, 2, ... bits of G, and G in the frames or on a group's stack.
 
     python -m tests.acceptance.global_whole PATH... [--manifest CSV --use U] [--bits 0,1,2,3] [--frames 4]
-        [--payload BYTES] [--per-source N] [--profile P]
+        [--payload BYTES] [--per-source N] [--profile P] [--weights FILE]
 
 Answers whether a global part pays at all: bytes of all frames of a group and the payload against the same with no G
 (which is what the encoder chooses unless it estimates otherwise), in per cent, for G by the causal coder and by the
@@ -22,10 +22,11 @@ from codec.bitplane import Words
 from codec.frame import encode_frame
 from codec.group import stack_group
 from codec.pixelformat import PixelFormat
+from codec.weights import add
 from gateway.errors import PalimpsestError
 from worker.bench_inputs import Choice, Input, groups, list_inputs, open_input
 
-LARGEST = 1 << 20  # samples of a frame; larger ones are left out
+LARGEST = 1 << 19  # samples of a frame; larger ones are left out
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,10 @@ def main() -> None:
     parser.add_argument("--payload", type=int, default=4096)
     parser.add_argument("--per-source", type=int, default=1)
     parser.add_argument("--profile", default="default")
+    parser.add_argument("--weights", type=Path, help="a weight file of the learned coder that is not released")
     options = parser.parse_args()
+    if options.weights:
+        add(options.weights.read_bytes())
     choice = Choice(options.frames, True, options.manifest, tuple(options.use))
     splits: list[int | None] = [None, *(int(bits) for bits in options.bits.split(",") if bits != "0")]
     payload = np.random.default_rng(1).bytes(options.payload)
@@ -98,18 +102,21 @@ def main() -> None:
                 for split, sides in measure(frames, fmt, splits, payload, options.profile).items():
                     rows[part[0].modality, split].append(sides)
                     rows["all", split].append(sides)
-    print("| modality | bits of G | groups | causal % | stack % | stack shortest | carried |")
-    print("|---|---|---|---|---|---|---|")
+                    print(part[0].path.name, "free" if split is None else split, sides, flush=True)
+    print("| modality | bits of G | groups | causal % | shorter % | stacks below causal | below all | carried |")
+    print("|---" * 8 + "|")
     for modality, split in sorted(rows, key=lambda key: (key[0], -1 if key[1] is None else key[1])):
         own = rows[modality, split]
-        causal = 100 * float(np.mean([side.causal / side.plain - 1 for side in own]))
-        worth = [side for side in own if side.stack is not None]
-        stack = 100 * float(np.mean([(side.stack or 0) / side.plain - 1 for side in worth])) if worth else float("nan")
-        best = sum((side.stack or 0) < min(side.plain, side.causal) for side in worth)
-        name = "free" if split is None else split
-        carried = sum(side.carried for side in worth)
+        shorter = [min(side.causal, side.stack or side.causal) for side in own]
+        shares = [
+            100 * float(np.mean([size / side.plain - 1 for size, side in zip(sizes, own, strict=True)]))
+            for sizes in ([side.causal for side in own], shorter)
+        ]
+        won = [side for size, side in zip(shorter, own, strict=True) if size < side.causal]
+        best = sum(size < min(side.causal, side.plain) for size, side in zip(shorter, own, strict=True))
         print(
-            f"| {modality} | {name} | {len(own)} | {causal:+.2f} | {stack:+.2f} ({len(worth)}) | {best} | {carried} |"
+            f"| {modality} | {'free' if split is None else split} | {len(own)} | {shares[0]:+.2f} | {shares[1]:+.2f} "
+            f"| {len(won)} | {best} | {sum(side.carried for side in won)} |"
         )
 
 
