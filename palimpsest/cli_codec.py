@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from worker.bench import Plan
+    from worker.bench_plan import Plan
 
 console = Console(stderr=True)  # progress only: figures go to standard output
 codec = typer.Typer(help="The image codec by itself.", no_args_is_help=True)
@@ -81,8 +81,8 @@ def codec_bench(
 
     Sends nothing.
     """  # fmt: skip
-    from worker.bench import Plan
     from worker.bench_inputs import Choice
+    from worker.bench_plan import Plan
 
     choice = Choice(max_frames, grey_rgb, manifest, _listed(use))
     plan = Plan(profile.value, adapt.value, threads, frozenset(_listed(without)), objects, fit_seconds, choice)

@@ -15,7 +15,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,34 +30,18 @@ from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
 from gateway.errors import PalimpsestError
 from gateway.keys import KeyRing
-from gateway.policy import Adaptation, ArchiveRule, CodecProfile
 from worker.bench_figures import FrameRow, ObjectRow, summary
 from worker.bench_fit import Fitted, fit_group
-from worker.bench_inputs import Choice, Input, Opened, groups, list_inputs, open_input, trained_sources
-from worker.candidate import build_candidate
+from worker.bench_inputs import Input, Opened, groups, list_inputs, open_input, trained_sources
+from worker.bench_objects import archive_objects
+from worker.bench_plan import Plan
 from worker.framechain import RUN
-from worker.identity import Provenance
 from worker.jpegls_baseline import encode_jpegls
 from worker.pixels import PixelSource
 
 T = TypeVar("T")
 LIBRARIES = {"jxl9": ("jxl", 9), "jxl7": ("jxl", 7), "jpegls": ("jpegls", 0), "htj2k": ("htj2k", 0)}
 ENCAPSULATION_BYTES = 12 + 8 + 8  # pixel data header, empty offset table item, sequence delimiter; 8 more per frame
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How our coder is run. without: parts of it that are left out (see encode_frame); objects: whole objects too.
-
-    fit_seconds: that one fit may take."""
-
-    profile: CodecProfile = "default"
-    adapt: Adaptation = "none"
-    threads: int = 1
-    without: frozenset[str] = frozenset()
-    objects: bool = True
-    fit_seconds: float = 4.0
-    choice: Choice = field(default_factory=Choice)
 
 
 @dataclass(frozen=True)
@@ -124,7 +108,7 @@ def _measure_group(
     members: Sequence[Input], plan: Plan, ring: KeyRing, objects: list[ObjectRow], skipped: dict[str, str]
 ) -> list[FrameRow]:
     """Rows of files that are coded together."""
-    context, rows = Context(), list[FrameRow]()
+    context, rows, whole = Context(), list[FrameRow](), list[tuple[Input, ObjectRow]]()
     fitted = _fitted(members, plan)
     for each in members:
         try:
@@ -132,13 +116,15 @@ def _measure_group(
                 chosen = plan.choice.frames(opened.frames)
                 mine = [_measure_frame(each, opened, index, context, plan, fitted) for index in chosen]
                 if opened.source is not None and plan.objects and len(mine) == opened.frames:
-                    objects.append(_measure_object(each, opened, opened.source, mine, ring, plan))
+                    whole.append((each, _object_row(each, opened, opened.source, mine)))
         except (PalimpsestError, CodecError) as error:
             skipped[str(each.path)] = error.reason if isinstance(error, PalimpsestError) else "codec-error"
             context = Context()
             continue
         rows += mine
     _share_out(rows, fitted)
+    archive_objects(whole, ring, plan)
+    objects += [row for _, row in whole]
     return rows
 
 
@@ -208,21 +194,11 @@ def standard_plane(words: Words, fmt: PixelFormat) -> NDArray[Any]:
     return narrow
 
 
-def _measure_object(
-    each: Input, opened: Opened, source: PixelSource, rows: Sequence[FrameRow], ring: KeyRing, plan: Plan
-) -> ObjectRow:
-    """Whole files: archived by us, as received, and the same header with JPEG XL, JPEG-LS or HTJ2K pixels."""
-    facts = Provenance("1970-01-01T00:00:00+00:00", "dimse", "BENCH", "palimpsest bench")
+def _object_row(each: Input, opened: Opened, source: PixelSource, rows: Sequence[FrameRow]) -> ObjectRow:
+    """A whole file: as received, and the same header with JPEG XL, JPEG-LS or HTJ2K pixels."""
     around = len(source.spans.nonpixel()) + ENCAPSULATION_BYTES + 8 * source.frames
     sizes = {name: around + round(sum(row.bytes[name] for row in rows)) for name in LIBRARIES}
-    made = build_candidate(opened.data, facts, ring, threads=plan.threads, rule=_rule(plan))
-    sizes |= {"received": len(opened.data), "archived": len(made.envelope)}
-    return ObjectRow(str(each.path), each.modality, opened.frames, made.coder or made.reason, sizes)
-
-
-def _rule(plan: Plan) -> ArchiveRule:
-    """The archive rule that codes as the plan says."""
-    return ArchiveRule(name="bench", profile=plan.profile, adapt=plan.adapt, fit_seconds=plan.fit_seconds)
+    return ObjectRow(str(each.path), each.modality, opened.frames, "", sizes | {"received": len(opened.data)})
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:

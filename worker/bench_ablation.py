@@ -21,10 +21,11 @@ from codec.group import MAX_FRAMES, GroupReport, decode_group, stack_group
 from codec.pixelformat import PixelFormat
 from codec.weights import UnknownWeights, load
 from gateway.errors import PalimpsestError
-from worker.bench import Context, Plan, timed, warm
+from worker.bench import Context, timed, warm
 from worker.bench_figures import geometric
 from worker.bench_fit import Fitted, fit_group
 from worker.bench_inputs import Input, Opened, list_inputs, open_input
+from worker.bench_plan import Plan
 from worker.bench_table import aligned, percent
 
 WHOLE, VAE = "whole", "vae"

@@ -14,6 +14,7 @@ from gateway.errors import InvalidInstance, PalimpsestError
 from worker.adapting import MODALITY, Prior, prior_of
 from worker.imagefiles import is_image_file, open_image
 from worker.pixels import PixelSource, open_pixels
+from worker.slices import Slice, coding_order, slice_of
 from worker.splice import read_object
 
 SERIES, INSTANCE = 0x0020000E, 0x00200013
@@ -42,16 +43,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Input:
-    """One file. series: SeriesInstanceUID, or the folder of files that have none; number: place in it.
+    """One file. series: what files that make a series share (of slices: patient, series and format; else the series'
+    UID, or the folder); slice: its place among slices, None of other files; number: Instance Number.
 
     modality, source: of the header or the manifest, '' unknown. Nothing here is shown but the path and these two.
     """
 
     path: Path
-    series: str = field(repr=False)
+    series: tuple[object, ...] = field(repr=False)
     number: int
     modality: str
     source: str
+    slice: Slice | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def list_inputs(paths: Sequence[Path], choice: Choice, skipped: dict[str, str]) -> list[Input]:
-    """Every file that looks readable, series by series, in the order of their instance numbers.
+    """Every file that looks readable, series by series, each in the order in which a group's frames are coded.
 
     Files that are none go to `skipped` with the reason. Raises InvalidInstance on an unreadable manifest.
     """
@@ -89,10 +92,17 @@ def list_inputs(paths: Sequence[Path], choice: Choice, skipped: dict[str, str]) 
             found.append(_describe(path, row or {}))
         except PalimpsestError as error:
             skipped[str(path)] = error.reason
-    first: dict[str, int] = {}
-    for place, each in enumerate(found):
-        first.setdefault(each.series, place)
-    return sorted(found, key=lambda each: (first[each.series], each.number, str(each.path)))
+    series: dict[tuple[object, ...], list[Input]] = {}
+    for each in found:
+        series.setdefault(each.series, []).append(each)
+    return [each for members in series.values() for each in _in_order(members)]
+
+
+def _in_order(members: Sequence[Input]) -> list[Input]:
+    """Slices as worker.slices orders them, other files by number and path."""
+    plain = sorted(members, key=lambda each: (each.number, str(each.path)))
+    slices = [each.slice for each in plain if each.slice is not None]
+    return [plain[at] for at in coding_order(slices)] if len(slices) == len(plain) else plain
 
 
 def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
@@ -117,15 +127,17 @@ def trained_sources(manifest: Path | None) -> frozenset[str]:
 def _describe(path: Path, row: Mapping[str, str]) -> Input:
     modality, source = row.get("modality", ""), row.get("source_repo", "")
     if is_image_file(path):
-        return Input(path, str(path.parent), 0, modality, source)
-    header = read_object(_read(path)).dataset
+        return Input(path, (path.parent,), 0, modality, source)
+    data = _read(path)
+    header, place = read_object(data).dataset, slice_of(data)
     number = header.ascii(INSTANCE)
     return Input(
         path,
-        header.ascii(SERIES) or str(path.parent),
+        place.kind if place else (header.ascii(SERIES) or path.parent,),
         int(number) if number.isascii() and number.isdigit() and len(number) <= 12 else 0,
         modality or header.ascii(MODALITY),
         source,
+        place,
     )
 
 

@@ -20,12 +20,14 @@ from palimpsest.cli import app
 from tests.object_makers import image, noisy, packaged
 from tests.unit.codec_networks import known, weight_file
 from tests.unit.test_codec_vae import random_weights
+from tests.unit.test_worker_grouping import slice_file
 from tests.unit.test_worker_imagefiles import nifti
 from worker import bench as bench_module
-from worker.bench import Context, Plan, bench
+from worker.bench import Context, bench
 from worker.bench_ablation import IN_FRAMES, WHOLE, ablate, format_ablation
 from worker.bench_figures import STANDARDS, FrameRow, figures, summary
 from worker.bench_inputs import Choice, groups, list_inputs, trained_sources
+from worker.bench_plan import Plan
 from worker.bench_table import format_table
 
 SUMMARY = (
@@ -207,6 +209,19 @@ def test_an_adapter_for_a_series_is_paid_by_its_frames(folder: Path, adaptable: 
     assert 3 * paid.pop() == pytest.approx(7, abs=0.01)  # kind and six numbers, once
     with_previous = bench([folder / "d.nii"], replace(plan, without=frozenset()))
     assert with_previous.summary["exact"]
+
+
+def test_slices_of_a_series_are_archived_as_one_object(tmp_path: Path) -> None:
+    for number, name in enumerate("cab", 1):
+        (tmp_path / f"{name}.dcm").write_bytes(slice_file(number))
+    inputs = list_inputs([tmp_path], Choice(), {})
+    assert [each.path.name for each in inputs] == ["c.dcm", "a.dcm", "b.dcm"]  # as they lie in space
+    alone = bench([tmp_path], Plan())
+    together = bench([tmp_path], Plan(adapt="series"))
+    assert [row.bytes["received"] for row in together.objects] == [row.bytes["received"] for row in alone.objects]
+    sizes = [sum(row.bytes["archived"] for row in report.objects) for report in (alone, together)]
+    assert sizes[1] < sizes[0] - 1000  # one header and one envelope instead of three
+    assert together.summary["exact"]
 
 
 def test_ablation(folder: Path) -> None:
