@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+
+Buffer = bytes | memoryview | mmap.mmap
 
 __all__ = ["Cache", "CacheEntry", "request_key"]
 
@@ -72,6 +75,30 @@ class Cache:
         """Put bytes under their digest and let the request's key point to them."""
         entry = _entry(sha256(data).hexdigest(), len(data))
         _replace(self._folder / entry.path, data)
+        _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
+        return entry
+
+    def store_written(self, key: str, write_all: Callable[[Callable[[Buffer], object]], None]) -> CacheEntry:
+        """The same for bytes that come in pieces. Nothing is kept when `write_all` raises."""
+        folder = self._folder / "objects" / key[:2]  # where `prune` finds what a kill left behind
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".new-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                hasher = sha256()
+
+                def write(piece: Buffer) -> None:
+                    hasher.update(piece)
+                    file.write(piece)
+
+                write_all(write)
+                entry = _entry(hasher.hexdigest(), file.tell())
+            target = self._folder / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(name, target)
+        finally:
+            with suppress(FileNotFoundError):  # renamed: the usual case
+                os.unlink(name)
         _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
         return entry
 

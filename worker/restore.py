@@ -8,6 +8,7 @@ altered seal, swapped part or wrong UID, is the one refusal ``seal-refused``, wi
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
@@ -36,7 +37,7 @@ from worker.splice import Step, carried, is_decompressed_plan, unpack_plan
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 PLANAR_CONFIGURATION = 0x00280006
-Write = Callable[[bytes | memoryview], object]
+Write = Callable[[bytes | memoryview | mmap.mmap], object]
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,6 @@ def restore(
     """The received file. Arguments and errors as `rebuild`."""
     out = io.BytesIO()
     found = rebuild(envelope, ring, out.write, decode=decode, sop_uid=sop_uid, member=member)
-    return _with_data(found, out)
-
-
-def _with_data(found: Rebuilt, out: io.BytesIO) -> Restored:
     return Restored(**{each.name: getattr(found, each.name) for each in fields(found)}, data=out.getvalue())
 
 
@@ -174,14 +171,12 @@ class OpenGroup:
         self._chain = chain_through(self._members[0])
         self._lock = Lock()  # the chain stands at one frame
 
-    def restore(self, member: int, ring: KeyRing) -> Restored:
-        """One instance (from 0). Raises as `restore`."""
+    def rebuild(self, member: int, ring: KeyRing, write: Write) -> Rebuilt:
+        """One instance (from 0). Raises as `rebuild`."""
         if not 0 <= member < len(self._members):
             raise IntegrityError("container-damaged", "the envelope holds no such instance")
-        out = io.BytesIO()
         with self._lock:
-            found = rebuild_member(self._members[member], ring, out.write, chain=self._chain)
-        return _with_data(found, out)
+            return rebuild_member(self._members[member], ring, write, chain=self._chain)
 
 
 def members_of(envelope: bytes | memoryview) -> list[dict[SectionType, memoryview]]:

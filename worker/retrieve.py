@@ -6,8 +6,8 @@ with the digest that the proof recorded).  Equal requests coalesce: the second w
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,9 +21,9 @@ from gateway.keyuse import used_keys
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
-from worker.restore import OpenGroup, exact_image, restore
+from worker.restore import OpenGroup, Write, exact_image, rebuild
 
-__all__ = ["original_bytes", "retrieve", "retrieve_failure"]
+__all__ = ["original_bytes", "retrieve", "retrieve_failure", "write_original"]
 
 RENDERER = "render/1"  # part of the key of rendered frames: a new way of drawing is another request
 KINDS = re.compile(r"(?P<what>original|metadata)|rendered:(?P<format>png|jpeg):(?P<frame>[1-9][0-9]{0,8})")
@@ -42,16 +42,24 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     key = request_key(kind, row.digest, RENDERER if match["format"] else "")
     cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
     with cache.locked(key):
-        entry = cache.find(key) or cache.store(key, _make(gw, row, match))
+        entry = cache.find(key) or cache.store_written(key, lambda write: _make(gw, row, match, write))
     return _reply(entry)
 
 
 def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
-    """The object as it is given back, digest checked. Raises Gone, NotFound, IntegrityError, Unavailable."""
+    """The object as it is given back, digest checked. Raises as `write_original`."""
+    out = io.BytesIO()
+    write_original(gw, row, out.write)
+    return out.getvalue()
+
+
+def write_original(gw: Gateway, row: InstanceRow, write: Write) -> None:
+    """The same, piece by piece; good once this returns. Raises Gone, NotFound, IntegrityError, Unavailable."""
     if row.shredded_at is not None:
         raise _gone()
     try:
-        return gw.spool.read(row.digest)
+        write(gw.spool.map(row.digest))
+        return
     except NotFound:
         pass  # released
     except IntegrityError:
@@ -61,13 +69,12 @@ def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
     with used_keys():
         if row.member is None:
-            restored = restore(gw.archive.get(row.archive_key, row.archive_digest), gw.keys)
+            restored = rebuild(gw.archive.get(row.archive_key, row.archive_digest), gw.keys, write)
         else:
-            restored = _group(gw.archive, row.archive_key, row.archive_digest).restore(row.member, gw.keys)
+            restored = _group(gw.archive, row.archive_key, row.archive_digest).rebuild(row.member, gw.keys, write)
         gw.index.audit(AuditEvent("restored", "worker", instance_id=row.id))
     if restored.sha256 not in (row.digest, gw.index.facts(row.id).get("restored_sha256")):
         raise IntegrityError("restore-digest", "the archive restored to something other than what was proven")
-    return restored.data
 
 
 @lru_cache(maxsize=1)
@@ -76,14 +83,13 @@ def _group(archive: ArchiveStore, key: str, digest: str) -> OpenGroup:
     return OpenGroup(archive.get(key, digest))
 
 
-def _make(gw: Gateway, row: InstanceRow, match: re.Match[str]) -> bytes:
-    makers: dict[str, Callable[[], bytes]] = {
-        "original": lambda: original_bytes(gw, row),
-        "metadata": lambda: _metadata(gw, row).encode(),
-    }
-    if match["what"]:
-        return makers[match["what"]]()
-    return _rendered(gw, row, int(match["frame"]), match["format"])
+def _make(gw: Gateway, row: InstanceRow, match: re.Match[str], write: Write) -> None:
+    if match["what"] == "original":
+        write_original(gw, row, write)
+    elif match["what"] == "metadata":
+        write(_metadata(gw, row).encode())
+    else:
+        write(_rendered(gw, row, int(match["frame"]), match["format"]))
 
 
 def _rendered(gw: Gateway, row: InstanceRow, frame: int, image_format: str) -> bytes:
