@@ -161,7 +161,7 @@ class Recorder:
 
 
 def deliver(work: Work, parcel: Parcel) -> Delivery:
-    return delivery._deliver_weights(work, "pacs", parcel)
+    return delivery._deliver_weights(work, "pacs", parcel.representation, parcel.data or b"")
 
 
 def test_a_destination_gets_the_weights_before_the_first_envelope(known: Weights, tmp_path: Path) -> None:
