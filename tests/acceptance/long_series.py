@@ -1,10 +1,11 @@
 """How much memory a long series takes: one object of many frames, and as many slices in groups. Prints peak memory.
 
-    python -m tests.acceptance.long_series [--slices 300] [--side 512] [--profile default]
+    python -m tests.acceptance.long_series [--slices 300] [--side 512] [--profile default] [--coder jpegls]
 
 Each step runs in a process of its own: taking in and archiving (encoder and prover are two processes), and giving back.
 Beside the resident set, which counts pages of mapped files too, stands what is the process's own. Pixels are generated:
-smooth structures that move from slice to slice, with noise; nothing is learned from their sizes.
+smooth structures that move from slice to slice, with noise; nothing is learned from their sizes. --coder leaves all
+other coders out: the passes over the frames are the same, and it is quick.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
 
+from codec.frame import ALL_CODERS, EncodedFrame, encode_frame
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway, build
 from gateway.jobs import MemoryQueue
 from gateway.settings import Settings
 from tests.object_makers import image
+from worker import framechain
 from worker.grouping import process_series
 from worker.restore import rebuild
 from worker.verify import Verifier
@@ -101,8 +105,17 @@ def status_of(process: str) -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.endswith(" kB")}
 
 
-def archive(home: Path, profile: str, ids: list[int]) -> dict[str, int | float]:
+def only(coder: str) -> Callable[..., EncodedFrame]:
+    def encode(*arguments: Any, **options: Any) -> EncodedFrame:
+        return encode_frame(*arguments, **{**options, "coders": (coder,)})
+
+    return encode
+
+
+def archive(home: Path, profile: str, coder: str, ids: list[int]) -> dict[str, int | float]:
     """Process of its own: archive what was taken in."""
+    if coder:
+        framechain.encode_frame = only(coder)
     gw = open_gateway(home, profile)
     started = time.monotonic()
     with Verifier(gw.settings.keys_dir, timeout=3600.0, settings=gw.settings) as verifier, Peak() as peak:
@@ -121,7 +134,7 @@ def archive(home: Path, profile: str, ids: list[int]) -> dict[str, int | float]:
     return found
 
 
-def give_back(home: Path, profile: str, ids: list[int]) -> dict[str, int | float]:
+def give_back(home: Path, profile: str, _: str, ids: list[int]) -> dict[str, int | float]:
     """Process of its own: the received files out of the archive, every digest compared, nothing kept."""
     gw = open_gateway(home, profile)
     started, exact = time.monotonic(), 0
@@ -143,15 +156,15 @@ def give_back(home: Path, profile: str, ids: list[int]) -> dict[str, int | float
 STEPS = {"archive": archive, "give_back": give_back}
 
 
-def in_a_process(step: str, home: Path, profile: str, ids: list[int]) -> dict[str, float]:
+def in_a_process(step: str, home: Path, profile: str, coder: str, ids: list[int]) -> dict[str, float]:
     command = [sys.executable, "-m", "tests.acceptance.long_series", "--step", step, "--home", str(home)]
-    command += ["--profile", profile, "--ids", json.dumps(ids)]
+    command += ["--profile", profile, "--coder", coder, "--ids", json.dumps(ids)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parents[2])
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def report(kind: str, count: int, side: int, profile: str) -> None:
+def report(kind: str, count: int, side: int, profile: str, coder: str) -> None:
     with tempfile.TemporaryDirectory(prefix="long-series-") as folder:
         home = Path(folder)
         (home / "policy.toml").write_text(POLICY, encoding="utf-8")
@@ -159,8 +172,8 @@ def report(kind: str, count: int, side: int, profile: str) -> None:
         ids = take_in(gw, count, side, together=kind == "frames")
         received = sum(gw.index.get(each).size for each in ids)
         gw.close()
-        made = in_a_process("archive", home, profile, ids)
-        back = in_a_process("give_back", home, profile, ids)
+        made = in_a_process("archive", home, profile, coder, ids)
+        back = in_a_process("give_back", home, profile, coder, ids)
     print(f"{count} {kind} of {side} x {side}: {received / MIB:.0f} MiB received, {made['bytes'] / MIB:.0f} MiB in "
           f"{made['objects']:.0f} objects ({made['grouped']:.0f} of {len(ids)} instances in groups)")  # fmt: skip
     for name, found in (("archiving", made), ("giving back", back)):
@@ -177,15 +190,16 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--profile", default="default", choices=("fast", "default", "max"))
+    parser.add_argument("--coder", default="", choices=("", *ALL_CODERS))
     parser.add_argument("--step", choices=tuple(STEPS), help=argparse.SUPPRESS)
     parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ids", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
-        print(json.dumps(STEPS[options.step](options.home, options.profile, options.ids)))
+        print(json.dumps(STEPS[options.step](options.home, options.profile, options.coder, options.ids)))
         return
     for kind in ("frames", "slices"):
-        report(kind, options.slices, options.side, options.profile)
+        report(kind, options.slices, options.side, options.profile, options.coder)
 
 
 if __name__ == "__main__":
