@@ -37,7 +37,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
 # What the learned coder's encoder tries in a profile: rates of the head's learning; samples up to which a plane is one
 # tile, two of which can be coded by two threads but cost 0.1-0.3 % more bytes.
 LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (8,), "max": (8, 7, 9, 10)}
-ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 19, "max": 1 << 19}
+ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 17, "max": 1 << 19}
 ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
