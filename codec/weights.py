@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.errors import CodecError, MissingContext
+from codec.errors import CodecError, CorruptBitstream, MissingContext
 from codec.header import read_header
 from codec.limits import DEFAULT_LIMITS
 from codec.wire import Reader
@@ -43,7 +43,11 @@ SUM_LIMIT: Final = 1 << 24  # |bias| + 1023 * sum |weights| of a unit stays belo
 HIGHEST_INPUT: Final = 1023
 LAYERS: Final = ("w1", "b1", "g1", "w2", "b2", "g2", "w3", "b3")
 STACK_HEAD: Final = b"\x53\x01"  # codec.groupstack: magic and version of a stack
-MAX_UNITS: Final = 512  # inputs, hidden units or outputs of one layer
+MAX_UNITS: Final = 512  # inputs of a layer, so hidden units of both layers together, each rounded up to whole eights
+MAX_INPUTS: Final = 256
+MAX_COMPONENTS: Final = 5  # logistics, three outputs each
+MAX_CODES: Final = 255
+UNIT_BLOCK: Final = 8  # hidden units that a kernel computes together
 _HEAD: Final = struct.Struct("<4sB3sI")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
 
@@ -52,6 +56,10 @@ Array = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.ui
 
 class BadWeights(CodecError):
     """The bytes are no weight file, or not the one that was asked for."""
+
+
+class NoSuchArray(BadWeights, CorruptBitstream):
+    """The weights lack what is asked of them: of a blob that names them, or of whoever encodes with them, a fault."""
 
 
 class UnknownWeights(MissingContext):
@@ -75,6 +83,7 @@ class Released:
 #: every file ever released, oldest first. Add; never remove or change: archived frames name these digests.
 RELEASED: Final[tuple[Released, ...]] = (
     Released("vae", "3b74968a7aa91647577b0d1e6133ffed39e13cc5d708c330092059bc0b7b31d7"),
+    Released("default", "49924f263e33b14a8766987b636c9e2fe6c02c1ee78afc879ece0194a0ce3565", ("default", "max")),
 )
 
 
@@ -102,14 +111,14 @@ class Weights:
     def layers(self, network: str) -> dict[str, NDArray[np.int32]]:
         """Fresh int32 arrays w1[H1, I], b1[H1], g1[H1], w2[H2, H1], b2[H2], g2[H2], w3[O, H1 + H2], b3[O] of a network.
 
-        Raises BadWeights when there is no such network.
+        Raises NoSuchArray when there is no such network.
         """
         return {part: self.array(f"{network}.{part}").astype(np.int32) for part in LAYERS}
 
     def array(self, name: str) -> Array:
-        """One array as stored. Raises BadWeights when there is none of that name."""
+        """One array as stored. Raises NoSuchArray when there is none of that name."""
         if name not in self.arrays:
-            raise BadWeights(f"weights {self.name} hold no {name}")
+            raise NoSuchArray(f"weights {self.name} hold no {name}")
         return self.arrays[name]
 
 
@@ -134,6 +143,7 @@ def parse(data: bytes, digest: str | None = None) -> Weights:
     arrays = _read_arrays(data, at, header["arrays"])
     for network in {name.rpartition(".")[0] for name in arrays if name.endswith(".w1")}:
         _check_network(arrays, network)
+        _check_adapters(arrays, network)
     profiles = tuple(header["profiles"])
     return Weights(header["name"], found, profiles, MappingProxyType(arrays), MappingProxyType(header["facts"]), data)
 
@@ -226,6 +236,22 @@ def _check_network(arrays: Mapping[str, Array], network: str) -> None:
             raise BadWeights(f"network {network} could overflow")
     if min(int(g1.min()), int(g2.min())) < 0 or max(int(g1.max()), int(g2.max())) > 255:
         raise BadWeights(f"network {network} has gains outside 0..255")
+    hidden = sum(-(-matrix.shape[0] // UNIT_BLOCK) * UNIT_BLOCK for matrix in (w1, w2))
+    if w1.shape[1] > MAX_INPUTS or hidden > MAX_UNITS or w3.shape[0] not in range(3, 3 * MAX_COMPONENTS + 1, 3):
+        raise BadWeights(f"network {network} is larger than the law has room for, or its outputs are not in threes")
+
+
+def _check_adapters(arrays: Mapping[str, Array], network: str) -> None:
+    """A basis for exactly the network's gains and biases, and centres of as many codes."""
+    codes = 0
+    basis, centres = (arrays.get(f"{network}.{part}") for part in ("basis", "centres"))
+    if basis is not None:
+        codes = basis.shape[0] if basis.ndim == 2 else 0
+        modulated = sum(arrays[f"{network}.{part}"].size for part in ("g1", "b1", "g2", "b2", "b3"))
+        if not 0 < codes <= MAX_CODES or basis.dtype != np.int8 or basis.shape[1] != modulated:
+            raise BadWeights(f"network {network} has a basis that does not fit it")
+    if centres is not None and (centres.ndim != 2 or centres.dtype != np.int8 or centres.shape[1] != codes):
+        raise BadWeights(f"network {network} has centres that do not fit its basis")
 
 
 # --- writing (training, tests) ---
@@ -284,7 +310,7 @@ def load(which: bytes | str) -> Weights:
 
     Raises UnknownWeights when there are none, BadWeights when the file is missing or damaged.
     """
-    for added in _ADDED.values():
+    for added in tuple(_ADDED.values()):  # a copy: another thread may add
         if which in (added.id, added.sha256, added.name):
             return added
     for entry in reversed(RELEASED):
@@ -297,7 +323,7 @@ def load(which: bytes | str) -> Weights:
 def in_use() -> tuple[Weights, ...]:
     """All weights that something is encoded with: of every profile the newest, each once."""
     profiles = {profile for each in RELEASED for profile in each.profiles}
-    profiles |= {profile for each in _ADDED.values() for profile in each.profiles}
+    profiles |= {profile for each in tuple(_ADDED.values()) for profile in each.profiles}
     found = {weights.sha256: weights for weights in map(current, sorted(profiles))}
     return tuple(found.values())
 
@@ -307,7 +333,7 @@ def current(profile: str) -> Weights:
     for entry in reversed(RELEASED):
         if profile in entry.profiles:
             return _released(entry.sha256)
-    for added in reversed(_ADDED.values()):
+    for added in reversed(tuple(_ADDED.values())):
         if profile in added.profiles:
             return added
     raise UnknownWeights(f"no weights were released for profile {profile}")
@@ -321,7 +347,7 @@ def add(data: bytes) -> Weights:
     """
     weights = parse(data)
     taken = {bytes.fromhex(each.sha256)[:ID_BYTES]: each.sha256 for each in RELEASED}
-    taken |= {key: each.sha256 for key, each in _ADDED.items()}
+    taken |= {key: each.sha256 for key, each in tuple(_ADDED.items())}
     if taken.get(weights.id, weights.sha256) != weights.sha256:
         raise BadWeights("another weight file has the same first four bytes")
     if weights.id not in taken:

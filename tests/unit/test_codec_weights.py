@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from codec import weights
 from codec.errors import CorruptBitstream
 from codec.weights import BadWeights, UnknownWeights, Weights, parse, write_weights
-from tests.unit.codec_networks import VOLUME_INPUTS, weight_file
+from tests.unit.codec_networks import VOLUME_INPUTS, Array, layers, weight_file
 
 DATA = weight_file()
 
 #: full SHA-256 of everything that was ever released. Add; a line that goes is an archive that cannot be read.
 PINNED: dict[str, str] = {
     "vae-3b74968a.bin": "3b74968a7aa91647577b0d1e6133ffed39e13cc5d708c330092059bc0b7b31d7",
+    "default-49924f26.bin": "49924f263e33b14a8766987b636c9e2fe6c02c1ee78afc879ece0194a0ce3565",
 }
 
 
@@ -72,6 +73,47 @@ def test_written_is_what_is_read() -> None:
         found.arrays["frame.b1"][0] = 1
     with pytest.raises(BadWeights):
         found.layers("other")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "hidden", "parts"), [(257, (16, 8), 3), (74, (256, 264), 3), (74, (249, 257), 3), (74, (16, 8), 6)]
+)
+def test_networks_that_no_kernel_has_room_for_are_refused(inputs: int, hidden: tuple[int, int], parts: int) -> None:
+    arrays = {f"frame.{name}": array for name, array in layers(1, inputs, hidden, parts, 1).items()}
+    with pytest.raises(BadWeights):
+        write_weights("large", (), arrays)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 4, 16])
+def test_outputs_come_in_threes(outputs: int) -> None:
+    arrays = {f"frame.{name}": array for name, array in layers(1, 74).items()}
+    arrays |= {"frame.w3": np.zeros((outputs, 24), np.int8), "frame.b3": np.zeros(outputs, np.int32)}
+    with pytest.raises(BadWeights):
+        write_weights("odd", (), arrays)
+
+
+MODULATED = 2 * (16 + 8) + 9  # gains and biases of the tests' networks
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"frame.basis": np.zeros((4, MODULATED - 1), np.int8)},
+        {"frame.basis": np.zeros(4 * MODULATED, np.int8)},
+        {"frame.basis": np.array(1, np.int8)},
+        {"frame.basis": np.zeros((256, MODULATED), np.int8)},
+        {"frame.basis": np.zeros((4, MODULATED), np.int32)},
+        {"frame.centres": np.zeros((2, 5), np.int8)},
+        {"frame.centres": np.zeros(4, np.int8)},
+        {"frame.centres": np.zeros((2, 4), np.int16)},
+    ],
+)
+def test_adapters_of_another_shape_than_their_network_are_refused(changed: dict[str, Array]) -> None:
+    arrays = {f"frame.{name}": array for name, array in layers(1, 74).items()}
+    arrays |= {"frame.basis": np.zeros((4, MODULATED), np.int8), "frame.centres": np.zeros((2, 4), np.int8)}
+    write_weights("right", (), arrays)
+    with pytest.raises(BadWeights):
+        write_weights("wrong", (), arrays | changed)
 
 
 def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
