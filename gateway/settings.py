@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         default=32, ge=1, description="instances of one series that a GPU worker carries at once, if they are waiting"
     )
     gpu_batch_bytes: int = Field(
-        default=GIB // 8, ge=1, description="received bytes of such a batch, at most: coding takes tens of times as many"
+        default=GIB // 8, ge=1, description="received bytes of such a batch, at most: coding takes tens of times that"
     )
     gpu_provers: int = Field(default=2, ge=1, description="proving processes of a GPU worker: proofs stay CPU work")
     retrieve_processes: int = Field(default=1, ge=1, description="reserved: they never encode")

@@ -228,6 +228,40 @@ def test_a_gpu_worker_that_wakes_up_late_writes_nothing_over_the_other(gw: Gatew
     assert [gw.index.get(each) for each in ids] == before
 
 
+HANGS = """
+import sys, time
+from gateway.bootstrap import build
+from gateway.jobs import MemoryQueue
+from gateway.settings import load_settings
+from worker import gpubatch
+
+def hang(gw, prover, row, owner):
+    print(row.id, flush=True)
+    time.sleep(600)
+
+gpubatch.carry_claimed = hang
+settings = load_settings(home=sys.argv[1], watermark_bytes=0, gpu_devices=(0,), lease_seconds=2.0)
+gateway = build(settings, queue=MemoryQueue())
+gpubatch.process_batch(gateway, None, int(sys.argv[2]), "gpu-0-life1", None)
+"""
+
+
+def test_a_gpu_worker_killed_in_the_middle_of_a_batch_leaves_nothing_behind_but_leases(gw: Gateway) -> None:
+    ids = [take_in(gw, image(n)).row.id for n in range(3)]
+    command = [sys.executable, "-c", HANGS, str(gw.settings.home), str(ids[0])]
+    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert sorted(int(child.stdout.readline()) for _ in ids) == ids  # all three are being carried
+    assert process_instance(gw, InProcess(gw.keys), ids[1], CPU) == "not-claimed"
+    child.kill()
+    child.wait(timeout=30)
+    child.stdout.close()
+    until = time.time() + 60
+    while any((gw.index.get(each).lease_until or 0) > time.time() for each in ids) and time.time() < until:
+        time.sleep(0.05)
+    assert [process_instance(gw, InProcess(gw.keys), each, CPU) for each in ids] == ["ARCHIVED"] * 3
+
+
 # --- messages, processes ---
 
 
