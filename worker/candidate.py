@@ -145,10 +145,12 @@ def _coded(data: Data, facts: Provenance, sealer: Sealer, threads: int) -> Candi
     coder = chain_coder(source, sealer.rule, threads)
     made = seal_image(data, source, facts, sealer, coder)
     made.sections[SectionType.FRAMES] = box.pack_frames(coder.blobs)
+    version = box.version_for(made.sections, coder.blobs)
     if coder.uses_shared and coder.shared is not None:
         made.sections[SectionType.ADAPTER] = coder.shared
+        version = box.CONTEXT_VERSION
     words = "+".join(name for name, _ in Counter(coder.coders).most_common())
-    version = box.version_for(made.sections, coder.blobs)
+    coder.blobs.clear()  # they are in their section: the same bytes twice would be the most that is held
     return _finish(data, made, sealer, Form.CODED, "", words, version)
 
 

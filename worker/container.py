@@ -93,10 +93,12 @@ class Image:
 
 def build(sections: Mapping[SectionType, bytes], version: int = VERSION) -> bytes:
     """Container bytes, sections in order of type."""
-    parts = _packed(sections)
+    parts, digest = _packed(sections), sha256()
     total = _HEAD.size + sum(map(len, parts)) + TRAILER_BYTES
-    body = b"".join([_HEAD.pack(MAGIC, version, 0, len(sections), total), *parts])
-    return body + sha256(body).digest()
+    parts.insert(0, _HEAD.pack(MAGIC, version, 0, len(sections), total))
+    for part in parts:
+        digest.update(part)
+    return b"".join([*parts, digest.digest()])
 
 
 def version_for(sections: Mapping[SectionType, bytes], blobs: Sequence[bytes]) -> int:
