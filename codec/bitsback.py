@@ -80,7 +80,7 @@ def pop_all(io: Any, words: Any, weight: Any, centre: Any, scale: Any, highest: 
             step *= 2
             if probe <= low or probe >= high:
                 probe = (low + high) >> 1
-                step = max(1, (high - low) >> 2)
+                step = max(np.int64(1), (high - low) >> 2)
         values[place] = low
         state = (end - start) * (io[STATE] >> PRECISION) + target - start
         if state < LOWEST:
