@@ -22,6 +22,7 @@ from worker.training_card import Trained, model_card
 
 SAMPLES = 8000  # of a frame as it is; half as many of the same turned, and split
 SPLIT_EVERY, MOST_SPLIT = 3, 6
+CHANGES = 3  # of a view, see View.change
 VOLUME_SHARE = 0.6  # of the steps, for the network with a previous frame: it starts from the other
 CARD = "model-card.md"
 
@@ -86,6 +87,7 @@ def read_data(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None]
 def _views(number: int, rng: np.random.Generator) -> list[View]:
     """How the number-th frame is looked at."""
     views = [View(0, 0, SAMPLES), View(1 + number % 7, 0, SAMPLES // 2)]
+    views.append(View(int(rng.integers(8)), 0, SAMPLES // 2, 1 + number % CHANGES))
     if number % SPLIT_EVERY == 0:
         views.append(View(0, int(rng.integers(1, MOST_SPLIT)), SAMPLES // 2))
     return views
@@ -121,7 +123,7 @@ def _train_profile(
     plan, start = recipe.plan(profile), None
     for name, images in ((FRAME, got.frames), (VOLUME, got.volumes)):
         learned = [image for image in images if image.source not in held]
-        stopped = [image for image in images if image.source in held and image.name.endswith("t0s0")]
+        stopped = [image for image in images if image.source in held and image.name.endswith("t0s0c0")]
         if not learned:
             break
         if name == VOLUME:

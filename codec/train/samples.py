@@ -41,11 +41,16 @@ class Shot:
 
 @dataclass(frozen=True)
 class View:
-    """How a frame is looked at: turned (0..7), split at k bits below its highest (0: unsplit), samples wanted."""
+    """How a frame is looked at: turned (0..7), split at k bits below its highest (0: unsplit), samples wanted.
+
+    `change`: 0 as it is, 1 halved in size (means of four), 2 two bits fewer, 3 with noise as strong as its texture:
+    more kinds of statistics than there are sources.
+    """
 
     turn: int
     split: int
     wanted: int
+    change: int = 0
 
 
 def blank_network(inputs: int) -> Network:
@@ -87,14 +92,32 @@ def turned(plane: Plane, turn: int) -> Plane:
     return np.ascontiguousarray(seen[:, ::-1] if turn & 4 else seen)
 
 
+def changed(plane: Plane, change: int, highest: int, rng: np.random.Generator) -> Plane:
+    """A plane with other statistics, in the same range; see View."""
+    if change == 1:
+        rows, columns = plane.shape[0] // 2 * 2, plane.shape[1] // 2 * 2
+        four = plane[:rows, :columns].reshape(rows // 2, 2, columns // 2, 2)
+        return np.asarray(four.sum(axis=(1, 3)) >> 2, np.int32)
+    if change == 2:
+        return plane >> 2
+    if change == 3:
+        texture = float(np.abs(np.diff(plane.astype(np.float32), axis=1)).mean())
+        noise = rng.standard_normal(plane.shape, np.float32) * np.float32(texture)
+        return np.asarray(np.clip(plane + np.rint(noise), 0, highest), np.int32)
+    return plane
+
+
 def sample_plane(
     plane: Plane, highest: int, earlier: Plane | None, view: View, inputs: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
     """Inputs int16[n, inputs] and facts int32[n, 6] (see gradient.facts_of) at about `view.wanted` places."""
-    seen = turned(middle(plane), view.turn)
-    before = None if earlier is None else framed(turned(middle(earlier), view.turn), 0, highest)
-    choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if plane.size <= limit)
-    classes, directions = choices[rng.integers(len(choices))] if view.turn or view.split else choices[-1]
+    seen = turned(changed(middle(plane), view.change, highest, rng), view.turn)
+    before = None
+    if earlier is not None:
+        before = framed(turned(changed(middle(earlier), view.change, highest, rng), view.turn), 0, highest)
+    highest = highest >> 2 if view.change == 2 else highest
+    choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if seen.size <= limit)
+    classes, directions = choices[rng.integers(len(choices))] if view.turn or view.split or view.change else choices[-1]
     predictors = fit_plane(seen, before, classes, directions, precision)
     bits = highest.bit_length()
     k = max(1, bits - view.split) if view.split else bits
@@ -112,8 +135,10 @@ def sample_shot(shot: Shot, views: Sequence[View], inputs: int, rng: np.random.G
         if highest < 1 or min(plane.shape) < LEAST_SIDE:
             continue
         for view in views:
+            if view.change and (highest < 64 or min(plane.shape) < 2 * LEAST_SIDE):
+                continue
             x, facts = sample_plane(plane, highest, earlier, view, inputs, rng)
-            name = f"{shot.name}#{number}t{view.turn}s{view.split}"
+            name = f"{shot.name}#{number}t{view.turn}s{view.split}c{view.change}"
             if len(x):
                 out.append(Sampled(name, shot.source, shot.kind, x, facts))
     return out

@@ -14,7 +14,7 @@ from codec.network import Network
 from codec.pixelformat import PixelFormat
 from codec.train.gradient import Facts, Floats, Layers, Sizes, backward, facts_of, forward, mixture_bits
 from codec.train.release import weight_file
-from codec.train.samples import Shot, View, planes_of, restore, sample_shot, store, turned
+from codec.train.samples import Shot, View, changed, planes_of, restore, sample_shot, store, turned
 from codec.train.trainer import Plan, Sampled, Trainer, chances, mean_bits, rounded, widened
 from codec.wave import count_tile, features_tile
 from codec.weights import parse
@@ -223,6 +223,18 @@ def test_samples_of_colour_and_of_a_previous_frame() -> None:
 def test_eight_orientations() -> None:
     plane = np.arange(6, dtype=np.int32).reshape(2, 3)
     assert len({turned(plane, turn).tobytes() + bytes(turned(plane, turn).shape) for turn in range(8)}) == 8
+
+
+@pytest.mark.parametrize("change", [1, 2, 3])
+def test_changed_views_are_other_images_in_the_same_range(change: int) -> None:
+    plane, highest, earlier = planes_of(shot(4, previous=True))[0]
+    rng = np.random.default_rng(1)
+    seen = changed(plane, change, highest, rng)
+    assert seen.dtype == np.int32 and 0 <= seen.min() and seen.max() <= highest
+    assert seen.shape == ((32, 24) if change == 1 else plane.shape)
+    (image,) = sample_shot(shot(4, previous=True), (View(2, 0, 500, change),), 90, rng)
+    assert image.name.endswith(f"c{change}") and len(image.x) > 100
+    assert (image.facts[:, 0] <= image.facts[:, 5]).all()
 
 
 def test_many_images_of_a_source_count_less_each() -> None:
