@@ -98,7 +98,7 @@ def _factors(data: bytes, at: int, weights: Weights, name: str) -> tuple[Factors
 def materialise(weights: Weights, adapter: bytes, previous: bool) -> Network:
     """The network under an adapter (empty: none) for frames with or without a previous one.
 
-    Raises CorruptBitstream on adapter bytes that these weights cannot read, BadWeights when they lack the network.
+    Raises CorruptBitstream on adapter bytes that these weights cannot read, NoSuchArray when they lack the network.
     """
     name = VOLUME if previous else FRAME
     layers = weights.layers(name)

@@ -24,10 +24,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.errors import CorruptBitstream, MissingContext, UnsupportedFrame
+from codec.errors import CorruptBitstream, UnsupportedFrame
 from codec.lattice import Plane
 from codec.vae import HIGHEST_TOP, Model, Stack, latent_count, pop_plane, push_plane
-from codec.weights import UnknownWeights, Weights, load
+from codec.weights import BadWeights, Weights, load
 from codec.wire import Reader, put_varint
 
 MAGIC, VERSION = 0x53, 1
@@ -128,8 +128,7 @@ def _checksum(data: bytes, shapes: Sequence[Shape]) -> bytes:
 def decode_stack(data: bytes, shapes: Sequence[Shape], opener: Opener) -> tuple[list[Plane], bytes]:
     """The planes of a stack, and the initial bits that it holds (whole words; what the encoder filled up included).
 
-    Raises CorruptBitstream, MissingContext when the weights are unknown or the planes are other ones; bounded by the
-    planes' sides.
+    Raises CorruptBitstream, also when the planes are other ones; UnknownWeights. Bounded by the planes' sides.
     """
     reader = Reader(data)
     if reader.byte() != MAGIC or reader.byte() != VERSION:
@@ -144,10 +143,11 @@ def decode_stack(data: bytes, shapes: Sequence[Shape], opener: Opener) -> tuple[
         raise CorruptBitstream("a stack is damaged, or of other frames")
     if not 1 << 31 <= state < 1 << 63:
         raise CorruptBitstream("a stack's state is impossible")
+    weights = load(name)
     try:
-        model = Model(load(name))
-    except UnknownWeights as error:
-        raise MissingContext(str(error)) from error
+        model = Model(weights)
+    except BadWeights as error:
+        raise CorruptBitstream("a stack names weights that hold no VAE") from error
     stack = opener(words, state)
     planes = [pop_plane(stack, model, (shape.rows, shape.columns), shape.highest) for shape in reversed(shapes)]
     if stack.state >> 32 != 1:

@@ -1,6 +1,6 @@
 """The learned coder's bytes: weights, context, planes, tiles. Reads and writes them, decodes nothing.
 
-Layout in docs/bitstream.md, part 2, section 3.
+Layout in docs/bitstream.md, part 2, section 2.
 """
 
 from __future__ import annotations
@@ -213,6 +213,10 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
         or tile_rows == 0
         or precision > MAX_PRECISION
         or rate not in RATES
+        or learning >> 5
+        or sets > MAX_SETS
+        or directions > max(1, sets - 1)
+        or (sets > 0 and (sets - 1) % directions)
     ):
         raise CorruptBitstream("plane parameters out of range")
     thresholds, last = [], -1

@@ -105,3 +105,11 @@ def test_damaged_groups_are_refused(networks: None, monkeypatch: pytest.MonkeyPa
             decode_group((group.blobs[0], bytes(blob), group.blobs[2]), group.stack)
     with pytest.raises(CorruptBitstream):  # another order: other frames' G, under the same sides
         decode_group(group.blobs[::-1], group.stack)
+
+
+def test_a_stack_that_names_weights_of_another_kind_is_refused(networks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.group.shorter", lambda stacked, causal: True)
+    group, _ = stacked(monkeypatch)
+    monkeypatch.setattr("codec.groupstack._checksum", lambda data, shapes: group.stack[-4:])
+    with known(weight_file(9)) as other, pytest.raises(CorruptBitstream, match="no VAE"):
+        open_stack(group.blobs, group.stack[:2] + other.id + group.stack[6:])

@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codec import weights
 from codec.bitplane import Words
+from codec.dual import code_taps
 from codec.errors import CorruptBitstream
 from codec.frame import decode_frame, encode_frame
 from codec.header import read_header
-from codec.learnedformat import CodedFrame, CodedPlane, Tile, read_learned, write_learned
+from codec.learneddecode import radius_of
+from codec.learnedformat import NO_WORDS, CodedFrame, CodedPlane, Tile, read_learned, write_learned
 from codec.limits import DEFAULT_LIMITS
 from codec.pixelformat import PixelFormat
 from codec.reference import decode_frame_reference
@@ -103,6 +106,38 @@ def test_changed_parts_with_right_checksums_do_no_harm(split: bool, chained: boo
     fast = outcome(decode_frame, blob, before(split))
     if not split:
         assert fast == outcome(decode_frame_reference, blob, before(split))
+
+
+def with_sets(sets: int, directions: int) -> CodedPlane:
+    """A plane with so many sets of zero taps, everything else as it was; where the sets allow, thresholds too."""
+    words = code_taps(np.zeros((sets, 35), np.int32), radius_of(False)) if sets else NO_WORDS
+    thresholds = tuple(range(max(0, (sets - 1) // directions - 1)))
+    plane = parsed(False, False)[1].planes[0]
+    return replace(plane, sets=sets, directions=directions, thresholds=thresholds, taps=words)
+
+
+@pytest.mark.parametrize(("sets", "directions"), [(17, 1), (31, 1), (31, 3), (3, 3), (15, 3), (0, 3), (1, 3)])
+@pytest.mark.parametrize("decoder", [decode_frame, decode_frame_reference])
+def test_sets_that_no_classes_explain_are_refused(decoder: object, sets: int, directions: int) -> None:
+    head, frame = parsed(False, False)
+    blob = head + write_learned(CodedFrame(frame.preface, None, (with_sets(sets, directions),)))
+    with pytest.raises(CorruptBitstream, match="plane parameters out of range"):
+        decoder(blob)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("bit", [5, 6, 7])
+def test_reserved_bits_of_the_learning_byte_are_refused(bit: int) -> None:
+    head, frame = parsed(False, False)
+    plane = replace(frame.planes[0], rate=frame.planes[0].rate | 1 << bit)
+    with pytest.raises(CorruptBitstream, match="plane parameters out of range"):
+        decode_frame(head + write_learned(CodedFrame(frame.preface, None, (plane,))))
+
+
+def test_weights_without_the_network_are_a_fault_of_the_blob() -> None:
+    head, frame = parsed(False, False)
+    preface = replace(frame.preface, weights=weights.load("vae").id)
+    with pytest.raises(CorruptBitstream):
+        decode_frame(head + write_learned(CodedFrame(preface, None, frame.planes)))
 
 
 @pytest.mark.parametrize("shape", [(65535, 65535), (65535, 1), (1, 65535), (0, 5), (11000, 11000)])
