@@ -230,7 +230,7 @@ def test_changed_views_are_other_images_in_the_same_range(change: int) -> None:
     plane, highest, earlier = planes_of(shot(4, previous=True))[0]
     rng = np.random.default_rng(1)
     seen = changed(plane, change, highest, rng)
-    assert seen.dtype == np.int32 and 0 <= seen.min() and seen.max() <= highest
+    assert seen.dtype == np.int32 and seen.min() >= 0 and seen.max() <= highest
     assert seen.shape == ((32, 24) if change == 1 else plane.shape)
     (image,) = sample_shot(shot(4, previous=True), (View(2, 0, 500, change),), 90, rng)
     assert image.name.endswith(f"c{change}") and len(image.x) > 100
