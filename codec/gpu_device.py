@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = ["CudaDevice", "kernels", "main"]
 # when this many tiles come to it (docs/gpu.md).
 GROUPS = ((3, 8), (6, 4))
 FEWEST_GROUPS = 2
+INSTALL = "an NVIDIA driver and CUDA's compiler are needed: pip install 'palimpsest[gpu]'"
 MASTER_ROOM = 1 << 13  # int32 of a tile: more than its master weights take
 MEMORY_SHARE = 0.8  # of the device's free memory that a launch may take
 
@@ -90,23 +92,13 @@ class CudaDevice:
 
     def __init__(self, number: int = 0, groups: int | None = None) -> None:
         self._number, self._given, self._rest = number, groups, Processor()
-        with _found_out(f"CUDA device {number} cannot be used"):
-            from importlib import import_module
-
+        self._cuda, self._name, self._processors = find_device(number)
+        with _found_out(number), self._cuda.gpus[number]:
             from numba import types
 
-            cuda: Any = import_module("numba.cuda")
-            if not cuda.is_available():
-                raise NoDevice(f"CUDA device {number} cannot be used: {_why_none(cuda)}")
-            if number >= len(cuda.gpus):
-                raise NoDevice(f"CUDA device {number} cannot be used: there are {len(cuda.gpus)}, counted from 0")
-            self._cuda = cuda
-            with cuda.gpus[number]:
-                self._name = _text(cuda.get_current_device().name)
-                self._processors = int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
-                encode, decode = kernels(cuda)
-                encode_types, decode_types = signatures(types)
-                self._encode, self._decode = cuda.jit(encode_types)(encode), cuda.jit(decode_types)(decode)
+            encode, decode = kernels(self._cuda)
+            encode_types, decode_types = signatures(types)
+            self._encode, self._decode = self._cuda.jit(encode_types)(encode), self._cuda.jit(decode_types)(decode)
 
     def __str__(self) -> str:
         return f"CUDA device {self._number}: {self._name}"
@@ -193,20 +185,36 @@ def job_bytes(job: Job) -> int:
     return int(4 * (rows * columns + words + around * steps * AROUND_STRIDE + slow))
 
 
+def find_device(number: int) -> tuple[Any, str, int]:
+    """numba.cuda, the device's name and its multiprocessors; nothing is compiled. Raises NoDevice."""
+    try:
+        cuda: Any = import_module("numba.cuda")
+    except ImportError:
+        raise NoDevice(f"{_cannot(number)}: numba has no CUDA target ({INSTALL})") from None
+    with _found_out(number):
+        if not cuda.is_available():
+            raise NoDevice(f"{_cannot(number)}: {_why_none(cuda)} ({INSTALL})")
+        if number >= len(cuda.gpus):
+            raise NoDevice(f"{_cannot(number)}: there are {len(cuda.gpus)}, counted from 0")
+        with cuda.gpus[number]:
+            device = cuda.get_current_device()
+            name = device.name.decode() if isinstance(device.name, bytes) else device.name
+            return cuda, str(name), int(device.MULTIPROCESSOR_COUNT)
+
+
+def _cannot(number: int) -> str:
+    return f"CUDA device {number} cannot be used"
+
+
 def _why_none(cuda: Any) -> str:
     """What is missing, in words for whoever runs the command."""
     error = cuda.cuda_error()
-    first = str(error).strip().splitlines() if error else []
-    detail = next((line for line in first if line and not line.startswith("Error at")), "no device answers")
-    return f"{detail.rstrip('.')} (an NVIDIA driver and CUDA's compiler are needed: pip install 'palimpsest[gpu]')"
-
-
-def _text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+    lines = str(error).strip().splitlines() if error else []
+    return next((line for line in lines if line and not line.startswith("Error at")), "no device answers").rstrip(".")
 
 
 @contextmanager
-def _found_out(message: str) -> Iterator[None]:
+def _found_out(number: int) -> Iterator[None]:
     """What numba.cuda raises where a part of CUDA is missing becomes NoDevice."""
     from numba.core.errors import NumbaError
     from numba.cuda.cudadrv.error import (
@@ -220,7 +228,7 @@ def _found_out(message: str) -> Iterator[None]:
     try:
         yield
     except (CudaDriverError, CudaRuntimeError, CudaSupportError, NvvmError, NvvmSupportError, NumbaError) as error:
-        raise NoDevice(f"{message}: {str(error).strip().splitlines()[0]}") from error
+        raise NoDevice(f"{_cannot(number)}: {str(error).strip().splitlines()[0]} ({INSTALL})") from error
 
 
 @contextmanager
@@ -238,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m codec.gpu_device [NUMBER]`: whether that device can be used: 0 and what it is, or 1 and why not."""
     number = int((arguments if arguments is not None else sys.argv[1:] or ["0"])[0])
     try:
-        print(CudaDevice(number))
+        print(f"CUDA device {number}: {find_device(number)[1]}")
     except NoDevice as error:
         print(error, file=sys.stderr)
         return 1

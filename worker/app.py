@@ -25,6 +25,7 @@ from worker.tasks import Runtime, register
 __all__ = ["build_app"]
 
 WATCH_SECONDS = 1.0
+DEVICE_START_SECONDS = 600.0
 
 
 def build_app(settings: Settings, name: str, restart: Event, device: int | None = None) -> Celery:
@@ -34,6 +35,8 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
     Called in the pool's parent process: its pid is what the children watch. `device`: see `worker.tasks.Runtime`.
     """
     app = celery_app(settings)
+    if device is not None:  # a child that compiles kernels for a device is up when it has done so; the default is 4 s
+        app.conf.worker_proc_alive_timeout = DEVICE_START_SECONDS
     runtime = Runtime(settings, name, device)
     parent = os.getpid()
 

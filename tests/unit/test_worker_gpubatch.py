@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from codec.gpu import Batcher, DeviceLost, current_device
+from codec.gpu_jobs import Processor
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Unavailable
 from gateway.index_schema import instance
@@ -22,6 +23,7 @@ from gateway.settings import Settings, load_settings
 from palimpsest.supervisor import stages
 from tests.fakes import part10, take_in
 from tests.proving import InProcess
+from tests.unit.codec_networks import known, weight_file
 from worker import gpubatch, process, sweep
 from worker.gpubatch import Provers, process_batch
 from worker.pipeline import carry_claimed, process_instance
@@ -33,8 +35,8 @@ GPU, CPU = "gpu-0-life1", "encode-life1"
 OTHER_SERIES = "1.2.3.100.2"
 
 
-class Echo:
-    """A device that gives its jobs back, or is lost at once."""
+class Fake(Processor):
+    """A device that is this processor, or one that is lost as soon as it is asked."""
 
     def __init__(self, *, lost: bool = False) -> None:
         self.lost = lost
@@ -43,9 +45,14 @@ class Echo:
         """See codec.gpu.Device."""
         if self.lost:
             raise DeviceLost("gone")
-        return list(jobs)
+        return super().encode(jobs)
 
-    decode = encode
+
+@pytest.fixture(autouse=True, scope="module")
+def weights() -> Iterator[object]:
+    """The learned coder codes: it is the one that asks the device."""
+    with known(weight_file()) as added:
+        yield added
 
 
 @pytest.fixture
@@ -66,7 +73,7 @@ def gw(tmp_path: Path, queue: MemoryQueue) -> Iterator[Gateway]:
 
 @pytest.fixture
 def device() -> Iterator[Batcher]:
-    batcher = Batcher(Echo(), Echo())
+    batcher = Batcher(Fake(), Fake())
     yield batcher
     batcher.close()
 
@@ -87,6 +94,7 @@ def test_waiting_instances_of_one_series_go_together(gw: Gateway, device: Batche
     ids = [take_in(gw, image(n)).row.id for n in range(5)]
     others = [take_in(gw, image(n, OTHER_SERIES)).row.id for n in range(2)]
     assert batch(gw, ids[2], device) == dict.fromkeys(ids, "ARCHIVED")
+    assert device.tally.jobs >= 5 and device.lost is None
     assert states(gw, others) == [State.RECEIVED] * 2
     assert all(gw.index.get(each).attempts == 0 for each in others)
     assert all(batch(gw, each, device) == {} for each in ids)  # their own messages come later and find nothing to do
@@ -168,8 +176,7 @@ def test_the_error_of_the_instance_asked_for_is_raised_after_its_mates_are_done(
 
 
 def test_a_lost_device_is_told_and_costs_no_image(gw: Gateway) -> None:
-    lost = Batcher(Echo(lost=True), Echo())
-    assert lost.encode([1]) == [1]
+    lost = Batcher(Fake(lost=True), Processor())
     ids = [take_in(gw, image(n)).row.id for n in range(2)]
     assert set(batch(gw, ids[0], lost)) == set(ids)
     assert [alert.kind for alert in gw.index.alerts()] == ["device-lost"]
@@ -236,7 +243,8 @@ from gateway.settings import load_settings
 from worker import gpubatch
 
 def hang(gw, prover, row, owner):
-    print(row.id, flush=True)
+    sys.stdout.write(f"{row.id}\\n")  # one write: three threads do it
+    sys.stdout.flush()
     time.sleep(600)
 
 gpubatch.carry_claimed = hang
@@ -280,7 +288,7 @@ def test_without_a_gpu_nothing_goes_to_its_queue(tmp_path: Path, queue: MemoryQu
 
 
 def test_the_encode_task_of_a_gpu_worker_takes_the_series(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.tasks.open_device", lambda number: Echo())
+    monkeypatch.setattr("worker.tasks.open_device", lambda number: Fake())
     runtime = Runtime(gw.settings, "gpu-0", device=0)
     runtime._gateway = gw
     runtime._provers = InProcess(gw.keys)  # type: ignore[assignment]
