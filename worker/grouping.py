@@ -130,8 +130,15 @@ def _members(gw: Gateway, rows: Sequence[InstanceRow]) -> list[_Member]:
     if first is None:
         return []
     found = [first, *(each for row in rows[1:] if (each := _member(gw, row)) is not None)]
-    alike = [each for each in found if each.slice.kind == first.slice.kind and each.rule == first.rule]
+    alike = [each for each in found if _alike(each, first)]
     return [alike[at] for at in coding_order([each.slice for each in alike])]
+
+
+def _alike(one: _Member, other: _Member) -> bool:
+    """Also by all that a delivery rule goes by: a group is sent whole, so it must be allowed for every member."""
+    return (one.slice.kind, one.rule, one.row.sop_class, one.modality) == (
+        other.slice.kind, other.rule, other.row.sop_class, other.modality
+    )  # fmt: skip
 
 
 def _member(gw: Gateway, row: InstanceRow) -> _Member | None:

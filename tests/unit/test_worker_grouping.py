@@ -51,6 +51,7 @@ from worker.slices import Slice, coding_order, slice_of
 from worker.stegoobject import make_stego
 from worker.sweep import release_spool
 from worker.verify import Verifier, VerifyReport
+from worker.weightobject import archive_weights
 
 OWNER = "test-1"
 POLICY = 'version = 1\n\n[[archive]]\nname = "slices"\nmodality = ["CT"]\ngroup = "series"\n'
@@ -95,6 +96,7 @@ def gw(tmp_path: Path) -> Iterator[Gateway]:
     (tmp_path / "one").mkdir()
     one = Destination(name="one", kind="filesystem", path=str(tmp_path / "one"))
     gateway = build(Settings(home=tmp_path, watermark_bytes=0, destinations=(one,)), queue=MemoryQueue())
+    archive_weights(gateway.archive)  # so that puts are those of envelopes
     yield gateway
     gateway.close()
 
@@ -230,7 +232,8 @@ def test_a_group_is_forwarded_once(
     rows = gw.index.forwards()
     assert [row.state for row in rows] == [ForwardState.SENT] * 4
     assert sorted(row.proof or "" for row in rows) == ["sent-with-group"] * 3 + ["stored"]
-    assert len(sent) == 1 and (tmp_path / "one" / sent[0]).read_bytes() == envelope_of(gw, 1)
+    key = gw.index.get(1).archive_key
+    assert sent.count(str(key)) == 1 and (tmp_path / "one" / str(key)).read_bytes() == envelope_of(gw, 1)
     for each in files:
         assert events(gw, each)[-1] == "forwarded"
 
@@ -306,9 +309,10 @@ def test_without_a_rule_every_instance_goes_alone(tmp_path: Path) -> None:
         {"PatientID": "PID-other"},
         {"SeriesInstanceUID": "1.2.3.9"},
         {"Modality": "MR"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
         {"pixels": noisy(40, 41)},
     ],
-    ids=["patient", "series", "rule", "size"],
+    ids=["patient", "series", "rule", "class", "size"],
 )
 def test_what_does_not_belong_goes_alone(changes: dict[str, object], gw: Gateway, prover: Prover) -> None:
     files = series(gw, 3)
@@ -317,6 +321,18 @@ def test_what_does_not_belong_goes_alone(changes: dict[str, object], gw: Gateway
     assert gw.index.get(apart).lease_owner is None
     assert process_series(gw, prover, apart, OWNER) == {apart: "ARCHIVED"}
     assert gw.index.get(apart).member is None
+
+
+def test_what_a_delivery_rule_may_part_shares_no_object(tmp_path: Path) -> None:
+    """Else a slice that a destination must not get as it is would go there inside another one's object."""
+    policy = 'version = 1\n[[archive]]\nname = "all"\ngroup = "series"\n'
+    (tmp_path / "policy.toml").write_text(policy, encoding="utf-8")
+    gateway = build(Settings(home=tmp_path, watermark_bytes=0), queue=MemoryQueue())
+    files = series(gateway, 3)
+    apart = [take_in(gateway, slice_file(7 + at, Modality="MR")) for at in range(2)]
+    assert set(process_series(gateway, Prover(gateway), 1, OWNER)) == set(files)
+    assert {gateway.index.get(each).state for each in apart} == {State.RECEIVED}
+    gateway.close()
 
 
 def test_multi_frame_objects_go_alone(gw: Gateway, prover: Prover) -> None:
