@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _kernel_cache() -> Path:
     """A folder that outlives the run, so that kernels are compiled once: in the checkout, else the temporary folder."""
     if os.access(ROOT, os.W_OK):
-        return ROOT / "var" / "numba-tests" / "now"
+        return ROOT / "var" / "numba-tests" / kernel_sources()
     return Path(tempfile.gettempdir()) / f"palimpsest-numba-tests-{os.getuid()}" / kernel_sources()
 
 
