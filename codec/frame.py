@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from codec.standard import STANDARD, Plane, pack_bits
 from codec.weights import BadWeights, UnknownWeights, current, silenced
 from codec.wire import put_crc
 
+log = logging.getLogger(__name__)
 V1_CODERS: tuple[str, ...] = ("dual", "jpegls", "htj2k", "jxl", "raw")
 ALL_CODERS: tuple[str, ...] = ("learned", *V1_CODERS)
 # Coders that a profile tries. The dual coder's encoder is slow and seldom better than the learned one.
@@ -53,12 +55,16 @@ PROBE_SAMPLES, PROBE_MARGIN, SPARSE_MARGIN = 1 << 15, 0.015, 0.05
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A coded frame. `lengths`: bytes of the whole blob per candidate tried; `details`: facts about the own coders."""
+    """A coded frame. `lengths`: bytes of the whole blob per candidate tried; `details`: facts about the own coders.
+
+    `refused`: candidates that were shorter but did not decode to the frame; of an own coder that is a fault of ours.
+    """
 
     blob: bytes
     coder: str
     lengths: dict[str, int]
     details: dict[str, int] = field(default_factory=dict)
+    refused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,13 @@ def encode_frame(
     race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without, split))
     estimated = coders is None and profile != "max" and names[0] == "learned"
     race.run(names, effort, estimated=estimated)
+    refused: list[str] = []
     for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
         if not prove or _proven(race.blobs[name], words, fmt, threads, given):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
-            return EncodedFrame(race.blobs[name], name, lengths, race.details)
+            return EncodedFrame(race.blobs[name], name, lengths, race.details, tuple(refused))
+        log.error("a frame that %s coded does not decode to what it was; the next shortest candidate is taken", name)
+        refused.append(name)
     raise CodecError("no candidate reproduces the frame")
 
 

@@ -17,6 +17,7 @@ from codec.errors import CorruptBitstream
 from codec.wire import Reader, put_crc, put_signed, put_varint
 
 MAX_SETS = 16
+WAVE_ROWS = 16  # rows that are coded together: tiles are whole ones, or a decoder would work 16 times for nothing
 MAX_PRECISION = 4
 RATES = (0, *range(7, 15))  # of the head's learning; 0: none
 MAX_ADAPTER = 65535
@@ -211,6 +212,7 @@ def _read_plane(reader: Reader, start: int, low: int, highest: int, rows: int, s
         not 1 <= k <= highest.bit_length()
         or raw > k
         or tile_rows == 0
+        or (tile_rows % WAVE_ROWS and tile_rows < rows)
         or precision > MAX_PRECISION
         or rate not in RATES
         or learning >> 5

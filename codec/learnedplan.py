@@ -10,6 +10,7 @@ import numpy as np
 from codec.dual import over_tiles
 from codec.learneddecode import Plane, Setting
 from codec.learnedfit import Fitting, no_predictors
+from codec.learnedformat import WAVE_ROWS
 from codec.network import Network
 from codec.plan import count_global
 from codec.wave import count_tile, survey_tile
@@ -23,7 +24,6 @@ STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
 STATE_BYTES = 4
 RATE = 8  # at which the head learns: measured on CT, MR and PET of 128 to 512 columns
 SET_BITS = (9.0, 7.5, 6.2, 5.0, 4.0)  # about what a coefficient takes, by precision
-WAVE_ROWS = 16
 PARALLEL_TILE, LARGE_TILE = 1 << 19, 1 << 20  # the largest tile that stands alone, and the largest beside others
 # samples up to -> (numbers of activity classes and of directions to try), precision; measured on CT, MR and PET
 CLASS_CHOICES = (

@@ -169,3 +169,16 @@ def test_decoder_keeps_to_its_limit() -> None:
     assert decode_frame(blob, limits=Limits(max_samples=1600)).words.size == 1600
     with pytest.raises(CodecError, match="above the limit"):
         decode_frame(blob, limits=Limits(max_samples=1599))
+
+
+def test_a_candidate_that_fails_the_proof_is_named_and_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fmt = PixelFormat(40, 44, 1, 16, 12, 11, False)
+    words = stored(picture(fmt, 1, 5), fmt)
+    right = encode_frame(words, fmt, coders=("jpegls", "raw"))
+    assert (right.coder, right.refused) == ("jpegls", ())
+    monkeypatch.setattr("codec.frame._proven", lambda blob, *_: len(blob) != right.lengths["jpegls"])
+    coded = encode_frame(words, fmt, coders=("jpegls", "raw"))
+    assert (coded.coder, coded.refused) == ("raw", ("jpegls",))
+    assert "a frame that jpegls coded does not decode" in caplog.text

@@ -109,7 +109,7 @@ def test_changed_parts_with_right_checksums_do_no_harm(split: bool, chained: boo
 
 
 def with_sets(sets: int, directions: int) -> CodedPlane:
-    """A plane with so many sets of zero taps, everything else as it was; where the sets allow, thresholds too."""
+    """A plane with so many sets of zero taps and, where these allow, thresholds; everything else as it was."""
     words = code_taps(np.zeros((sets, 35), np.int32), radius_of(False)) if sets else NO_WORDS
     thresholds = tuple(range(max(0, (sets - 1) // directions - 1)))
     plane = parsed(False, False)[1].planes[0]
@@ -123,6 +123,14 @@ def test_sets_that_no_classes_explain_are_refused(decoder: object, sets: int, di
     blob = head + write_learned(CodedFrame(frame.preface, None, (with_sets(sets, directions),)))
     with pytest.raises(CorruptBitstream, match="plane parameters out of range"):
         decoder(blob)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rows", [1, 15, 17, 23])
+def test_tiles_that_leave_lanes_idle_are_refused(rows: int) -> None:
+    head, frame = parsed(False, False)
+    plane = replace(frame.planes[0], tile_rows=rows, tiles=frame.planes[0].tiles * -(-GREY.rows // rows))
+    with pytest.raises(CorruptBitstream, match="plane parameters out of range"):
+        decode_frame(head + write_learned(CodedFrame(frame.preface, None, (plane,))))
 
 
 @pytest.mark.parametrize("bit", [5, 6, 7])
