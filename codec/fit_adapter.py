@@ -48,7 +48,8 @@ CENTRE_SAMPLES: Final = 4096  # that the best centre is chosen by
 BATCH, LARGE_BATCH = 2048, 4096
 STEPS, DELTA_STEPS = 140, 400
 RATE, DELTA_RATE = 2.0, 1.0  # of Adam, in the integers' units
-RANKS: Final = ((1 << 19, 4), (1 << 17, 2))  # coded bytes from which on low-rank deltas are tried, and their rank
+#: coded bytes from which on low-rank deltas are tried, and their rank: they gain 1 to 4 % and cost 390 bytes a rank
+RANKS: Final = ((200_000, 4), (60_000, 2), (30_000, 1))
 
 Frame = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
 Plane = NDArray[np.int32]
@@ -84,13 +85,20 @@ class Judged:
 
 
 def fit(
-    frames: Sequence[Frame], *, profile: str, prior: tuple[str, str, str], seconds: float, threads: int = 1
+    frames: Sequence[Frame],
+    *,
+    profile: str,
+    prior: tuple[str, str, str],
+    seconds: float,
+    threads: int = 1,
+    stands_for: int = 0,
 ) -> bytes:
     """An adapter for frames that are coded with a profile's weights; b'' when none is estimated to pay.
 
     `frames`: all with their previous frame, or the fit is for frames coded without. `prior`: Modality,
     BodyPartExamined, Manufacturer's Model Name, '' unknown. `seconds`: about the most that it may take; `threads` is
-    BLAS's own affair and only kept for callers that count. Not deterministic: it stops by the clock.
+    BLAS's own affair and only kept for callers that count. `stands_for`: of how many frames these are a sample (0: of
+    none but themselves). Not deterministic: it stops by the clock.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -105,6 +113,8 @@ def fit(
     evidence, judged = gather(frames, inputs, previous, LEARNING_RATES[profile][0])
     if evidence is None:
         return b""
+    times = max(1.0, stands_for / len(frames))
+    judged = tuple(replace(one, share=one.share * times) for one in judged)
     return _Fit(weights, previous, evidence, judged, deadline).run(prior)
 
 

@@ -39,11 +39,17 @@ def sample(count: int, frame: Callable[[int], tuple[Words, PixelFormat]], *, cha
 
 
 def fitted(
-    frames: Sequence[Frame], header: DataSet, rule: ArchiveRule, threads: int, most_seconds: float = math.inf
-) -> bytes:
-    """An adapter for these frames, as the rule says but in `most_seconds` at most; b'' if none is estimated to pay."""
-    seconds = min(rule.fit_seconds or FIT_SECONDS, most_seconds)
-    return fit(frames, profile=rule.profile or "default", prior=prior_of(header), seconds=seconds, threads=threads)
+    frames: Sequence[Frame], header: DataSet, rule: ArchiveRule, threads: int, most_seconds: float = math.inf,
+    stands_for: int = 0,
+) -> bytes:  # fmt: skip
+    """An adapter for these frames, a sample of `stands_for`, as the rule says but in `most_seconds` at most.
+
+    b'' if none is estimated to pay.
+    """
+    return fit(
+        frames, profile=rule.profile or "default", prior=prior_of(header),
+        seconds=min(rule.fit_seconds or FIT_SECONDS, most_seconds), threads=threads, stands_for=stands_for,
+    )  # fmt: skip
 
 
 def chain_coder(source: PixelSource, rule: ArchiveRule, threads: int) -> ChainCoder:
@@ -56,7 +62,7 @@ def chain_coder(source: PixelSource, rule: ArchiveRule, threads: int) -> ChainCo
     if rule.adapt in (None, "none"):
         return coder
     frames = sample(source.frames, lambda index: (source.frame(index), source.fmt))
-    found = fitted(frames, source.spans.dataset, rule, threads)
+    found = fitted(frames, source.spans.dataset, rule, threads, stands_for=source.frames)
     if found and source.frames == 1:
         coder.adapters = (found,)
     elif found:

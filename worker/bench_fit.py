@@ -51,6 +51,10 @@ def fit_group(
         frames = sample(len(places), frame, chained=chained)
     except (PalimpsestError, CodecError):  # a file that breaks off inside
         frames = []
-    found = fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads) if frames else b""
+    found = (
+        fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads, stands_for=len(places))
+        if frames
+        else b""
+    )
     spent = time.perf_counter() - started
     return Fitted((found,) if found and len(places) == 1 else (), found if found and len(places) > 1 else None, spent)

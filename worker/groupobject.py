@@ -90,7 +90,7 @@ def _fitted(files: Sequence[GroupFile], rule: ArchiveRule, threads: int) -> byte
         return source.frame(0), source.fmt
 
     header = open_pixels(read_object(files[0].read())).spans.dataset
-    return fitted(sample(len(files), frame), header, rule, threads) or None
+    return fitted(sample(len(files), frame), header, rule, threads, stands_for=len(files)) or None
 
 
 def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder, most_seconds: float) -> _Member:

@@ -87,7 +87,7 @@ def read_data(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None]
 def _views(number: int, rng: np.random.Generator) -> list[View]:
     """How the number-th frame is looked at."""
     views = [View(0, 0, SAMPLES), View(1 + number % 7, 0, SAMPLES // 2)]
-    views.append(View(int(rng.integers(8)), 0, SAMPLES // 2, 1 + number % CHANGES))
+    views += [View(int(rng.integers(8)), 0, SAMPLES // 2, 1 + (number + more) % CHANGES) for more in (0, 1)]
     if number % SPLIT_EVERY == 0:
         views.append(View(0, int(rng.integers(1, MOST_SPLIT)), SAMPLES // 2))
     return views
