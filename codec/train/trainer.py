@@ -129,7 +129,9 @@ def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes) -> flo
 class Trainer:
     """Trains one network on images; `held` are the images of the sources that it never learns from."""
 
-    def __init__(self, plan: Plan, images: Sequence[Sampled], held: Sequence[Sampled], start: Parameters | None = None):
+    def __init__(
+        self, plan: Plan, images: Sequence[Sampled], held: Sequence[Sampled], start: Parameters | None = None
+    ) -> None:
         self._plan, self._images, self._held = plan, images, held
         self._rng = np.random.default_rng(plan.seed)
         values = first_values(plan, len(images), self._rng)
