@@ -6,7 +6,7 @@ An adapter is bytes inside the object that needs it: u8 kind | 128 when it is fo
  kind 3: u8 length of the code, the code (may be empty), u8 rank 1..8, then for w1, w2 and w3 the factors
          int8[outputs, rank] and int8[rank, inputs] of what is added to the weights.
 A code times the weight file's basis shifts gains and biases. A network of the other kind stays as it is.
-docs/bitstream.md, part 2, section 3.
+docs/bitstream.md, part 2, section 1.1.
 """
 
 from __future__ import annotations

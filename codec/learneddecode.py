@@ -1,6 +1,6 @@
 """From the learned coder's bytes to level indices, with either decoder of its streams. No kernels.
 
-docs/bitstream.md, part 2, section 4.
+docs/bitstream.md, part 2, sections 1 and 2.
 """
 
 from __future__ import annotations

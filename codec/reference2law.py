@@ -1,6 +1,6 @@
 """The law of a sample in the learned coder, plainly: Python integers, no kernels, no speed. Part of the format.
 
-One function or method for each paragraph of docs/bitstream.md, part 2, section 5. Values are exact integers.
+One function or method for each paragraph of docs/bitstream.md, part 2, sections 3 and 4. Values are exact integers.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Tile:
         self.samples = [[0] * self.shape.columns for _ in range(self.shape.rows)]
         self.errors = [[[0] * 16 for _ in range(self.shape.columns)] for _ in range(self.shape.rows)]
 
-    # 5.1 neighbours
+    # neighbours
 
     def place(self, row: int, column: int) -> tuple[int, int] | None:
         """Which sample stands for a neighbour at (row, column), inside or outside the tile; None: there is none yet.
@@ -224,7 +224,7 @@ class Tile:
         place = self.place(row, column)
         return [0] * 16 if place is None else self.errors[place[0]][place[1]]
 
-    # 5.2 predictions
+    # 4.1 predictions
 
     def predict(self, y: int, x: int) -> list[int]:
         """The 14 predictions, 1/64 level."""
@@ -267,7 +267,7 @@ class Tile:
         across = abs(n - nw) + abs(w - self.sample_at(y, x - 2))
         return 0 if 2 * down < across else 1 if down <= 2 * across else 2
 
-    # 5.3 errors and blend
+    # 4.2 errors and blend
 
     def blend(self, y: int, x: int) -> int:
         """The prediction weighted by local errors; notes the local errors and their logarithms."""
@@ -279,7 +279,7 @@ class Tile:
         total = sum(weights)
         return (sum(w * p for w, p in zip(weights, self.guesses, strict=True)) + (total >> 1)) // total
 
-    # 5.4 inputs
+    # 4.3 and 4.4 inputs
 
     def inputs(self, y: int, x: int) -> list[int]:
         """The network's inputs, 1/64 octave."""
@@ -347,7 +347,7 @@ class Tile:
         scale = (self.near[14] * 85 >> 10) + 16
         return scale, log256(scale)
 
-    # 5.5 network
+    # 4.5 network
 
     def run(self, inputs: list[int]) -> list[int]:
         """The outputs of the last layer; notes its inputs."""
@@ -370,7 +370,7 @@ class Tile:
         places = [clamp((level >> 4) + (one >> 8) + SCALE_BIAS, 0, SCALES - 1) for one in t]
         return Mixture(weights, centres, [INVERSE[place] for place in places])
 
-    # 5.6 and 5.7: the sample
+    # 4.6 the sample
 
     def law(self, y: int, x: int) -> Mixture:
         """The law of the sample at (y, x), from what was coded before it."""
@@ -386,7 +386,7 @@ class Tile:
         first, last = low >> raw, min(low + (1 << k) - 1, self.shape.setting.highest) >> raw
         return Slots.of(self.law(y, x), first, last, raw)
 
-    # 5.7 learning
+    # 4.2, 4.4 and 4.7 learning
 
     def keep(self, y: int, x: int, sample: int, law: Mixture) -> None:
         """Store the sample, the errors that it leaves, and what is to be learnt from it at the end of the step."""

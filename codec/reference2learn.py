@@ -1,6 +1,6 @@
 """What the learned coder learns within a tile, plainly: adaptive contexts and the network's last layer.
 
-docs/bitstream.md, part 2, sections 5.4 and 5.7. Values are exact integers.
+docs/bitstream.md, part 2, sections 4.4 and 4.7. Values are exact integers.
 """
 
 from __future__ import annotations
