@@ -166,8 +166,11 @@ def test_flat_frames_need_no_weights() -> None:
     assert (decode_frame(coded.blob).words == 5).all()
 
 
-def test_without_weights_the_coders_of_version_1_are_the_choice(weights: Weights) -> None:
+def test_without_weights_the_coders_of_version_1_are_the_choice(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drop(weights)
+    monkeypatch.setattr("codec.weights.RELEASED", ())
     try:
         coded = encode_frame(grey(2), GREY)
         assert "learned" not in coded.lengths
