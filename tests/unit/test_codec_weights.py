@@ -126,13 +126,12 @@ def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
     assert issubclass(UnknownWeights, CorruptBitstream)
 
 
-def test_another_file_of_the_same_id_is_refused(added: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = weight_file(2)
-    monkeypatch.setattr(Weights, "id", property(lambda self: added.sha256[:4]))
-    weights._ADDED[added.id] = added  # type: ignore[index]
-    with pytest.raises(BadWeights, match="same first four"):
-        weights.add(other)
-    del weights._ADDED[added.id]
+def test_another_file_of_the_same_id_is_refused(added: Weights) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        same = added.id
+        patch.setattr(Weights, "id", property(lambda self: same))
+        with pytest.raises(BadWeights, match="same first four"):
+            weights.add(weight_file(2))
 
 
 def test_other_bytes_than_the_digest_says_are_refused() -> None:
