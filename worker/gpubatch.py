@@ -17,6 +17,7 @@ from codec.gpu import Batcher, using
 from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
 from gateway.index_rows import InstanceRow
+from worker.grouping import released_on_failure
 from worker.pipeline import Prover, carry_claimed, record_failure
 from worker.verify import Verifier, VerifyReport
 
@@ -69,7 +70,8 @@ def process_batch(gw: Gateway, provers: Prover, instance_id: int, owner: str, de
     if row is None:
         return {}
     rows = [row, *_mates(gw, row, owner)]
-    with ThreadPoolExecutor(len(rows), thread_name_prefix="instance") as pool:
+    # a time limit is raised here, in the main thread: those of the instances may hang, and must hold no row then
+    with released_on_failure(gw, rows[1:], owner), ThreadPoolExecutor(len(rows), "instance") as pool:
         futures = [pool.submit(_carry, gw, provers, each, owner, device) for each in rows]
     _tell_if_lost(gw, device)
     for mate, future in zip(rows[1:], futures[1:], strict=True):

@@ -43,7 +43,7 @@ from worker.rules import archive_rule, modality_of
 from worker.slices import Slice, coding_order, slice_of
 from worker.weightobject import archive_weights
 
-__all__ = ["process_series"]
+__all__ = ["process_series", "released_on_failure"]
 
 MOST_MATES = 255
 MIN_GROUP = 2
@@ -71,7 +71,7 @@ def process_series(gw: Gateway, verifier: GroupProver, instance_id: int, owner: 
     mates = _mates(gw, row, owner)
     done: dict[int, str] = {}
     if mates:
-        with _released_on_failure(gw, mates, owner):
+        with released_on_failure(gw, mates, owner):
             done = _together(gw, verifier, [row, *mates], owner)
         _let_go(gw, [each for each in mates if each.id not in done], owner)
     if row.id not in done:
@@ -184,8 +184,8 @@ def _proven(gw: Gateway, verifier: GroupProver, works: Sequence[Work], envelope:
 
 
 @contextmanager
-def _released_on_failure(gw: Gateway, mates: Sequence[InstanceRow], owner: str) -> Iterator[None]:
-    """Whatever ends the work on a group gives its mates back, each as the error's class says; then it goes on."""
+def released_on_failure(gw: Gateway, mates: Sequence[InstanceRow], owner: str) -> Iterator[None]:
+    """Whatever ends the work on a group (or batch) gives its mates back, as the error's class says; then it goes on."""
     try:
         yield
     except BaseException as error:

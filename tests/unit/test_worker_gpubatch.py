@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from tests.proving import InProcess
 from tests.unit.codec_networks import known, weight_file
 from worker import gpubatch, process, sweep
 from worker.gpubatch import Provers, process_batch
+from worker.leases import heartbeat
 from worker.pipeline import carry_claimed, process_instance
 from worker.tasks import Runtime, run_encode
 from worker.verify import VerifyReport
@@ -173,6 +176,39 @@ def test_the_error_of_the_instance_asked_for_is_raised_after_its_mates_are_done(
     with pytest.raises(Unavailable):
         batch(gw, ids[0], device)
     assert states(gw, ids[1:]) == [State.ARCHIVED] * 2
+
+
+class TimeLimit(Exception):
+    """Stands for Celery's: raised in the main thread by a signal."""
+
+
+def test_a_time_limit_gives_every_instance_back_even_if_their_threads_hang(
+    gw: Gateway, device: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else their heartbeats would keep the rows for as long as the process lives."""
+    ids, end = [take_in(gw, image(n)).row.id for n in range(3)], threading.Event()
+
+    def hangs(gw: Gateway, prover: Any, row: Any, owner: str) -> str:
+        with heartbeat(lambda: gw.index.heartbeat(row.id, owner, 60.0), 1.0):
+            end.wait(60)
+        return "late"
+
+    def limit(*_: object) -> None:
+        raise TimeLimit
+
+    monkeypatch.setattr(gpubatch, "carry_claimed", hangs)
+    before = signal.signal(signal.SIGALRM, limit)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(TimeLimit):
+            batch(gw, ids[0], device)
+        mates = [gw.index.get(each) for each in ids[1:]]
+    finally:
+        end.set()
+        signal.signal(signal.SIGALRM, before)
+    assert [(row.state, row.lease_owner, row.last_error) for row in mates] == [
+        (State.RECEIVED, None, "internal-error")
+    ] * 2
 
 
 def test_a_lost_device_is_told_and_costs_no_image(gw: Gateway) -> None:
