@@ -43,7 +43,8 @@ class Work(Database):
     ) -> list[InstanceRow]:
         """Lease the oldest waiting instances of the row's series, at most `limit` of `size_limit` bytes, in one commit.
 
-        Only such as nobody has claimed before: one that a worker died over must not take others with it again.
+        Only such as nobody has claimed before, counted or not: what a worker died over, or failed at, must not take
+        others with it again.
         """
         now = self.now()
         waiting = sa.select(instance.c.id, instance.c.size).where(
@@ -51,6 +52,7 @@ class Work(Database):
             instance.c.series_uid == row.series_uid,
             instance.c.state == State.RECEIVED,
             instance.c.attempts == 0,
+            instance.c.last_error.is_(None),
             instance.c.lease_until.is_(None),
             instance.c.due_at <= now,
         )

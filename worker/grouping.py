@@ -2,10 +2,12 @@
 
 Invariants
 - A group is a shortcut and never a promise: whatever goes wrong with it, each instance goes on by itself, by the same
-  steps as any other (`worker.pipeline`), and is counted as tried, so that it is never put into a group again.
+  steps as any other (`worker.pipeline`), and is marked as tried (an attempt or an error), so that it is never put into
+  a group again.
 - A candidate's rows are committed together. After that each row stands for itself: one that finds itself alone with a
   group's candidate, after a kill, proves and archives its own part, and puts the same bytes under the same key.
-- Only what was proven is archived: all members, or the group is taken apart.
+- Only what was proven is archived: all members, or the group is taken apart. After a kill each row waits for its own
+  proof; the first one's puts the whole object, and a part that fails later stays in it unused: its row goes by itself.
 """
 
 from __future__ import annotations

@@ -331,7 +331,8 @@ def quarantine(work: Work, envelope: bytes, problem: str) -> None:
     stem.with_suffix(".dcm").write_bytes(envelope)
     story = {"instance": row.id, "reason": problem, "form": row.form, "coder": row.coder, "software": software()}
     stem.with_suffix(".json").write_text(json.dumps(story, indent=1), encoding="utf-8")
-    message = f"a candidate did not restore to what was received ({problem}); the original goes on whole"
+    then = "the original goes on whole" if row.member is None else "its instances go on by themselves"
+    message = f"a candidate did not restore to what was received ({problem}); {then}"
     work.gw.index.alert_raise("candidate-quarantined", f"instance {row.id}", message, "critical")
 
 

@@ -485,6 +485,17 @@ def test_a_kill_while_coding_never_groups_the_same_files_again(
     rest_alone(gw, prover, files)
 
 
+def test_what_an_error_of_ours_sent_back_is_not_grouped_again(gw: Gateway, prover: Prover) -> None:
+    """Such a try is not counted, but it may have been in a group."""
+    files = series(gw, 4)
+    first, *_, failed = files
+    assert gw.index.claim(failed, "other", 60.0) is not None
+    gw.index.release_claim(failed, "other", due_at=0.0, reason="disk-full", count_attempt=False)
+    assert set(process_series(gw, prover, first, OWNER)) == set(files) - {failed}
+    assert process_series(gw, prover, failed, OWNER) == {failed: "ARCHIVED"}
+    assert_given_back(gw, files)
+
+
 def test_a_member_whose_patient_was_shredded_meanwhile_is_sealed_anew(
     gw: Gateway, prover: Prover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
