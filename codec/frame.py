@@ -236,9 +236,10 @@ class _Race:
     def _effort(self) -> Effort:
         """How hard the learned coder tries."""
         profile, without = self.aids.profile, self.aids.without
+        split = 0 if profile == "fast" and self.aids.split is None else self.aids.split  # a look at splits takes time
         return Effort(
             fitted="least-squares" not in without,
-            split=0 if "split" in without else self.aids.split,
+            split=0 if "split" in without else split,
             rates=LEARNING_RATES[profile] if "network" not in without else (0,),
             alone=ALONE[profile],
             threads=self.threads,
