@@ -204,7 +204,8 @@ def test_a_rule_that_fits_gives_one_adapter(monkeypatch: pytest.MonkeyPatch) -> 
     coder = adapting.chain_coder(one, fitted, 2)
     assert (coder.shared, coder.adapters) == (None, (b"adapter",))
     assert [(count, chained) for count, chained, _ in seen] == [(adapting.SAMPLE_FRAMES, True), (1, False)]
-    assert seen[0][2] == {"profile": "fast", "prior": ("CT", "", ""), "seconds": 3.0, "threads": 2}
+    expected = {"profile": "fast", "prior": ("CT", "", ""), "seconds": 3.0, "threads": 2, "stands_for": 40}
+    assert seen[0][2] == expected
 
 
 # --- the real coder ---
