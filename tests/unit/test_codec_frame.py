@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 
 from codec.bitplane import LevelTable, Words, split_words
 from codec.errors import CodecError, UnsupportedFrame
-from codec.frame import V1_CODERS, decode_frame, encode_frame
+from codec.frame import ALL_CODERS, V1_CODERS, decode_frame, encode_frame
 from codec.limits import Limits
 from codec.pixelformat import PixelFormat
 from codec.reference import decode_frame_reference
@@ -85,10 +85,10 @@ def test_packaged_images_are_smaller_than_by_any_standard_codec(name: str) -> No
     dataset = pydicom.dcmread(get_testdata_file(name, download=False))
     fmt = PixelFormat(dataset.Rows, dataset.Columns, 1, 16, dataset.BitsStored, dataset.HighBit, True)
     words = np.frombuffer(dataset.PixelData, "<u2").reshape(fmt.shape).astype(np.uint16)
-    coded = encode_frame(words, fmt, effort=9)
-    assert set(coded.lengths) == set(V1_CODERS)
-    assert coded.coder == "dual"
-    assert coded.lengths["dual"] < 0.93 * coded.lengths["jpegls"]
+    coded = encode_frame(words, fmt, profile="max", effort=9)
+    assert set(coded.lengths) == set(ALL_CODERS)
+    assert coded.coder == "learned"
+    assert coded.lengths["learned"] < coded.lengths["dual"] < 0.93 * coded.lengths["jpegls"]
     assert np.array_equal(decode_frame_reference(coded.blob).words, words) or words.size > 20_000
 
 

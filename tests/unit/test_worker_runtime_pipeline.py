@@ -20,6 +20,7 @@ from gateway.errors import IntegrityError, LeaseLost, NotFound, OutOfResources, 
 from gateway.instance import Form, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
+from tests.weightfiles import without_weights
 from worker import pipeline
 from worker.candidate import Candidate
 from worker.identity import Provenance
@@ -247,7 +248,7 @@ def test_a_kill_between_any_two_steps_costs_nothing(
     expire_lease(gw, instance_id)
     assert process_instance(gw, prover, instance_id, OWNER) == "ARCHIVED"
     assert restore(archived_bytes(gw, instance_id), gw.keys).data == received("CT_small.dcm")
-    assert len(list(gw.archive.keys())) == 1
+    assert len(without_weights(gw.archive.keys())) == 1
     assert gw.index.get(instance_id).form == Form.CODED
     assert gw.index.alerts() == []
 
