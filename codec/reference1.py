@@ -37,22 +37,7 @@ class DualReference:
 
     def taps(self, words: Words, sets: int) -> NDArray[np.int32]:
         """Coefficients of the least-squares predictors."""
-        stream = Stream(words)
-        out = np.zeros((sets, len(TAPS)), np.int32)
-        for row in range(sets):
-            for tap in range(len(TAPS)):
-                name = ("tap", int(RADIUS[tap]), row > 0)
-                size = 8 * stream.number(name)
-                low = 1
-                for _ in range(3):
-                    low = 2 * low + stream.bit((*name, "low", low))
-                size += low - 8
-                if size and stream.bit((*name, "sign")):
-                    size = -size
-                value = (int(out[0, tap]) if row else 0) + size
-                out[row, tap] = min(max(value, -32767), 32767)
-        stream.close()
-        return out
+        return read_taps(words, sets, RADIUS)
 
     def tiles(self, job: TileJob) -> NDArray[np.int32]:
         """All tiles, one after another."""
@@ -68,6 +53,26 @@ class DualReference:
             stream.close()
             out[first : first + rows] = [line[8:-8] for line in tile.lines[4:]]
         return out
+
+
+def read_taps(words: Words, sets: int, radius: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Coefficients of least-squares predictors, int32[sets, taps]; `radius` gives each tap's distance class."""
+    stream = Stream(words)
+    out = np.zeros((sets, radius.size), np.int32)
+    for row in range(sets):
+        for tap in range(radius.size):
+            name = ("tap", int(radius[tap]), row > 0)
+            size = 8 * stream.number(name)
+            low = 1
+            for _ in range(3):
+                low = 2 * low + stream.bit((*name, "low", low))
+            size += low - 8
+            if size and stream.bit((*name, "sign")):
+                size = -size
+            value = (int(out[0, tap]) if row else 0) + size
+            out[row, tap] = min(max(value, -32767), 32767)
+    stream.close()
+    return out
 
 
 class Stream:

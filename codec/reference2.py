@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from codec.errors import CorruptBitstream
 from codec.learneddecode import Job, Plane
 from codec.learnedformat import Words
-from codec.reference1 import Stream, decode_global
+from codec.reference1 import Stream, decode_global, read_taps
 from codec.reference2law import Shape, Tile, coding_steps
 
 LOWEST = 1 << 31
@@ -56,22 +56,7 @@ class LearnedReference:
 
     def taps(self, words: Words, sets: int, radius: NDArray[np.int64]) -> Plane:
         """Coefficients of the least-squares predictors."""
-        stream = Stream(words)
-        out = np.zeros((sets, radius.size), np.int32)
-        for row in range(sets):
-            for tap in range(radius.size):
-                name = ("tap", int(radius[tap]), row > 0)
-                size = 8 * stream.number(name)
-                low = 1
-                for _ in range(3):
-                    low = 2 * low + stream.bit((*name, "low", low))
-                size += low - 8
-                if size and stream.bit((*name, "sign")):
-                    size = -size
-                value = (int(out[0, tap]) if row else 0) + size
-                out[row, tap] = min(max(value, -32767), 32767)
-        stream.close()
-        return out
+        return read_taps(words, sets, radius)
 
     def plane(self, job: Job) -> Plane:
         """All tiles, one after another."""
