@@ -15,34 +15,17 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.destination import Destination as Destination  # a part of the settings, and imported as one
+from gateway.destination import Secret
+from gateway.errors import Unavailable
 
 MAX_SOCKET_PATH = 100  # bytes; sun_path holds 108 with its NUL (unix(7)), and servers append suffixes
 GIB = 1 << 30
 _MASTER_SETTINGS = ("vault_", "kms_")
 WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
-
-
-class Destination(BaseModel):
-    """Where objects are forwarded to: a DICOM node (C-STORE) or a folder. In which form: the policy file says."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-    kind: Literal["dicom", "filesystem"] = "dicom"
-    host: str = "127.0.0.1"
-    port: int = Field(default=104, ge=1, le=65535)
-    ae_title: str = Field(default="ANY-SCP", max_length=16)
-    path: str = Field(default="", description="folder, for kind 'filesystem' only")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_representation(cls, value: Any) -> Any:
-        """Older destination files say `"representation": "envelope"`, which is what holds without a policy."""
-        if isinstance(value, dict) and value.get("representation") == "envelope":
-            return {key: part for key, part in value.items() if key != "representation"}
-        return value
 
 
 class Settings(BaseSettings):
@@ -320,7 +303,9 @@ def child_environment(settings: Settings) -> dict[str, str]:
     env["PALIMPSEST_CODEC_ADAPT"] = settings.codec_adapt
     env["PALIMPSEST_CODEC_FIT_SECONDS"] = str(settings.codec_fit_seconds)
     env["PALIMPSEST_GPU_DEVICES"] = ",".join(map(str, settings.gpu_devices))
-    env["PALIMPSEST_DESTINATIONS"] = json.dumps([d.model_dump() for d in settings.destinations])
+    env["PALIMPSEST_DESTINATIONS"] = json.dumps(
+        [each.model_dump(mode="json", exclude_defaults=True) for each in settings.destinations]
+    )
     env["NUMBA_CACHE_DIR"] = str(settings.numba_cache_dir)
     named = (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url))
     policy = str(settings.policy_file) if settings.policy_file else None
@@ -339,6 +324,23 @@ def key_environment(settings: Settings) -> dict[str, str]:
     names = ("key_master", "key_master_timeout_seconds", *filter(_of_a_master, Settings.model_fields))
     values = {name: getattr(settings, name) for name in names}
     return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in values.items() if value is not None}
+
+
+def credential(destination: Destination, secret: Secret) -> str:
+    """A destination's secret from its file or its environment variable, '' where it names none; never kept.
+
+    Raises Unavailable ``credential-unreadable``, whose text names the place and not what is in it.
+    """
+    file: Path | None = getattr(destination, f"{secret}_file")
+    variable: str = getattr(destination, f"{secret}_env")
+    if file is None:
+        if variable and not os.environ.get(variable):
+            raise Unavailable("credential-unreadable", f"the environment has no {variable}")
+        return os.environ.get(variable, "") if variable else ""
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Unavailable("credential-unreadable", f"{file} cannot be read ({type(error).__name__})") from None
 
 
 def python_environment(root: Path, settings: Settings | None = None) -> dict[str, str]:
