@@ -15,6 +15,7 @@ from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_rows import Accepted, InstanceRow, NewInstance, Outcome
 from gateway.index_schema import instance, outbox
+from gateway.index_visible import visible
 from gateway.instance import State
 
 INDEX_TASK: Final = "palimpsest.index"
@@ -60,7 +61,7 @@ class Intake(Database):
     def by_sop(self, sop_uid: str) -> InstanceRow | None:
         """The row served under a SOP Instance UID."""
         with self.read() as conn:
-            return _one(conn, sa.select(instance).where(instance.c.sop_uid == sop_uid, instance.c.current))
+            return _one(conn, sa.select(instance).where(instance.c.sop_uid == sop_uid, visible()))
 
     def versions(self, sop_uid: str) -> list[InstanceRow]:
         """All rows of a SOP Instance UID, newest first."""
@@ -74,7 +75,7 @@ class Intake(Database):
 
     def by_study(self, study_uid: str, series_uid: str | None = None) -> list[InstanceRow]:
         """Served rows of a study, or of one of its series, oldest first; empty if unknown."""
-        query = sa.select(instance).where(instance.c.study_uid == study_uid, instance.c.current)
+        query = sa.select(instance).where(instance.c.study_uid == study_uid, visible())
         if series_uid is not None:
             query = query.where(instance.c.series_uid == series_uid)
         with self.read() as conn:

@@ -1,13 +1,15 @@
-"""The index under QIDO-RS (PS3.18 10.6, matching of PS3.4 C.2.2.2): patient data is here and in no other module.
+"""The index under QIDO-RS and the DIMSE query and retrieve (PS3.18 10.6, PS3.4 C): patient data is here and in no
+other module of the index.
 
-Keys are DICOM keywords, in and out; one table says which column answers which keyword at which level.
+A search is two steps: the keys of what matches, in order, and then, page by page, what is said of them. So the answer
+is of one moment, and its memory is that of its keys.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, Connection
@@ -16,43 +18,55 @@ from gateway.database import Database
 from gateway.errors import InvalidInstance
 from gateway.index_intake import fetch
 from gateway.index_schema import attributes, instance
+from gateway.index_visible import visible
+from gateway.matching import COLUMNS, LEVELS, LISTED, NAME_KEYS, Level, conditions, fold, number
 
-Level = Literal["study", "series", "instance"]
+__all__ = ["COLUMNS", "Level", "Matches", "Retrievable", "Search"]
 
-#: keyword -> (column, level it belongs to, kind of matching)
-COLUMNS: Final[dict[str, tuple[str, str, str]]] = {
-    "StudyInstanceUID": ("study_uid", "study", "uid"),
-    "PatientName": ("patient_name", "study", "name"),
-    "PatientID": ("patient_id", "study", "text"),
-    "PatientBirthDate": ("birth_date", "study", "range"),
-    "PatientSex": ("sex", "study", "text"),
-    "StudyDate": ("study_date", "study", "range"),
-    "StudyTime": ("study_time", "study", "time"),
-    "AccessionNumber": ("accession", "study", "text"),
-    "StudyID": ("study_id", "study", "text"),
-    "StudyDescription": ("study_description", "study", "text"),
-    "ReferringPhysicianName": ("referring_physician", "study", "name"),
-    "SeriesInstanceUID": ("series_uid", "series", "uid"),
-    "Modality": ("modality", "series", "text"),
-    "SeriesNumber": ("series_number", "series", "number"),
-    "SeriesDescription": ("series_description", "series", "text"),
-    "BodyPartExamined": ("body_part", "series", "text"),
-    "SeriesDate": ("series_date", "series", "range"),
-    "SOPInstanceUID": ("sop_uid", "instance", "uid"),
-    "SOPClassUID": ("sop_class", "instance", "uid"),
-    "InstanceNumber": ("instance_number", "instance", "number"),
-    "Rows": ("rows", "instance", "number"),
-    "Columns": ("columns", "instance", "number"),
-    "BitsAllocated": ("bits_allocated", "instance", "number"),
-    "NumberOfFrames": ("frames", "instance", "number"),
+PAGE: Final = 200
+_JOINED: Final = attributes.join(instance, instance.c.id == attributes.c.instance_id)
+#: What one match of a level is: the columns that tell it from others.
+_KEYS: Final[dict[str, tuple[ColumnElement[Any], ...]]] = {
+    "patient": (attributes.c.patient_id,),
+    "study": (attributes.c.study_uid,),
+    "series": (attributes.c.study_uid, attributes.c.series_uid),
+    "instance": (instance.c.id,),
 }
-_NAME_KEYS: Final = {"patient_name": "patient_name_key", "referring_physician": "referring_physician_key"}
-_LEVELS: Final = ("study", "series", "instance")
-_INT_LIMIT: Final = 1 << 62
+_STUDIES: Final = sa.func.count(sa.distinct(attributes.c.study_uid))
+_SERIES: Final = sa.func.count(sa.distinct(attributes.c.series_uid))
+_COUNTS: Final[dict[str, tuple[tuple[str, ColumnElement[int]], ...]]] = {
+    "patient": (
+        ("NumberOfPatientRelatedStudies", _STUDIES),
+        ("NumberOfPatientRelatedSeries", _SERIES),
+        ("NumberOfPatientRelatedInstances", sa.func.count()),
+    ),
+    "study": (("NumberOfStudyRelatedSeries", _SERIES), ("NumberOfStudyRelatedInstances", sa.func.count())),
+    "series": (("NumberOfSeriesRelatedInstances", sa.func.count()),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """What a search found. count: matches in `rows`; more: there are others beyond the limit."""
+
+    count: int
+    more: bool
+    rows: Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Retrievable:
+    """An instance that may be given back: what a C-STORE sub-operation must know before it is opened."""
+
+    id: int
+    sop_uid: str
+    sop_class: str
+    study_uid: str | None
+    transfer_syntax: str
 
 
 class Search(Database):
-    """Attributes by instance, written by the index task, read by QIDO-RS and WADO-RS metadata."""
+    """Attributes by instance, written by the index task, read by QIDO-RS, C-FIND and WADO-RS metadata."""
 
     def set_attributes(
         self,
@@ -94,133 +108,112 @@ class Search(Database):
     def search(
         self, level: Level, filters: Mapping[str, str], limit: int = 100, offset: int = 0, fuzzy: bool = False
     ) -> list[dict[str, Any]]:
-        """Matches at a level, served versions only: keyword -> text, integer, list (ModalitiesInStudy) or None.
+        """Matches at a level, shown instances only: keyword -> text, integer, list (ModalitiesInStudy) or None.
 
-        filters: keyword -> PS3.4 C.2.2.2 value: single, wildcard, list of UIDs by comma or backslash, range a-b.
-        `fuzzy`: every word of a name filter starts a word of the name. Adds the level's Number...Related... counts.
-        Study level: newest study first. Raises InvalidInstance ``unsupported-filter``.
+        filters: keyword -> matching value (`gateway.matching`). Adds the level's Number...Related... counts. Patients
+        and studies: newest study first. Raises InvalidInstance ``unsupported-filter``, ``bad-filter``.
         """
-        where = [instance.c.current, *(_condition(keyword, value, fuzzy) for keyword, value in filters.items())]
         with self.read() as conn:
-            rows = conn.execute(_query(level, where).limit(limit).offset(offset)).mappings().all()
-            found = [dict(row) for row in rows]
-            if level == "study":
-                _add_modalities(conn, found)
-        return found
+            keys = _matching_keys(conn, level, conditions(filters, fuzzy=fuzzy), limit, offset)
+            pages = (keys[at : at + PAGE] for at in range(0, len(keys), PAGE))
+            return [row for page in pages for row in _described(conn, level, page)]
 
+    def matches(
+        self, level: Level, filters: Mapping[str, str], limit: int, *, fuzzy: bool = False, combined: bool = False
+    ) -> Matches:
+        """The same as a stream: keys now, at most `limit`, and rows a page at a time as they are asked for.
 
-def _query(level: Level, where: Sequence[ColumnElement[bool]]) -> sa.Select[Any]:
-    depth = _LEVELS.index(level)
-    names = [(k, c) for k, (c, home, _) in COLUMNS.items() if _LEVELS.index(home) <= depth]
-    source = attributes.join(instance, instance.c.id == attributes.c.instance_id)
-    if level == "instance":
-        columns: list[Any] = [attributes.c[column].label(keyword) for keyword, column in names]
-        columns.append(instance.c.id.label("id"))
-        order = (attributes.c.series_uid, attributes.c.instance_number, instance.c.id)
-        return sa.select(*columns).select_from(source).where(*where).order_by(*order)
-    # grouping may only ever count served instances of the whole study or series, so the filters go into a subquery
-    keys = ["study_uid"] if level == "study" else ["study_uid", "series_uid"]
-    matching = sa.select(*(attributes.c[k] for k in keys)).select_from(source).where(*where).distinct().subquery()
-    joined = source.join(matching, sa.and_(*(attributes.c[k] == matching.c[k] for k in keys)))
-    columns = [sa.func.max(attributes.c[column]).label(keyword) for keyword, column in names]
-    if level == "study":
-        columns.append(sa.func.count(sa.distinct(attributes.c.series_uid)).label("NumberOfStudyRelatedSeries"))
-        columns.append(sa.func.count().label("NumberOfStudyRelatedInstances"))
-    else:
-        columns.append(sa.func.count().label("NumberOfSeriesRelatedInstances"))
-    grouped = sa.select(*columns).select_from(joined).where(instance.c.current)
-    newest = sa.func.max(attributes.c.study_date).desc()
-    return grouped.group_by(*(attributes.c[k] for k in keys)).order_by(newest, *(attributes.c[k] for k in keys))
+        A row that vanished meanwhile is left out. Raises as `search`.
+        """
+        with self.read() as conn:
+            keys = _matching_keys(conn, level, conditions(filters, fuzzy=fuzzy, combined=combined), limit + 1, 0)
+        found = keys[:limit]
+        return Matches(len(found), len(keys) > limit, self._rows(level, found))
 
+    def _rows(self, level: Level, keys: Sequence[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+        for at in range(0, len(keys), PAGE):
+            with self.read() as conn:
+                page = _described(conn, level, keys[at : at + PAGE])
+            yield from page
 
-def _add_modalities(conn: Connection, found: list[dict[str, Any]]) -> None:
-    uids = [row["StudyInstanceUID"] for row in found]
-    query = (
-        sa.select(attributes.c.study_uid, attributes.c.modality)
-        .join(instance, instance.c.id == attributes.c.instance_id)
-        .where(attributes.c.study_uid.in_(uids), instance.c.current, attributes.c.modality.is_not(None))
-        .distinct()
-    )
-    by_study: dict[str, list[str]] = {}
-    for uid, modality in conn.execute(query):
-        by_study.setdefault(uid, []).append(modality)
-    for row in found:
-        row["ModalitiesInStudy"] = sorted(by_study.get(row["StudyInstanceUID"], []))
+    def retrievable(self, unique: Mapping[str, Sequence[str]], limit: int) -> list[Retrievable]:
+        """Instances by unique keys (keyword -> any of these values), in the order of their arrival by series.
 
-
-def _condition(keyword: str, value: str, fuzzy: bool) -> ColumnElement[bool]:
-    if keyword == "ModalitiesInStudy":
-        other = attributes.alias()
-        served = instance.alias()
-        return sa.exists().where(
-            other.c.study_uid == attributes.c.study_uid,
-            served.c.id == other.c.instance_id,
-            served.c.current,
-            sa.or_(*(_text(other.c.modality, part) for part in value.replace("\\", ",").split(","))),
+        Those not indexed yet are found by their UIDs, not by Patient ID. At most `limit`.
+        """
+        columns = {
+            "PatientID": attributes.c.patient_id, "StudyInstanceUID": instance.c.study_uid,
+            "SeriesInstanceUID": instance.c.series_uid, "SOPInstanceUID": instance.c.sop_uid,
+        }  # fmt: skip
+        wanted = (instance.c.id, instance.c.sop_uid, instance.c.sop_class, instance.c.study_uid)
+        query = (
+            sa.select(*wanted, instance.c.transfer_syntax)
+            .select_from(instance.outerjoin(attributes, instance.c.id == attributes.c.instance_id))
+            .where(visible(), *(columns[keyword].in_(list(values)) for keyword, values in unique.items()))
+            .order_by(instance.c.study_uid, instance.c.series_uid, instance.c.id)
+            .limit(limit)
         )
-    if keyword not in COLUMNS:
-        raise InvalidInstance("unsupported-filter", "this attribute cannot be searched")
-    column_name, _, kind = COLUMNS[keyword]
-    column = attributes.c[column_name]
-    if kind == "name":
-        return _name(attributes.c[_NAME_KEYS[column_name]], value, fuzzy)
-    if kind == "number":
-        return column == _number(value)
-    return {"uid": _uids, "text": _text, "range": _range, "time": _time}[kind](column, value)
+        with self.read() as conn:
+            return [Retrievable(**row) for row in conn.execute(query).mappings()]
 
 
-def _number(value: str | int) -> int:
-    try:
-        number = int(value)
-    except ValueError:
-        raise InvalidInstance("bad-filter", "an integer is expected") from None
-    return max(-_INT_LIMIT, min(_INT_LIMIT, number))
+def _matching_keys(
+    conn: Connection, level: Level, where: Sequence[ColumnElement[bool]], limit: int, offset: int
+) -> list[tuple[Any, ...]]:
+    """Keys of what matches, in the order of the answer."""
+    columns = _KEYS[level]
+    query = sa.select(*columns).select_from(_JOINED).where(visible(), *where, *(c.is_not(None) for c in columns))
+    if level == "instance":
+        query = query.order_by(attributes.c.series_uid, attributes.c.instance_number, instance.c.id)
+    else:
+        newest = sa.func.max(attributes.c.study_date).desc().nulls_last()
+        query = query.group_by(*columns).order_by(newest, *columns)
+    return [tuple(row) for row in conn.execute(query.limit(limit).offset(offset))]
 
 
-def _uids(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    return column.in_([uid for uid in value.replace("\\", ",").split(",") if uid])
+def _described(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What is said of these matches, in their order: counts and lists are of all that is shown, whatever was asked."""
+    by_key = dict(_of_keys(conn, level, keys))
+    found = [by_key[key] for key in keys if key in by_key]
+    if level == "study":
+        _add_lists(conn, found)
+    return found
 
 
-def _text(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    if "*" not in value and "?" not in value:
-        return column == value
-    return column.like(_pattern(value), escape="\\")
+def _of_keys(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    depth = LEVELS.index(level)
+    names = [(keyword, column) for keyword, (column, home, _) in COLUMNS.items() if LEVELS.index(home) <= depth]
+    columns = _KEYS[level]
+    among = columns[0].in_([key[0] for key in keys]) if len(columns) == 1 else sa.tuple_(*columns).in_(list(keys))
+    own = [column.label(f"key{n}") for n, column in enumerate(columns)]
+    if level == "instance":
+        said = [attributes.c[column].label(keyword) for keyword, column in names]
+        query = sa.select(*own, *said).select_from(_JOINED).where(visible(), among)
+    else:
+        said = [sa.func.max(attributes.c[column]).label(keyword) for keyword, column in names]
+        counts = [count.label(keyword) for keyword, count in _COUNTS[level]]
+        query = sa.select(*own, *said, *counts).select_from(_JOINED).where(visible(), among).group_by(*columns)
+    for row in conn.execute(query).mappings():
+        values = dict(row)
+        key = tuple(values.pop(label.name) for label in own)
+        yield key, {**values, **({"id": key[0]} if level == "instance" else {})}
 
 
-def _pattern(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return escaped.replace("*", "%").replace("?", "_")
-
-
-def _range(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    low, dash, high = value.partition("-")
-    if not dash:
-        return column == value
-    bounds = [column >= low] if low else [column != ""]
-    return sa.and_(*bounds, *([column <= high] if high else []))
-
-
-def _time(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    low, dash, high = value.partition("-")
-    if not dash:
-        return column.like(_pattern(value) + "%", escape="\\")
-    padded = high + "999999.999999"[len(high) :] if high else ""  # 1230 as an upper end means 12:30:59.999999
-    return _range(column, f"{low}-{padded}")
-
-
-def _name(column: ColumnElement[Any], value: str, fuzzy: bool) -> ColumnElement[bool]:
-    """Names match without regard to case and accents (PS3.4 C.2.2.2.1 allows it); components count as words."""
-    words = _fold(value)
-    if fuzzy:
-        parts = [_pattern(word.rstrip("*")) for word in words.split() if word.rstrip("*")]
-        return sa.and_(sa.true(), *((" " + column).like(f"% {part}%", escape="\\") for part in parts))
-    return _text(column, words)
-
-
-def _fold(name: str) -> str:
-    decomposed = unicodedata.normalize("NFKD", name.replace("^", " ").replace("=", " "))
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
-    return " ".join(plain.casefold().split())
+def _add_lists(conn: Connection, found: list[dict[str, Any]]) -> None:
+    uids = [row["StudyInstanceUID"] for row in found]
+    for keyword, name in LISTED.items():
+        column = attributes.c[name]
+        query = (
+            sa.select(attributes.c.study_uid, column)
+            .select_from(_JOINED)
+            .where(attributes.c.study_uid.in_(uids), visible(), column.is_not(None))
+            .distinct()
+        )
+        by_study: dict[str, list[str]] = {}
+        for uid, value in conn.execute(query):
+            by_study.setdefault(uid, []).append(value)
+        for row in found:
+            row[keyword] = sorted(by_study.get(row["StudyInstanceUID"], []))
 
 
 def _record(values: Mapping[str, str | int | None]) -> dict[str, Any]:
@@ -233,8 +226,8 @@ def _record(values: Mapping[str, str | int | None]) -> dict[str, Any]:
             record[column] = _number_or_none(value)
         else:
             record[column] = str(value).replace("\0", "")[:4096]  # PostgreSQL text takes no NUL
-        if column in _NAME_KEYS:
-            record[_NAME_KEYS[column]] = _fold(record[column])
+        if column in NAME_KEYS:
+            record[NAME_KEYS[column]] = fold(record[column])
     for column in ("study_uid", "series_uid"):
         if len(record.get(column, "")) > 64:
             del record[column]
@@ -243,7 +236,7 @@ def _record(values: Mapping[str, str | int | None]) -> dict[str, Any]:
 
 def _number_or_none(value: str | int) -> int | None:
     try:
-        return _number(value)
+        return number(value)
     except InvalidInstance:
         return None
 
