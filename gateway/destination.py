@@ -23,7 +23,7 @@ _HTTP: Final = (
     "client_key_file",
 )  # fmt: skip
 ALLOWED: Final[dict[Kind, frozenset[str]]] = {
-    "dicom": frozenset({"host", "port", "ae_title", "tls", "commitment", "path", "allow_http", *_HTTP}),
+    "dicom": frozenset({"host", "port", "ae_title", "tls", "commitment", "move", "forward", "path", "allow_http", *_HTTP}),
     "stow": frozenset({"read_back", "dimse", "allow_http", *_HTTP}),
     "s3": frozenset({
         "bucket", "prefix", "endpoint_url", "region", "sse", "sse_kms_key", "conditional", "access_key_file",
@@ -56,6 +56,8 @@ class Destination(Node):
     kind: Kind = "dicom"
     tls: bool = Field(default=False, description="DIMSE over TLS (PS3.15 B)")
     commitment: bool = Field(default=False, description="ask for storage commitment (PS3.4 J) after C-STORE")
+    move: bool = Field(default=False, description="a C-MOVE may have originals sent there")
+    forward: bool = Field(default=True, description="false: nothing is forwarded there; for C-MOVE only")
     path: str = Field(default="", description="folder; of a dicom destination: where its files can be read back")
     url: Annotated[str, AfterValidator(_without_slash)] = Field(
         default="", description="DICOMweb base URL; of a dicom destination: for reading back by the probe only"
