@@ -16,21 +16,21 @@ import numpy as np
 from codec.bitplane import Words
 from codec.bitsback import BitsBack
 from codec.blob import Frame
-from codec.errors import CodecError, CorruptBitstream, MissingContext, UnsupportedFrame
+from codec.errors import CodecError, UnsupportedFrame
 from codec.frame import decode_frame, encode_frame
+from codec.groupread import MAX_FRAMES, Member, member_of, open_with
 from codec.groupstack import CodedStack, Shape, decode_stack, encode_stack, fits
-from codec.header import read_header
 from codec.lattice import Plane
 from codec.learned import decode_upper
-from codec.learnedformat import CodedFrame, read_learned, write_learned
+from codec.learnedformat import write_learned
 from codec.limits import DEFAULT_LIMITS, Limits
 from codec.pixelformat import PixelFormat
 from codec.weights import Weights, load
-from codec.wire import Reader
 
-MAX_FRAMES = 16
 WEIGHTS = "vae"
 FIXED_BYTES = 24  # of a stack beside its planes: under so many bytes of causal G there is nothing to win
+MOST_SAMPLES = 1 << 24  # of an encoder's stack: all of them are decoded for any frame of the group (10 s, 64 MiB)
+MOST_LOSSES = 2  # frames in a row whose G is longer on a stack, after which the group's others are not tried
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class GroupReport:
 
     `causal`: all of it with the causal coder; `stacked`: with the stack (None: no frame was worth one). `stack_frames`:
     frames whose G the stack of that side holds; `causal_global`, `stacked_global`: what G of these frames takes (the
-    stack less the payload in it). `carried`: bytes of the payload in that stack; `padding`: random bytes in it for want
-    of payload, which is what `saved` (= carried) would have been too. `chosen`: "causal" or "stack".
+    stack less the payload in it; without a stack: of the frames that were tried, no start counted). `carried`: bytes of
+    the payload in that stack; `padding`: random bytes in it for want of payload, which is what `saved` (= carried)
+    would have been too. `chosen`: "causal" or "stack".
     """
 
     chosen: str
@@ -70,16 +71,19 @@ class EncodedGroup:
 
 @dataclass(frozen=True)
 class _Member:
-    """A frame of the learned coder that has a G; `head`: its header's bytes."""
+    """A frame that has a G, and the planes of it."""
 
-    head: bytes
-    frame: CodedFrame
-    shapes: tuple[Shape, ...]
-    planes: tuple[Plane, ...] = ()
+    coded: Member
+    planes: tuple[Plane, ...]
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of the planes."""
+        return self.coded.shapes
 
     def bare(self) -> bytes:
         """The blob without G."""
-        return self.head + write_learned(self.frame.without_upper())
+        return self.coded.head + write_learned(self.coded.frame.without_upper())
 
 
 def encode_group(
@@ -104,11 +108,14 @@ def stack_group(
     members = {place: member for place, blob in enumerate(blobs) if (member := _member(blob)) is not None}
     causal = sum(map(len, blobs)) + len(payload)
     gains = {place: len(blobs[place]) - len(member.bare()) for place, member in members.items()}
-    worth = sum(gains.values()) > FIXED_BYTES
-    own = load(WEIGHTS) if weights is None and worth else weights
-    kept = _worth(members, gains, own) if worth and own is not None else []
-    if not kept or own is None:
+    if sum(gains.values()) <= FIXED_BYTES:
         return EncodedGroup(tuple(blobs), b"", payload, GroupReport("causal", causal, None))
+    own = load(WEIGHTS) if weights is None else weights
+    grown = _grown(members, gains, own)
+    kept = _worth(gains, grown)
+    if not kept:
+        lost = (sum(gains[place] for place in grown), sum(grown.values()))
+        return EncodedGroup(tuple(blobs), b"", payload, GroupReport("causal", causal, None, (), *lost))
     coded = _code([members[place] for place in kept], own, payload, seed)
     carried = min(len(payload), coded.used // 8)
     out = [members[place].bare() if place in kept else blob for place, blob in enumerate(blobs)]
@@ -129,14 +136,36 @@ def shorter(stacked: int, causal: int) -> bool:
     return stacked < causal
 
 
-def _worth(members: dict[int, _Member], gains: dict[int, int], weights: Weights) -> list[int]:
-    """The frames whose G takes fewer bytes on a stack than in their blobs, its start left out."""
-    kept: list[int] = []
+def promises(blob: bytes) -> bool:
+    """Whether G of this frame takes fewer bytes on a stack than in its blob, the stack's start left out."""
+    member = _member(blob)
+    if member is None:
+        return False
+    gains = {0: len(blob) - len(member.bare())}
+    return bool(_worth(gains, _grown({0: member}, gains, load(WEIGHTS))))
+
+
+def _grown(members: dict[int, _Member], gains: dict[int, int], weights: Weights) -> dict[int, int]:
+    """Bytes that G of frames takes on a stack, its start left out; of those that were tried.
+
+    Frames too small or too many for one stack are left out, and all behind MOST_LOSSES in a row that take more there.
+    """
+    grown: dict[int, int] = {}
+    losses, shapes = 0, list[Shape]()
     for place, member in members.items():
-        if gains[place] > FIXED_BYTES // 4 and fits(member.shapes):
-            grown = 4 * sum(_code([member], weights, b"", 0).growth)
-            if grown < gains[place] and fits([s for other in (*kept, place) for s in members[other].shapes]):
-                kept.append(place)
+        together = [*shapes, *member.shapes]
+        small = sum(shape.rows * shape.columns for shape in together) <= MOST_SAMPLES
+        if gains[place] <= FIXED_BYTES // 4 or not (small and fits(together)) or losses == MOST_LOSSES:
+            continue
+        grown[place] = 4 * sum(_code([member], weights, b"", 0).growth)
+        won = grown[place] < gains[place]
+        losses, shapes = (0, together) if won else (losses + 1, shapes)
+    return grown
+
+
+def _worth(gains: dict[int, int], grown: dict[int, int]) -> list[int]:
+    """The frames whose G takes fewer bytes on a stack than in their blobs, its start left out."""
+    kept = [place for place, size in grown.items() if size < gains[place]]
     return kept if sum(gains[place] for place in kept) > FIXED_BYTES else []
 
 
@@ -155,51 +184,27 @@ def _prove(members: Sequence[_Member], stack: bytes, payload: bytes) -> None:
         raise CodecError("a stack does not reproduce its frames")
 
 
-def _member(blob: bytes, *, limits: Limits = DEFAULT_LIMITS, stacked: bool = False) -> _Member | None:
-    """A blob's frame if it has a G, in the blob or (`stacked`) in a stack; None for all others."""
-    reader = Reader(blob)
-    header = read_header(reader, limits)
-    if header.coder != "learned":
+def _member(blob: bytes) -> _Member | None:
+    """A blob's frame if it has a G of its own, decoded; None for all others."""
+    found = member_of(blob, stacked=False)
+    if found is None:
         return None
-    head = blob[: reader.position]
-    frame = read_learned(reader, header.fmt.shape, header.levels.count)
-    if reader.left:
-        raise CorruptBitstream(f"{reader.left} bytes after the end")
-    rows, columns = header.fmt.rows, header.fmt.columns
-    own = [plane for plane in frame.planes if plane.top]
-    if not own or frame.preface.stacked != stacked:
-        return None
-    shapes = tuple(Shape(rows, columns, plane.top) for plane in own)
-    if stacked:
-        return _Member(head, frame, shapes)
     planes = []
-    for plane in own:
-        parts, left = [], rows
+    for plane in (each for each in found.frame.planes if each.top):
+        parts, left = [], found.shapes[0].rows
         for tile in plane.tiles:
-            parts.append(decode_upper(tile.upper, min(plane.tile_rows, left), columns, plane.top))
-            left -= plane.tile_rows
+            rows = min(plane.tile_rows, left)
+            parts.append(decode_upper(tile.upper, rows, found.shapes[0].columns, plane.top))
+            left -= rows
         planes.append(np.concatenate(parts))
-    return _Member(head, frame, shapes, tuple(planes))
+    return _Member(found, tuple(planes))
 
 
 def open_stack(
     blobs: Sequence[bytes], stack: bytes, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[list[list[Plane]], bytes]:
-    """G of every blob that left it to the stack (no planes for the others), and the initial bits in whole words.
-
-    The payload is their beginning, as long as the stack holds of it; random bits may follow. Raises CorruptBitstream.
-    """
-    if len(blobs) > MAX_FRAMES:
-        raise CorruptBitstream(f"{len(blobs)} frames; a group has at most {MAX_FRAMES}")
-    members = [_member(blob, limits=limits, stacked=True) for blob in blobs]
-    shapes = [shape for member in members if member is not None for shape in member.shapes]
-    if not shapes and not stack:
-        return [[] for _ in blobs], b""
-    if not stack:
-        raise MissingContext("frames left their global part to a stack that was not given")
-    planes, initial = decode_stack(stack, shapes, BitsBack)
-    left = iter(planes)
-    return [[next(left) for _ in member.shapes] if member else [] for member in members], initial
+    """See codec.groupread.open_with: by the fast stack."""
+    return open_with(BitsBack, blobs, stack, limits)
 
 
 def decode_group(

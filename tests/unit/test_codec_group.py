@@ -39,7 +39,7 @@ def stacked(monkeypatch: pytest.MonkeyPatch, samples: int = 1) -> tuple[EncodedG
     """A group whose stack is kept whatever it costs."""
     frames, fmt = frames_of(3, samples)
     blobs = [encode_frame(words, fmt, coders=["learned"], split=3).blob for words in frames]
-    monkeypatch.setattr("codec.group._worth", lambda members, gains, weights: list(members))
+    monkeypatch.setattr("codec.group._worth", lambda gains, grown: list(gains))
     group = stack_group(blobs, payload=PAYLOAD, seed=1, weights=weightfiles.load("vae-test-5"))
     return group, frames
 
