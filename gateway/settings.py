@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     calling_ae_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="comma-separated AE titles; empty: any in the demo profile, none in production"
     )
+    query_ae_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="AE titles that may C-FIND, C-MOVE and C-GET; empty: every one that may associate"
+    )
+    query_max_matches: int = Field(
+        default=20_000, ge=1, le=65_535, description="of one C-FIND; beyond them the answer ends with 0xA700"
+    )
     max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
     max_pdu: int = Field(default=0, ge=0, description="bytes announced (PS3.8 D.1); 0: the listener's choice, 1 MiB")
     max_object_bytes: int = Field(
@@ -133,7 +139,7 @@ class Settings(BaseSettings):
     )
     demo_destination_port: int = Field(default=11113, ge=0, le=65535)
 
-    @field_validator("calling_ae_allow", mode="before")
+    @field_validator("calling_ae_allow", "query_ae_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -171,6 +177,15 @@ class Settings(BaseSettings):
         if not self.calling_ae_allow:
             return self.profile == "demo"
         return ae_title.strip() in self.calling_ae_allow
+
+    def allows_query_ae(self, ae_title: str) -> bool:
+        """True if this calling AE title may query and retrieve, once it has an association."""
+        return not self.query_ae_allow or ae_title.strip() in self.query_ae_allow
+
+    def move_destination(self, ae_title: str) -> Destination | None:
+        """The DICOM node that a C-MOVE may name by this AE title, or None."""
+        wanted = ae_title.strip()
+        return next((d for d in self.destinations if d.kind == "dicom" and d.move and d.ae_title == wanted), None)
 
     def destination(self, name: str) -> Destination | None:
         """The destination of that name, or None if it is not configured any more."""
