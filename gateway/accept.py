@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,10 @@ from gateway import metrics
 from gateway.audit import AuditEvent
 from gateway.blobs import storage_errors
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
-from gateway.index_rows import Accepted, InstanceRow, NewInstance
+from gateway.index_rows import Accepted, NewInstance
 from gateway.instance import State
-from gateway.jobs import flush_outbox
 from gateway.part10 import Peek, peek, pixel_digest
+from gateway.receipts import Receipt
 from gateway.spool import StoredFile
 
 if TYPE_CHECKING:
@@ -39,12 +40,15 @@ def accept_instance(
     expected_sop_class: str | None = None,
     expected_sop_instance: str | None = None,
     expected_study: str | None = None,
+    stored: StoredFile | None = None,
+    wake: bool = True,
 ) -> Accepted:
     """Take over a received Part 10 file in `incoming/`; it is moved or removed in every case.
 
     source: 'dimse' or 'stow'; calling_ae: AE title or token subject; priority: 0 (STAT) to 9. The expected UIDs are
-    those of the command set or the URL. Raises NotDicom, BadUID, InvalidInstance, UIDMismatch, OutOfResources,
-    Unavailable; the refusal is audited and nothing is kept.
+    those of the command set or the URL. stored: what is known of the file if it was measured, and fsynced, while it
+    arrived. wake=False: the caller calls `wake_up` when it has answered its sender. Raises NotDicom, BadUID,
+    InvalidInstance, UIDMismatch, OutOfResources, Unavailable; the refusal is audited and nothing is kept.
     """
     started = time.monotonic()
     try:
@@ -54,7 +58,10 @@ def accept_instance(
             _compare(found.sop_instance_uid, expected_sop_instance, "sop-instance")
             _compare(found.study_uid, expected_study, "study")
             gw.spool.check_space()
-            accepted = _store(gw, temporary, found, source, calling_ae, max(0, min(priority, LOWEST_PRIORITY)))
+            stored = stored or gw.spool.measure(temporary, found.dataset_offset)
+            new = _new(stored, found, source, calling_ae, max(0, min(priority, LOWEST_PRIORITY)))
+            row = gw.receipts.submit(Receipt(temporary, new))
+            accepted = Accepted(row, "new") if row is not None else _store_again(gw, new)
     except PalimpsestError as error:
         _refused(gw, error, source, calling_ae)
         raise
@@ -62,7 +69,7 @@ def accept_instance(
         temporary.unlink(missing_ok=True)
     metrics.RECEIVED.labels(source=source, outcome=accepted.outcome).inc()
     metrics.ACCEPT_SECONDS.labels(source=source).observe(time.monotonic() - started)
-    if accepted.outcome != "duplicate":
+    if wake and accepted.outcome != "duplicate":
         wake_up(gw, accepted.row.id)
     return accepted
 
@@ -77,8 +84,7 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     path = gw.spool.path(digest)
     found = peek(path)
     stored = gw.spool.measure(path, found.dataset_offset)
-    accepted = gw.index.add_received(_new(gw, stored, found, path, "sweep", "sweep", 5))
-    _drop_second_copy(gw, stored, accepted.row)
+    accepted = _store_again(gw, _new(stored, found, "sweep", "sweep", 5))
     wake_up(gw, accepted.row.id)
     return accepted
 
@@ -86,26 +92,13 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
 def wake_up(gw: Gateway, instance_id: int) -> None:
     """Hand an instance's outbox messages to the queue, best effort: the sweep sends what stays behind."""
     try:
-        flush_outbox(gw.index, gw.queue, instance_id=instance_id, encode_queue=gw.settings.encode_queue)
+        gw.wake_ups.submit(instance_id)
     except PalimpsestError as error:
         metrics.WAKE_UPS_FAILED.inc()
         log.warning("the queue could not be reached, the sweep will send", extra={"reason": error.reason})
 
 
-def _store(gw: Gateway, temporary: Path, found: Peek, source: str, calling_ae: str, priority: int) -> Accepted:
-    stored = gw.spool.measure(temporary, found.dataset_offset)
-    new = _new(gw, stored, found, temporary, source, calling_ae, priority)
-    known = gw.index.find_duplicate(new.sop_uid, new.transfer_syntax, new.dataset_digest)
-    if known is None or (known.digest == stored.digest and known.state is not State.RELEASED):
-        gw.spool.place(temporary, stored.digest)  # for a duplicate this repairs a spool file that was lost or damaged
-    accepted = gw.index.add_received(new)
-    _drop_second_copy(gw, stored, accepted.row)
-    return accepted
-
-
-def _new(
-    gw: Gateway, stored: StoredFile, found: Peek, path: Path, source: str, calling_ae: str, priority: int
-) -> NewInstance:
+def _new(stored: StoredFile, found: Peek, source: str, calling_ae: str, priority: int) -> NewInstance:
     return NewInstance(
         sop_uid=found.sop_instance_uid,
         sop_class=found.sop_class_uid,
@@ -118,29 +111,32 @@ def _new(
         source=source,
         calling_ae=calling_ae,
         priority=priority,
-        pixel_digest=_pixels_if_known_uid(gw, found, stored, path),
     )
 
 
-def _pixels_if_known_uid(gw: Gateway, found: Peek, stored: StoredFile, path: Path) -> str | None:
+def _store_again(gw: Gateway, new: NewInstance) -> Accepted:
+    """Row for a spooled file whose UID may be known: a duplicate, a version, a conflict, or new after all."""
+    accepted = gw.index.add_received(replace(new, pixel_digest=_pixels_if_known_uid(gw, new)))
+    row = accepted.row
+    # A duplicate with another file meta lies under a digest that no row names, and a released one needs no spool.
+    if row.digest != new.digest or row.state is State.RELEASED:
+        gw.spool.remove(new.digest)
+    return accepted
+
+
+def _pixels_if_known_uid(gw: Gateway, new: NewInstance) -> str | None:
     """Pixel digest, only if this UID is served already: the common case must not pay for a walk through the file.
 
     The served row's own digest is filled in from the spool if its index task has not come to it yet.
     """
-    served = gw.index.by_sop(found.sop_instance_uid)
-    if served is None or served.dataset_digest == stored.dataset_digest:
+    served = gw.index.by_sop(new.sop_uid)
+    if served is None or served.dataset_digest == new.dataset_digest:
         return None
     if served.pixel_digest is None and gw.spool.exists(served.digest):
         earlier = pixel_digest(gw.spool.path(served.digest))
         if earlier is not None:
             gw.index.set_pixel_digest(served.id, earlier)
-    return pixel_digest(path)
-
-
-def _drop_second_copy(gw: Gateway, stored: StoredFile, row: InstanceRow) -> None:
-    """A duplicate with another file meta lies under a digest that no row names: the row's own file is enough."""
-    if row.digest != stored.digest and gw.spool.exists(stored.digest):
-        gw.spool.remove(stored.digest)
+    return pixel_digest(gw.spool.path(new.digest))
 
 
 def _compare(found: str | None, expected: str | None, what: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -74,22 +74,34 @@ def append(conn: Connection, event: AuditEvent, now: float) -> int:
 
     An event of work that gathers its uses of keys (`keyuse.used_keys`) names them.
     """
+    return append_many(conn, [event], now)
+
+
+def append_many(conn: Connection, events: Sequence[AuditEvent], now: float) -> int:
+    """Append events in this order, as `append` does; returns the last one's sequence number, 0 without any event."""
+    if not events:
+        return 0
     used = keys_used()
-    if used and "key_id" not in event.detail:
-        event = replace(event, detail={**event.detail, "key_id": used})
     last = conn.execute(sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
-    seq, previous = (last.seq + 1, last.hash) if last else (1, GENESIS)
-    values: dict[str, Any] = {
-        "seq": seq,
-        "at_us": int(now * 1_000_000),
-        "event": event.event,
-        "actor": event.actor[:64],
-        "outcome": event.outcome,
-        "instance_id": event.instance_id,
-        "study": event.study,
-        "detail": json.dumps(dict(event.detail), sort_keys=True, separators=(",", ":")),
-    }
-    conn.execute(audit.insert().values(**values, hash=_hash(values, previous)))
+    seq, previous = (last.seq, last.hash) if last else (0, GENESIS)
+    rows = []
+    for event in events:
+        if used and "key_id" not in event.detail:
+            event = replace(event, detail={**event.detail, "key_id": used})
+        seq += 1
+        values: dict[str, Any] = {
+            "seq": seq,
+            "at_us": int(now * 1_000_000),
+            "event": event.event,
+            "actor": event.actor[:64],
+            "outcome": event.outcome,
+            "instance_id": event.instance_id,
+            "study": event.study,
+            "detail": json.dumps(dict(event.detail), sort_keys=True, separators=(",", ":")),
+        }
+        previous = _hash(values, previous)
+        rows.append({**values, "hash": previous})
+    conn.execute(audit.insert(), rows)
     return seq
 
 

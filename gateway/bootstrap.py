@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.archive import ArchiveStore, FilesystemArchive
 from gateway.blobs import BlobStore, storage_errors
+from gateway.groupcommit import GroupCommit
 from gateway.index import Index
+from gateway.index_rows import InstanceRow
 from gateway.jobs import CeleryQueue, JobQueue
 from gateway.keyfile import RING_FILE
 from gateway.keys import KeyRing
@@ -14,6 +16,7 @@ from gateway.keyuse import note_use
 from gateway.masters import open_master
 from gateway.policy import Policy
 from gateway.policy_file import check_recipients, load_policy, policy_path
+from gateway.receipts import Receipt, receipts, wake_ups
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
 
@@ -30,6 +33,12 @@ class Gateway:
     keys: KeyRing
     queue: JobQueue
     policy: Policy
+    receipts: GroupCommit[Receipt, InstanceRow | None] = field(init=False)
+    wake_ups: GroupCommit[int, None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "receipts", receipts(self.spool, self.index))
+        object.__setattr__(self, "wake_ups", wake_ups(self.index, self.queue, self.settings.encode_queue))
 
     def close(self) -> None:
         """Close database and broker connections."""

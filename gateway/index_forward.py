@@ -17,6 +17,7 @@ from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
 from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import ForwardState
+from gateway.policy import IDENTIFIED
 
 NEWEST: Final = 1000
 """Messages at the outbox's end among which those of an instance just taken in must be (else the sweep sends them)."""
@@ -50,18 +51,27 @@ class Forwarding(Database):
             _set(conn, forward_id, lease_until=self.now() + lease_seconds)
 
     def forward_done(
-        self, forward_id: int, owner: str, proof: str, *, representation: str = "envelope", reason: str | None = None
+        self,
+        forward_id: int,
+        owner: str,
+        proof: str,
+        *,
+        representation: str = "envelope",
+        reason: str | None = None,
+        sent: tuple[str | None, str | None, str | None] = (None, None, None),
     ) -> ForwardRow:
         """The destination has it. proof: machine word for what is known, e.g. 'accepted' or 'read-back'.
 
-        representation: the form that was sent; reason: why it is not the one that the policy names first.
+        representation: the form that was sent; reason: why it is not the one that the policy names first. sent: SOP
+        class and instance UID and transfer syntax of what it has.
         """
         now = self.now()
         with self.write() as conn:
             row = _owned(conn, forward_id, owner)
             _set(
                 conn, forward_id, state=ForwardState.SENT, sent_at=now, proof=proof, lease_owner=None, lease_until=None,
-                due_at=None, reason=reason, representation=representation,
+                due_at=None, reason=reason, representation=representation, sent_class=sent[0], sent_uid=sent[1],
+                sent_syntax=sent[2],
             )  # fmt: skip
             detail: Detail = {
                 "destination": row.destination, "attempts": row.attempts, "kind": proof,
@@ -104,6 +114,28 @@ class Forwarding(Database):
         )  # fmt: skip
         with self.read() as conn:
             return conn.execute(query.limit(1)).first() is not None
+
+    def identities_at(self, study_uid: str, destination: str) -> set[bool]:
+        """Whether a destination has objects of a study identified (True), under a pseudonym (False), or both."""
+        joined = forward.join(instance, instance.c.id == forward.c.instance_id)
+        query = sa.select(forward.c.representation).distinct().select_from(joined).where(
+            instance.c.study_uid == study_uid, forward.c.destination == destination,
+            forward.c.state == ForwardState.SENT,
+        )  # fmt: skip
+        with self.read() as conn:
+            return {word in IDENTIFIED for word in conn.execute(query).scalars() if word is not None}
+
+    def dead_letters(
+        self, destination: str | None = None, reason: str | None = None, limit: int | None = None
+    ) -> list[int]:
+        """Ids of dead letters, oldest first: of a destination and for a reason where given."""
+        query = sa.select(forward.c.id).where(forward.c.state == ForwardState.DEAD).order_by(forward.c.id)
+        if destination is not None:
+            query = query.where(forward.c.destination == destination)
+        if reason is not None:
+            query = query.where(forward.c.reason == reason)
+        with self.read() as conn:
+            return list(conn.execute(query.limit(limit)).scalars())
 
     def forward_replay(self, forward_id: int, actor: str) -> ForwardRow:
         """An administrator's replay of a dead letter (or of a waiting one, at once)."""
@@ -180,16 +212,17 @@ class Forwarding(Database):
         with self.write(durable=False) as conn:
             conn.execute(sa.update(forward).where(forward.c.id.in_(ids)).values(queued_at=self.now()))
 
-    def outbox_due(self, limit: int = 500, instance_id: int | None = None) -> list[OutboxMessage]:
-        """Messages not yet handed to the queue, most urgent first; of one instance just made or changed, if given.
+    def outbox_due(self, limit: int = 500, instances: Sequence[int] | None = None) -> list[OutboxMessage]:
+        """Messages not yet handed to the queue, most urgent first; of instances just made or changed, if given.
 
-        For one instance only the newest messages are looked at: while the queue is down the outbox grows, and the
-        door must not read all of it for each object.
+        For those only the newest messages are looked at: while the queue is down the outbox grows, and the door must
+        not read all of it for each object.
         """
         query = sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(limit)
-        if instance_id is not None:
+        if instances is not None:
             newest = sa.select(sa.func.max(outbox.c.id)).scalar_subquery()
-            query = query.where(outbox.c.id > newest - NEWEST, outbox.c.args == json.dumps([instance_id]))
+            theirs = outbox.c.args.in_([json.dumps([instance_id]) for instance_id in instances])
+            query = query.where(outbox.c.id > newest - NEWEST, theirs)
         with self.read() as conn:
             rows = conn.execute(query).mappings().all()
         return [

@@ -48,6 +48,29 @@ class Intake(Database):
                 put_outbox(conn, task, [row.id], row.priority, now)
         return Accepted(row, outcome)
 
+    def add_received_many(self, news: Sequence[NewInstance]) -> list[InstanceRow | None]:
+        """`add_received` for many files whose UIDs are new here, in one transaction and with one fsync.
+
+        None, and nothing made, where the UID is known already (or comes twice): such a file wants `add_received`.
+        """
+        now = self.now()
+        with self.write() as conn:
+            wanted = [new.sop_uid for new in news]
+            known = set(conn.scalars(sa.select(instance.c.sop_uid).where(instance.c.sop_uid.in_(wanted))))
+            fresh: list[NewInstance] = []
+            for new in news:
+                if new.sop_uid not in known:
+                    known.add(new.sop_uid)
+                    fresh.append(new)
+            made = {new.sop_uid: (new, row) for new, row in zip(fresh, _insert_many(conn, fresh, now), strict=True)}
+            audit.append_many(conn, [_receipt(row.id, new, "new") for new, row in made.values()], now)
+            put_outbox_many(
+                conn,
+                [(task, row.id, row.priority) for _, row in made.values() for task in (INDEX_TASK, ENCODE_TASK)],
+                now,
+            )
+        return [made[new.sop_uid][1] if made.get(new.sop_uid, (None,))[0] is new else None for new in news]
+
     def find_duplicate(self, sop_uid: str, transfer_syntax: str, dataset_digest: str) -> InstanceRow | None:
         """The row of the same UID, syntax and data set, if there is one."""
         with self.read() as conn:
@@ -116,27 +139,35 @@ class Intake(Database):
         return "conflict", True
 
     def _insert(self, conn: Connection, new: NewInstance, now: float, *, current: bool, conflict: bool) -> InstanceRow:
-        values = {name: getattr(new, name) for name in NewInstance.__slots__}
-        result = conn.execute(
-            instance.insert().values(
-                **values,
-                received_at=now,
-                state=State.RECEIVED,
-                attempts=0,
-                due_at=now,
-                queued_at=now,
-                current=current,
-                conflict=conflict,
-            )
-        )
+        result = conn.execute(instance.insert().values(_first_values(new, now, current=current, conflict=conflict)))
         key = result.inserted_primary_key
         assert key is not None  # a single-row INSERT always has one
         return fetch(conn, key[0])
 
     def _audit_receipt(self, conn: Connection, row_id: int, new: NewInstance, outcome: Outcome, now: float) -> None:
-        name = "duplicate" if outcome == "duplicate" else "received"
-        detail: dict[str, Any] = {"source": new.source, "bytes": new.size, "outcome": outcome}
-        audit.append(conn, AuditEvent(name, new.calling_ae, instance_id=row_id, detail=detail), now)
+        audit.append(conn, _receipt(row_id, new, outcome), now)
+
+
+def _first_values(new: NewInstance, now: float, *, current: bool = True, conflict: bool = False) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(new, name) for name in NewInstance.__slots__}
+    values |= {"received_at": now, "state": State.RECEIVED, "attempts": 0, "due_at": now, "queued_at": now}
+    return values | {"current": current, "conflict": conflict}
+
+
+def _insert_many(conn: Connection, news: Sequence[NewInstance], now: float) -> list[InstanceRow]:
+    """One row each, in the order given; the writer is alone, so nobody comes between."""
+    if not news:
+        return []
+    statement = instance.insert().returning(instance, sort_by_parameter_order=True)
+    return [
+        InstanceRow.of(row) for row in conn.execute(statement, [_first_values(new, now) for new in news]).mappings()
+    ]
+
+
+def _receipt(row_id: int, new: NewInstance, outcome: Outcome) -> AuditEvent:
+    name = "duplicate" if outcome == "duplicate" else "received"
+    detail: dict[str, Any] = {"source": new.source, "bytes": new.size, "outcome": outcome}
+    return AuditEvent(name, new.calling_ae, instance_id=row_id, detail=detail)
 
 
 def put_outbox(conn: Connection, task: str, args: Sequence[int | str], priority: int, now: float) -> None:
@@ -146,6 +177,16 @@ def put_outbox(conn: Connection, task: str, args: Sequence[int | str], priority:
             task=task, args=json.dumps(list(args)), queue=QUEUE_OF[task], priority=priority, created_at=now
         )
     )
+
+
+def put_outbox_many(conn: Connection, messages: Sequence[tuple[str, int, int]], now: float) -> None:
+    """As `put_outbox`, for (task, instance id, priority)."""
+    values = [
+        {"task": task, "args": json.dumps([row_id]), "queue": QUEUE_OF[task], "priority": priority, "created_at": now}
+        for task, row_id, priority in messages
+    ]
+    if values:
+        conn.execute(outbox.insert(), values)
 
 
 def fetch(conn: Connection, instance_id: int) -> InstanceRow:

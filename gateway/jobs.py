@@ -245,10 +245,10 @@ def flush_outbox(
     index: Forwarding,
     queue: JobQueue,
     limit: int = FLUSH_BATCH,
-    instance_id: int | None = None,
+    instances: Sequence[int] | None = None,
     encode_queue: str = QUEUE_OF[ENCODE_TASK],
 ) -> int:
-    """Send what the outbox holds (for one instance, if given), most urgent first; returns how many.
+    """Send what the outbox holds (for these instances, if given), most urgent first; returns how many.
 
     encode_queue: where encodes go (settings.encode_queue); the row names the task's own queue and knows of no GPU.
     A crash between sending and forgetting sends twice, which idempotent tasks allow. Raises Unavailable; what was sent
@@ -256,7 +256,7 @@ def flush_outbox(
     """
     sent: list[int] = []
     try:
-        for message in index.outbox_due(limit, instance_id):
+        for message in index.outbox_due(limit, instances):
             name = encode_queue if message.task == ENCODE_TASK else message.queue
             queue.send(message.task, message.args, name, message.priority)
             sent.append(message.id)

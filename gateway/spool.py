@@ -11,12 +11,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from gateway.blobs import CHUNK, BlobStore, storage_errors
+from gateway.blobs import CHUNK, BlobStore, storage_errors, sync_folder
 from gateway.errors import OutOfResources
 from gateway.part10 import read_meta
 from gateway.settings import Settings
@@ -95,6 +95,23 @@ class Spool(BlobStore):
         stored = self.measure(temporary, dataset_offset)
         self.place(temporary, stored.digest)
         return stored
+
+    def place_many(self, received: Sequence[tuple[Path, str]]) -> None:
+        """Give fsynced temporary files their final names, all durably: (temporary, digest) each.
+
+        May be repeated after an error: what has its name already keeps it.
+        """
+        with storage_errors():
+            shards = {self.path(digest).parent for _, digest in received}
+            missing = [shard for shard in shards if not shard.is_dir()]
+            for shard in missing:
+                shard.mkdir(parents=True, exist_ok=True)
+            for temporary, digest in received:
+                target = self.path(digest)
+                if temporary.exists() or not target.exists():
+                    temporary.replace(target)
+            for folder in ([self.folder] if missing else []) + sorted(shards):
+                sync_folder(folder)
 
     def sweep_incoming(self, older_than_seconds: float = 3600.0) -> int:
         """Delete what aborted receipts left behind, untouched for that long; returns how many."""

@@ -219,7 +219,7 @@ def test_the_outbox_forgets_what_was_sent(index: Index) -> None:
     first, second = index.add_received(new(1)).row, index.add_received(new(2, priority=0)).row
     due = index.outbox_due()
     assert [m.args for m in due] == [(second.id,), (second.id,), (first.id,), (first.id,)]
-    assert [m.args for m in index.outbox_due(instance_id=first.id)] == [(first.id,)] * 2
+    assert [m.args for m in index.outbox_due(instances=[first.id])] == [(first.id,)] * 2
     index.outbox_sent([m.id for m in due[:3]])
     assert [m.id for m in index.outbox_due()] == [due[3].id]
 
@@ -288,11 +288,11 @@ def test_failures_are_counted_whole_and_name_the_newest(index: Index, monkeypatc
 def test_the_door_looks_at_the_end_of_a_long_outbox_only(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.index_forward.NEWEST", 4)
     first = index.add_received(new(1)).row
-    assert len(index.outbox_due(10, first.id)) == 2
+    assert len(index.outbox_due(10, [first.id])) == 2
     for number in range(2, 5):
         last = index.add_received(new(number)).row
-    assert index.outbox_due(10, first.id) == []
-    assert {m.args for m in index.outbox_due(10, last.id)} == {(last.id,)}
+    assert index.outbox_due(10, [first.id]) == []
+    assert {m.args for m in index.outbox_due(10, [last.id])} == {(last.id,)}
     assert len(index.outbox_due(10)) == 8
 
 

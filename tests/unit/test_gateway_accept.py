@@ -46,7 +46,7 @@ def test_nobody_else_on_the_machine_reads_what_was_received_or_indexed(gw: Gatew
 
 def test_file_and_folder_are_synced_before_the_row(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    real_fsync, real_add = os.fsync, gw.index.add_received
+    real_fsync, real_add = os.fsync, gw.index.add_received_many
 
     def fsync(fd: int) -> None:
         order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
@@ -57,7 +57,7 @@ def test_file_and_folder_are_synced_before_the_row(gw: Gateway, monkeypatch: pyt
         return real_add(new)  # type: ignore[arg-type]
 
     monkeypatch.setattr(blobs.os, "fsync", fsync)
-    monkeypatch.setattr(type(gw.index), "add_received", lambda _self, new: add(new))
+    monkeypatch.setattr(type(gw.index), "add_received_many", lambda _self, new: add(new))
     take_in(gw, part10())
     assert order[0] == "file" and order[-1] == "row" and "folder" in order[1:-1]
 
@@ -192,7 +192,7 @@ def test_orphans_are_adopted_once(gw: Gateway, monkeypatch: pytest.MonkeyPatch) 
     def down(*_: object) -> None:
         raise Unavailable("database-unavailable")
 
-    monkeypatch.setattr(type(gw.index), "add_received", down)
+    monkeypatch.setattr(type(gw.index), "add_received_many", down)
     with pytest.raises(Unavailable):
         take_in(gw, data)
     monkeypatch.undo()
