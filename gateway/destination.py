@@ -23,7 +23,9 @@ _HTTP: Final = (
     "client_key_file",
 )  # fmt: skip
 ALLOWED: Final[dict[Kind, frozenset[str]]] = {
-    "dicom": frozenset({"host", "port", "ae_title", "tls", "commitment", "move", "forward", "path", "allow_http", *_HTTP}),
+    "dicom": frozenset({
+        "host", "port", "ae_title", "tls", "commitment", "move", "forward", "path", "allow_http", *_HTTP,
+    }),
     "stow": frozenset({"read_back", "dimse", "allow_http", *_HTTP}),
     "s3": frozenset({
         "bucket", "prefix", "endpoint_url", "region", "sse", "sse_kms_key", "conditional", "access_key_file",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
+from gateway.index_probe import Probes
 from gateway.index_report import Report
 from gateway.index_rows import (
     Accepted,
@@ -34,5 +35,5 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Index(Intake, Work, Forwarding, Exports, Search, Shredding, Report):
+class Index(Intake, Work, Forwarding, Exports, Search, Shredding, Probes, Report):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

@@ -133,7 +133,10 @@ class CandidateFacts:
 
 @dataclass(frozen=True, slots=True)
 class ForwardRow:
-    """One instance on its way to one destination."""
+    """One instance on its way to one destination.
+
+    sent_class, sent_uid, sent_syntax: SOP class and instance UID and transfer syntax of what the destination has.
+    """
 
     id: int
     instance_id: int
@@ -149,6 +152,9 @@ class ForwardRow:
     created_at: float
     sent_at: float | None
     representation: str | None
+    sent_class: str | None
+    sent_uid: str | None
+    sent_syntax: str | None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> ForwardRow:

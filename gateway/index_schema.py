@@ -150,8 +150,21 @@ forward = Table(
     Column("created_at", Double, nullable=False),
     Column("sent_at", Double),
     Column("representation", String(16)),
+    Column("sent_class", String(64)),
+    Column("sent_uid", String(64)),
+    Column("sent_syntax", String(64)),
     UniqueConstraint("instance_id", "destination", name="uq_forward"),
     Index("ix_forward_work", "state", "due_at"),
+    Index("ix_forward_sent_uid", "sent_uid"),
+)
+
+probe = Table(
+    "probe",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("place", String(64), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("result", Text, nullable=False),
 )
 
 stego_export = Table(

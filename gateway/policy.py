@@ -1,18 +1,28 @@
-"""The policy: what an archive object is made like, and in which form a copy goes to which destination.
+"""The policy: what an archive object is made like, which destinations get it, and in which form.
 
-Two ordered lists of rules; the first rule that matches decides, and behind the last one stand the defaults. A rule
-matches by SOP class and modality of the object as received, a delivery rule by its destination's name too. The file
-is read by `gateway.policy_file`; a policy that exists was checked whole.
+Three ordered lists of rules; the first rule that matches decides, and behind the last one stand the defaults. A rule
+matches by SOP class and modality of the object as received, a delivery rule by its destination's name too, a routing
+rule by who sent it and what it shows. The file is read by `gateway.policy_file`; a policy
+that exists was checked whole.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from gateway.sop_classes import STORAGE_CLASSES
@@ -22,8 +32,11 @@ _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
 _MODALITY: Final = re.compile(r"[A-Z0-9_ ]{1,16}")
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,64}$"
 
-Representation = Literal["envelope", "self-contained", "hidden"]
-Fallback = Literal["self-contained", "envelope", "refuse"]
+Representation = Literal["envelope", "viewable", "deidentified", "self-contained", "hidden"]
+Fallback = Literal["self-contained", "deidentified", "envelope", "refuse"]
+Syntax = Literal["jpeg-xl", "jpeg-ls", "jpeg-2000", "htj2k", "explicit-le", "implicit-le"]
+IDENTIFIED: Final[frozenset[str]] = frozenset({"viewable"})
+"""Forms that show who the patient is; all others are pseudonymous, and no destination gets both."""
 CodecProfile = Literal["fast", "default", "max"]
 Adaptation = Literal["none", "image", "series"]
 Grouping = Literal["off", "series"]
@@ -203,15 +216,24 @@ class DeliveryRule(Rule):
     destination: Words = Field(default=(ANY,), description="names of destinations, or '*' for any")
     representation: Representation = Field(
         default="envelope",
-        description="the archive object itself (envelope), or a viewable de-identified image that carries its identity "
-        "in the pixels: self-contained restores itself with the key, hidden does not show that it carries anything",
+        description="the archive object itself (envelope); the original, identified (viewable), or without identity "
+        "(deidentified), in the best lossless syntax that the destination takes; or a viewable de-identified image "
+        "that carries its identity in the pixels: self-contained restores itself with the key, hidden does not show "
+        "that it carries anything",
+    )
+    syntax: Annotated[tuple[Syntax, ...], BeforeValidator(_listed, json_schema_input_type=Syntax | list[Syntax])] = (
+        Field(
+            default=(),
+            description="of viewable and deidentified: the lossless syntaxes to choose from, best first. Left out: "
+            "what the probe has proven or the destination accepts",
+        )
     )
     unsuitable: Annotated[
         tuple[Fallback, ...] | None, BeforeValidator(_listed, json_schema_input_type=Fallback | list[Fallback])
     ] = Field(
         default=None,
-        description="what to send when an image cannot carry, in order; 'refuse': a dead letter. Default envelope for "
-        "self-contained; must be said for hidden",
+        description="what to send when that form cannot be made, in order; 'refuse': a dead letter. Default envelope "
+        "for self-contained and deidentified, refuse for viewable; must be said for hidden",
     )
     restoration: Literal["archive", "inline"] = Field(
         default="archive",
@@ -223,10 +245,15 @@ class DeliveryRule(Rule):
     ] = Field(default=(), description="options of the Basic Profile (PS3.15 table E.1-1) for the image's header")
 
     @property
+    def identified(self) -> bool:
+        """True if what is sent shows who the patient is."""
+        return self.representation in IDENTIFIED
+
+    @property
     def attempts(self) -> tuple[Representation, ...]:
         """What to try, in order; if none of it can be made, the object is not sent."""
         further: Iterable[str] = self.unsuitable if self.unsuitable is not None else ()
-        if self.unsuitable is None and self.representation == "self-contained":
+        if self.unsuitable is None and self.representation in ("self-contained", "deidentified"):
             further = ("envelope",)
         tries: list[Representation] = [self.representation]
         tries += [word for word in further if word != "refuse"]  # type: ignore[misc]  # narrowed by the line's if
@@ -236,13 +263,17 @@ class DeliveryRule(Rule):
     def _combinations(self) -> DeliveryRule:
         _alone_if_any("destination", self.destination)
         if self.representation == "envelope":
-            named = [word for word in ("unsuitable", "restoration", "deidentify") if word in self.model_fields_set]
-            if named:
-                raise refusal(
-                    "envelope-options",
-                    f"{' and '.join(named)}: an envelope has no viewable image; drop it, or choose a representation",
-                )
+            self._no_use_for(
+                "envelope-options", "an envelope has no viewable image; drop it, or choose a representation",
+                "unsuitable", "restoration", "deidentify", "syntax",
+            )  # fmt: skip
             return self
+        if self.identified:
+            self._no_use_for("viewable-options", "the original goes out as it is", "restoration", "deidentify")
+        elif self.representation == "deidentified":
+            self._no_use_for("nothing-sealed", "a de-identified copy carries nothing to restore", "restoration")
+        else:
+            self._no_use_for("stego-syntax", "a carrier image is always Explicit VR Little Endian", "syntax")
         if self.representation == "hidden" and self.restoration == "inline":
             raise refusal(
                 "hidden-without-archive",
@@ -254,6 +285,10 @@ class DeliveryRule(Rule):
         self._check_order()
         return self
 
+    def _no_use_for(self, reason: str, why: str, *fields: str) -> None:
+        if named := [word for word in fields if word in self.model_fields_set]:
+            raise refusal(reason, f"{' and '.join(named)}: {why}")
+
     def _check_order(self) -> None:
         if self.representation == "hidden" and self.unsuitable is None:
             raise refusal(
@@ -262,6 +297,12 @@ class DeliveryRule(Rule):
                 "'envelope', which anybody can see for what they are",
             )
         words = self.unsuitable or ()
+        if self.identified and set(words) - {"refuse"}:
+            raise refusal(
+                "mixed-identity",
+                "what cannot be sent as the identified original must not follow under a pseudonym: a destination gets "
+                "the one or the other. Drop unsuitable, or say 'refuse'",
+            )
         wrong = len(set(words)) != len(words) or self.representation in words
         after_last = any(word in ("envelope", "refuse") for word in words[:-1])
         if wrong or after_last or (self.unsuitable is not None and not words):
@@ -272,17 +313,79 @@ class DeliveryRule(Rule):
             )
 
 
+class RouteRule(Rule):
+    """Which destinations an object goes to. Nothing of the patient is offered as a condition."""
+
+    conditions: ClassVar[tuple[str, ...]] = (
+        "calling_ae", "sop_class", "modality", "body_part", "station", "study_description",
+    )  # fmt: skip
+
+    calling_ae: Words = Field(
+        default=(ANY,), description="AE titles (or token subjects) that sent it, with * and ? as wildcards: 'CT*'"
+    )
+    body_part: Words = Field(default=(ANY,), description="values of Body Part Examined (0018,0015), or '*' for any")
+    station: Words = Field(default=(ANY,), description="Station Names (0008,1010), with * and ? as wildcards")
+    study_description: Words = Field(
+        default=(ANY,),
+        description="words of Study Description (0008,1030), in either case; of 'chest routine' both must stand there",
+    )
+    destinations: Words = Field(description="names of destinations, '*' for all of them, [] for none: archived only")
+
+    @field_validator("calling_ae", "body_part", "station", "study_description", mode="after")
+    @classmethod
+    def _check_words(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        field = str(info.field_name)
+        for value in values:
+            wordless = field == "study_description" and value != ANY and not words_of(value)
+            if not value.strip() or len(value) > 64 or wordless:
+                raise refusal("condition", f"'{value}' in {field} matches nothing: write a value, or '*' for any")
+        return _alone_if_any(field, values)
+
+    @field_validator("destinations", mode="after")
+    @classmethod
+    def _check_destinations(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        return _alone_if_any("destinations", values) if values else values
+
+    def mismatch(self, **found: str) -> str:
+        """As `Rule.mismatch`, with wildcards and words."""
+        plain = {name: found[name] for name in ("sop_class", "modality", "body_part")}
+        for field in self.conditions:
+            if ANY in getattr(self, field):
+                continue
+            if field in plain:
+                met = plain[field] in getattr(self, field)
+            elif field == "study_description":
+                words = words_of(found[field])
+                met = any(words_of(each) <= words for each in self.study_description)
+            else:
+                met = any(fnmatchcase(found[field], each) for each in getattr(self, field))
+            if not met:
+                return field
+        return ""
+
+    def chosen(self, configured: Iterable[str]) -> tuple[str, ...]:
+        """The destinations among those configured, in their order."""
+        return tuple(name for name in configured if ANY in self.destinations or name in self.destinations)
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text, without case and punctuation."""
+    return frozenset(re.findall(r"\w+", text.casefold()))
+
+
+DEFAULT_ROUTE: Final = RouteRule(name="default", destinations=(ANY,))
 DEFAULT_ARCHIVE: Final = ArchiveRule(name="default")
 DEFAULT_DELIVERY: Final = DeliveryRule(name="default")
 
 
 class Policy(BaseModel):
-    """Both lists, as in the file. An empty policy is the defaults."""
+    """All three lists, as in the file. An empty policy is the defaults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", title="Palimpsest policy")
 
     version: Literal[1] = Field(description="of this format")
     archive: tuple[ArchiveRule, ...] = Field(default=(), description="first match wins; else: " + "the defaults")
+    route: tuple[RouteRule, ...] = Field(default=(), description="first match wins; else: every destination")
     delivery: tuple[DeliveryRule, ...] = Field(default=(), description="first match wins; else: envelope")
 
     @property
@@ -296,6 +399,21 @@ class Policy(BaseModel):
             (rule for rule in self.archive if not rule.mismatch(sop_class=sop_class, modality=modality)),
             DEFAULT_ARCHIVE,
         )
+
+    def route_rule(self, found: Mapping[str, str]) -> RouteRule:
+        """The rule that says where an object goes; found: a value for each of its conditions, '' if unknown."""
+        return next((rule for rule in self.route if not rule.mismatch(**found)), DEFAULT_ROUTE)
+
+    def delivery_rules(self, destination: str) -> tuple[DeliveryRule, ...]:
+        """Every rule, the default included, under which some object could go to that destination."""
+        found = []
+        for rule in (*self.delivery, DEFAULT_DELIVERY):
+            if ANY not in rule.destination and destination not in rule.destination:
+                continue
+            found.append(rule)
+            if ANY in rule.sop_class and ANY in rule.modality:
+                break
+        return tuple(found)
 
     def delivery_rule(self, destination: str, sop_class: str, modality: str) -> DeliveryRule:
         """The rule for an object on its way to a destination."""

@@ -18,12 +18,14 @@ from pydantic import ValidationError
 
 from gateway.errors import BadPolicy
 from gateway.keystate import Recipient
-from gateway.policy import NO_POLICY, ArchiveRule, DeliveryRule, Policy, Rule, did_you_mean
+from gateway.policy import ANY, NO_POLICY, ArchiveRule, DeliveryRule, Policy, RouteRule, Rule, did_you_mean
 
 POLICY_FILE: Final = "policy.toml"
 _HEADER: Final = re.compile(r"\s*\[\[?\s*([A-Za-z_-]+)\s*\]\]?\s*(#.*)?$")
 _KEY: Final = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
-_TABLES: Final[Mapping[str, type[Rule]]] = {"archive": ArchiveRule, "delivery": DeliveryRule}
+_TABLES: Final[Mapping[str, type[Rule]]] = {
+    "archive": ArchiveRule, "route": RouteRule, "delivery": DeliveryRule
+}  # fmt: skip
 _HINTS: Final = {
     "missing": "is missing: add it",
     "bool_type": "is true or false, without quotes",
@@ -87,7 +89,7 @@ def parse_policy(text: str) -> tuple[Policy | None, list[Problem]]:
         policy = Policy.model_validate(data)
     except ValidationError as error:
         return None, [_problem(dict(one), data, lines) for one in error.errors(include_url=False)]
-    problems = [*_twice(policy, lines), *_unreachable(policy, lines)]
+    problems = [*_twice(policy, lines), *_unreachable(policy, lines), *_mixed(policy, lines)]
     return (None if problems else policy), problems
 
 
@@ -184,6 +186,7 @@ def _where(table: str, name: str) -> str:
 
 def _rules(policy: Policy) -> Iterator[tuple[str, Sequence[Rule]]]:
     yield "archive", policy.archive
+    yield "route", policy.route
     yield "delivery", policy.delivery
 
 
@@ -205,14 +208,35 @@ def _unreachable(policy: Policy, lines: Mapping[Place, int]) -> Iterator[Problem
                 yield Problem("unreachable", _line(lines, (table, number)), _where(table, rule.name), text)
 
 
+def _mixed(policy: Policy, lines: Mapping[Place, int]) -> Iterator[Problem]:
+    """Rules that would send one destination identified and pseudonymous objects: of one study it could get both."""
+    named = {name for rule in policy.delivery for name in rule.destination}
+    for name in sorted(named):  # '*' stands for those that no rule names
+        rules = policy.delivery_rules(name)
+        first = next((rule for rule in rules if rule.identified), None)
+        other = next((rule for rule in rules if not rule.identified), None)
+        if first is None or other is None:
+            continue
+        place = "every other destination" if name == ANY else f"'{name}'"
+        text = (
+            f"sends {place} the identified original, and rule '{other.name}' sends it the rest under a pseudonym: one "
+            "study must not have two patients. Give this destination one kind of rule, without other conditions at the "
+            "end"
+        )
+        line = _line(lines, ("delivery", policy.delivery.index(first)))
+        yield Problem("mixed-identity", line, _where("delivery", first.name), text)
+
+
 def _unknown_destinations(policy: Policy, text: str, known: Sequence[str]) -> list[Problem]:
     if not known:
         return []
     problems, lines = [], _lines(text)
-    for number, rule in enumerate(policy.delivery):
-        for name in rule.destination:
-            if name != "*" and name not in known:
-                line = _line(lines, ("delivery", number, "destination"))
+    named = [("delivery", "destination", at, rule.name, rule.destination) for at, rule in enumerate(policy.delivery)]
+    named += [("route", "destinations", at, rule.name, rule.destinations) for at, rule in enumerate(policy.route)]
+    for table, field, number, rule, names in named:
+        for name in names:
+            if name != ANY and name not in known:
+                line = _line(lines, (table, number, field))
                 words = f"no destination '{name}' is configured; there are: {', '.join(known)}"
-                problems.append(Problem("unknown-destination", line, _where("delivery", rule.name), words))
+                problems.append(Problem("unknown-destination", line, _where(table, rule), words))
     return problems
