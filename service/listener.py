@@ -1,4 +1,5 @@
-"""The DICOM listener: a process of its own (`python -m service.listener`) that takes C-ECHO and C-STORE.
+"""The DICOM listener: a process of its own (`python -m service.listener`) that takes C-ECHO and C-STORE,
+and answers C-FIND, C-MOVE and C-GET.
 
 It accepts every storage SOP class, private and unknown ones too, in every transfer syntax of PS3.6, on several
 associations at once.  One process holds one port; more throughput is more processes behind a TCP balancer.
@@ -9,10 +10,10 @@ from __future__ import annotations
 import logging
 import secrets
 import signal
-import tempfile
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
@@ -20,8 +21,10 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from gateway.bootstrap import Gateway, build
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
+from service.listener_identifier import MODELS
+from service.listener_query import QUERY_SYNTAXES, on_async_operations, on_extended, on_requested_query
 from service.listener_receive import MIB, ReceiveLimits, SpoolingServer
-from service.listener_store import on_echo, on_rejected, on_requested, on_store
+from service.listener_store import on_echo, on_rejected, on_requested, refusing, storing
 
 __all__ = ["Listener", "main", "run_listener"]
 
@@ -37,7 +40,6 @@ log = logging.getLogger(__name__)
 
 def configure_pynetdicom() -> None:
     """Process-wide switches of pynetdicom; they exist only as module variables (pynetdicom `_config`)."""
-    _config.STORE_RECV_CHUNKED_DATASET = True
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     _config.LOG_HANDLER_LEVEL = "none"  # its handlers print command and data sets
     # A wrong UID shall reach the handler, which answers 0x0117; pynetdicom would abort the association.
@@ -54,8 +56,6 @@ class Listener:
         configure_pynetdicom()
         settings = gateway.settings
         settings.incoming_dir.mkdir(parents=True, exist_ok=True)
-        # pynetdicom writes where the tempfile module says: into the spool's file system, because rename must not cross.
-        tempfile.tempdir = str(settings.incoming_dir)
         self._gateway = gateway
         self._server = self._make_server(settings)
         self._thread: threading.Thread | None = None
@@ -63,6 +63,8 @@ class Listener:
     def _make_server(self, settings: Settings) -> SpoolingServer:
         entity = AE(ae_title=settings.ae_title)
         entity.add_supported_context(Verification)
+        for model in MODELS:
+            entity.add_supported_context(model, list(QUERY_SYNTAXES))
         entity.maximum_pdu_size = settings.max_pdu or DEFAULT_PDU
         entity.maximum_associations = settings.max_associations
         entity.network_timeout = settings.network_timeout_seconds
@@ -70,17 +72,21 @@ class Listener:
         entity.require_calling_aet = _allowed_titles(settings)
         handlers = [
             (evt.EVT_REQUESTED, on_requested),
+            (evt.EVT_REQUESTED, on_requested_query, [self._gateway]),
+            (evt.EVT_SOP_EXTENDED, on_extended),
+            (evt.EVT_ASYNC_OPS, on_async_operations),
             (evt.EVT_REJECTED, on_rejected, [self._gateway]),
             (evt.EVT_C_ECHO, on_echo),
-            (evt.EVT_C_STORE, on_store, [self._gateway]),
         ]
-        limits = ReceiveLimits(
-            max_object_bytes=settings.max_object_bytes,
-            idle_seconds=settings.network_timeout_seconds,
-            check_space=self._gateway.spool.check_space,
+        return entity.make_server(  # type: ignore[return-value]
+            (settings.dicom_host, settings.dicom_port),
+            evt_handlers=handlers,  # type: ignore[arg-type]
+            server_class=SpoolingServer,  # type: ignore[arg-type]
+            limits=ReceiveLimits(idle_seconds=settings.network_timeout_seconds),
+            spool=self._gateway.spool,
+            store=storing(self._gateway),
+            refuse=refusing(self._gateway),
         )
-        address = (settings.dicom_host, settings.dicom_port)
-        return entity.make_server(address, evt_handlers=handlers, server_class=SpoolingServer, limits=limits)  # type: ignore[arg-type]
 
     @property
     def port(self) -> int:
@@ -102,13 +108,13 @@ class Listener:
         deadline = time.monotonic() + grace_seconds
         while self._server.active_associations and time.monotonic() < deadline:
             time.sleep(0.05)
-        left = self._server.active_associations
+        left: list[Any] = list(self._server.active_associations)
         for association in left:  # in threads: aborting waits for a peer that may be silent in the middle of a PDU
             threading.Thread(target=association.abort, daemon=True).start()
         deadline = time.monotonic() + ABORT_SECONDS
         for association in left:
             association.join(timeout=max(0.0, deadline - time.monotonic()))
-            association.dimse.discard_leftovers()
+            association.discard_leftovers()
 
 
 def _allowed_titles(settings: Settings) -> list[str]:

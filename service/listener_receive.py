@@ -1,19 +1,8 @@
-"""Receiving C-STORE data sets straight into the spool's file system, bounded in size, memory and time.
+"""The association server: how each association is set up so that it receives by `AssociationStream`, bounded.
 
-pynetdicom's chunked receive (`STORE_RECV_CHUNKED_DATASET`) writes a data set to a temporary file while it arrives.
-Three things are missing there, and this module adds them per association:
-
-- a bound on one object's size and on free space *while* receiving: what is above it is read and dropped, so that the
-sender gets
-  a status that names the reason instead of a cut connection, and no disk fills up;
-- a bound on one PDU's declared length (a peer may claim 4 GiB), memory only for what has really arrived of it, and an
-idle timeout
-  inside a PDU;
-- a bound on what pynetdicom gathers in memory: command sets, and data sets of messages that are no C-STORE;
-- nothing left behind: every temporary file that no handler took over is removed when its association's thread ends.
-
-Threads: the DUL thread receives, the association's thread runs the handlers.  A `BoundedFile` is written by the first
-and read by the second only after its message was queued.
+pynetdicom's own parts stay: association control, negotiation, and every service but C-STORE. What is put in their place
+for each association: the reading side (listener_stream), a provider that bounds what other messages gather in memory,
+and events where pynetdicom polls every millisecond.
 """
 
 from __future__ import annotations
@@ -21,130 +10,44 @@ from __future__ import annotations
 import logging
 import socket
 import socketserver
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
-from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
+from pynetdicom.dimse_primitives import C_CANCEL
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from gateway.errors import OutOfResources, PalimpsestError
+from gateway.spool import Spool
+from service.listener_stream import MESSAGE_CAP_BYTES, AssociationStream, Refuse, Store, WakingQueue
 
-__all__ = ["BoundedFile", "ReceiveLimits", "SpoolingProvider", "SpoolingServer"]
+__all__ = ["MIB", "PDU_CAP_BYTES", "BoundedProvider", "ReceiveLimits", "SpoolingServer"]
 
 MIB = 1 << 20
-#: Bytes between two looks at the free space while an object arrives.
-SPACE_CHECK_BYTES = 16 * MIB
 #: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
 #: (PS3.8 D.1).
 PDU_CAP_BYTES = 64 * MIB
-#: Memory for a PDU grows in such steps as it arrives: claiming a length must cost the peer more than us.
-PDU_STEP_BYTES = MIB
-#: Longest command set, and longest data set of a message that is no C-STORE (which we refuse anyway).
-MESSAGE_CAP_BYTES = MIB
-#: Temporary files remembered before those that are gone are forgotten: an association may live for weeks.
-FILES_REMEMBERED = 64
+#: C-CANCELs kept for requests that nobody has asked about yet.
+CANCELS_KEPT = 10
+#: How long an association's thread without work sleeps before it looks at its timers.
+IDLE_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ReceiveLimits:
-    """Bounds of one association: bytes of one object, seconds without a byte, and a check that raises
-    OutOfResources.
-    """
+    """Bounds of one association: seconds without a byte, and bytes of one PDU."""
 
-    max_object_bytes: int
     idle_seconds: float
-    check_space: Callable[[], None]
     pdu_bytes: int = PDU_CAP_BYTES
 
 
-class _TemporaryFile(Protocol):
-    name: str
-    file: Any
-
-    def write(self, data: bytes) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class BoundedFile:
-    """Stands where pynetdicom keeps its temporary file: same calls, but it refuses instead of growing without bound.
-
-    After a refusal the file is cut to nothing, further bytes are dropped, and `refused` says why.
-    """
-
-    def __init__(self, inner: _TemporaryFile, limits: ReceiveLimits) -> None:
-        self._inner = inner
-        self._limits = limits
-        self._size = 0
-        self._next_check = 0
-        self.name = inner.name
-        self.refused: PalimpsestError | None = None
-
-    @property
-    def file(self) -> BoundedFile:
-        """pynetdicom flushes `.file` after every fragment; here that is for `finish` to do, once."""
-        return self
-
-    def flush(self) -> None:
-        """Nothing: see `file`."""
-
-    def write(self, data: bytes) -> int:
-        """Append a fragment, or drop it after a refusal. Never raises for lack of space."""
-        self._size += len(data)
-        if self.refused is None:
-            try:
-                self._append(data)
-            except PalimpsestError as error:
-                self._refuse(error)
-            except OSError:
-                self._refuse(OutOfResources("write-failed", "The spool could not be written while the object arrived."))
-        return len(data)
-
-    def _append(self, data: bytes) -> None:
-        if self._size > self._limits.max_object_bytes:
-            raise OutOfResources("object-too-large", "the object is larger than this gateway takes")
-        if self._size >= self._next_check:
-            self._limits.check_space()
-            self._next_check = self._size + SPACE_CHECK_BYTES
-        self._inner.write(data)
-
-    def _refuse(self, error: PalimpsestError) -> None:
-        self.refused = error
-        try:
-            self._inner.file.truncate(0)
-        except OSError:
-            log.warning("could not cut a refused file", extra={"reason": error.reason})
-
-    def finish(self) -> None:
-        """The message is complete: hand buffered bytes to the kernel, where the handler's own open finds them."""
-        if self.refused is None:
-            try:
-                self._inner.file.flush()
-            except OSError:
-                self._refuse(OutOfResources("write-failed", "The spool could not be written while the object arrived."))
-
-    def close(self) -> None:
-        """Close the temporary file; its name stays until someone removes or renames it."""
-        try:
-            self._inner.close()
-        except OSError:  # bytes of a refused file that no longer fit
-            log.warning("could not flush a refused file", extra={"reason": "write-failed"})
-
-
-class SpoolingProvider(DIMSEServiceProvider):
-    """The DIMSE provider of one association: bounds what arrives, drops what no handler can take, leaves no file."""
-
-    def __init__(self, assoc: Any, limits: ReceiveLimits) -> None:
-        super().__init__(assoc)
-        self._limits = limits
-        self._files: set[Path] = set()
+class BoundedProvider(DIMSEServiceProvider):
+    """The DIMSE provider of one association, for all messages but C-STORE requests: bounds what arrives."""
 
     def receive_primitive(self, primitive: Any) -> None:
         """Take one P-DATA primitive (PS3.8 9.3.5); a message that cannot be understood ends the association (Evt19)."""
@@ -152,7 +55,6 @@ class SpoolingProvider(DIMSEServiceProvider):
             self._receive(primitive)
         except Exception as error:  # noqa: BLE001  the DIMSE edge: what a peer sends may break any layer below
             log.warning("invalid DIMSE message", extra={"reason": type(error).__name__})
-            self._track(self.message)
             self.message = None
             self.dul.event_queue.put("Evt19")
 
@@ -161,7 +63,6 @@ class SpoolingProvider(DIMSEServiceProvider):
             self.message = DIMSEMessage()
         message = self.message
         complete = message.decode_msg(primitive, self.assoc)
-        self._track(message)
         for gathered in (message.encoded_command_set, message.data_set):
             if isinstance(gathered, BytesIO) and gathered.tell() > MESSAGE_CAP_BYTES:
                 raise ValueError("a message that is no C-STORE is larger than any needs to be")
@@ -169,69 +70,58 @@ class SpoolingProvider(DIMSEServiceProvider):
             self.message = None
             self._deliver(message)
 
-    def _track(self, message: DIMSEMessage | None) -> None:
-        """Remember the message's temporary file as soon as there is one, and put the bound around it."""
-        file: Any = getattr(message, "_data_set_file", None)
-        if file is None or isinstance(file, BoundedFile):
-            return
-        if len(self._files) >= FILES_REMEMBERED:
-            self._files = {path for path in self._files if path.exists()}
-        self._files.add(Path(file.name))
-        message._data_set_file = BoundedFile(file, self._limits)  # type: ignore[union-attr, assignment]
-
     def _deliver(self, message: DIMSEMessage) -> None:
-        file: Any = message._data_set_file
-        if isinstance(file, BoundedFile):
-            file.finish()
-        primitive = message.message_to_primitive()
-        if isinstance(primitive, C_CANCEL):  # nothing here runs long enough to be cancelled
+        primitive: Any = message.message_to_primitive()
+        if isinstance(primitive, C_CANCEL):
+            self.cancel_req[int(primitive.MessageIDBeingRespondedTo or 0)] = primitive
+            while len(self.cancel_req) > CANCELS_KEPT:
+                del self.cancel_req[next(iter(self.cancel_req))]
             return
-        if isinstance(primitive, C_STORE) and not primitive.is_valid_request:
-            # pynetdicom would ignore it and let the sender wait for its timeout (PS3.7 9.1.1.1: these are mandatory).
-            raise ValueError("C-STORE-RQ without a mandatory element")
+        if type(message).__name__.endswith("_RQ"):
+            if not primitive.is_valid_request:
+                # pynetdicom would ignore it and let the peer wait for its timeout (PS3.7: these are mandatory).
+                raise ValueError("a request without a mandatory element")
+            self.cancel_req.pop(primitive.MessageID, None)  # of an earlier request that had the same id
         self.msg_queue.put((message.context_id, primitive))  # type: ignore[arg-type]
 
-    def discard_leftovers(self) -> None:
-        """Remove the temporary files that nobody renamed; call when the association's thread has nothing left to
-        serve.
-        """
-        files, self._files = self._files, set()
-        for path in files:
-            path.unlink(missing_ok=True)
 
+class _Checkpoint(threading.Event):
+    """The event at which pynetdicom's association thread pauses in every round: here it also waits for work."""
 
-def _exact_reader(wrapper: AssociationSocket, limit: int) -> Callable[[int], bytearray]:
-    """A `recv` for `wrapper` that fills one growing buffer instead of joining 4 KiB pieces, and refuses absurd
-    lengths.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self.work = threading.Event()
+        self.set()
 
-    def recv(nr_bytes: int) -> bytearray:
-        if nr_bytes > limit:
-            raise OSError("a PDU declares more bytes than any peer may send")
-        buffer, got = bytearray(), 0
-        while got < nr_bytes:
-            if got == len(buffer):
-                buffer += bytes(min(PDU_STEP_BYTES, nr_bytes - got))
-            with memoryview(buffer) as view, view[got:] as room:
-                count = wrapper.socket.recv_into(room)  # type: ignore[union-attr]
-            if count == 0:
-                break
-            got += count
-        del buffer[got:]
-        return buffer
+    def set(self) -> None:
+        """Let the association's thread go on, and look around at once."""
+        super().set()
+        self.work.set()
 
-    return recv
+    def wait(self, timeout: float | None = None) -> bool:
+        """Return when there is work, or a timer may have run out, and nobody holds the thread back."""
+        super().wait(timeout)
+        while True:
+            self.work.wait(IDLE_SECONDS)
+            self.work.clear()
+            if super().wait(timeout):
+                return True
 
 
 class SpoolingServer(ThreadedAssociationServer):
-    """Association server whose associations receive through `SpoolingProvider`."""
+    """Association server whose associations receive through `AssociationStream`."""
 
     request_queue_size = 64
     daemon_threads = True
 
-    def __init__(self, *args: Any, limits: ReceiveLimits, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: ReceiveLimits, spool: Spool, store: Store, refuse: Refuse, **kwargs: Any
+    ) -> None:
         self.limits = limits
-        super().__init__(*args, request_handler=_SpoolingRequest, **kwargs)
+        self.make_stream: Callable[[Any], AssociationStream] = lambda assoc: AssociationStream(
+            assoc, spool, store, refuse, limits.pdu_bytes
+        )
+        super().__init__(*args, **kwargs | {"request_handler": _SpoolingRequest})
 
     def shutdown(self) -> None:
         """Stop accepting and close the listening socket; running associations go on."""
@@ -245,24 +135,32 @@ class _SpoolingRequest(RequestHandler):
     def _create_association(self) -> Any:
         request: socket.socket = self.request
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it Nagle costs 40 ms an object
-        assoc = super()._create_association()
-        limits: ReceiveLimits = self.server.limits  # type: ignore[attr-defined]
-        request.settimeout(limits.idle_seconds)
-        wrapper = assoc.dul.socket
-        assert wrapper is not None
-        wrapper.recv = _exact_reader(wrapper, limits.pdu_bytes)  # type: ignore[method-assign]
-        provider = SpoolingProvider(assoc, limits)
-        assoc.dimse = provider
+        assoc: Any = super()._create_association()
+        server: SpoolingServer = self.server  # type: ignore[assignment]
+        request.settimeout(server.limits.idle_seconds)
+        stream = server.make_stream(assoc)
+        checkpoint = _Checkpoint()
+        assoc._reactor_checkpoint = checkpoint
+        assoc.dimse = BoundedProvider(assoc)
+        assoc.dimse.msg_queue = WakingQueue(checkpoint.work.set)
+        dul = assoc.dul
+        dul.to_user_queue = WakingQueue(checkpoint.work.set)
+        dul.to_provider_queue = WakingQueue(stream.wake)
+        dul._is_transport_event = stream.turn
+        dul._run_loop_delay = 0  # `turn` waits
+        assert dul.socket is not None
+        dul.socket.recv = stream.recv
         # Neither thread may keep a stopped process alive.
-        assoc.daemon = assoc.dul.daemon = True
+        assoc.daemon = dul.daemon = True
         serve = assoc.run
 
         def run() -> None:
             try:
                 serve()
             finally:
-                assoc.dul.join(timeout=5)
-                provider.discard_leftovers()
+                dul.join(timeout=5)
+                stream.close()
 
-        assoc.run = run  # type: ignore[method-assign]
+        assoc.run = run
+        assoc.discard_leftovers = stream.close
         return assoc
