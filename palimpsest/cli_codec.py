@@ -25,6 +25,14 @@ class Profile(StrEnum):
     MAX = "max"
 
 
+class Device(StrEnum):
+    """What networks are trained on."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Adapt(StrEnum):
     """What weights are fitted to."""
 
@@ -163,14 +171,23 @@ def codec_train(
         list[Profile] | None, typer.Option(help="What is trained (again for more); all of them.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Of a profile's first network; fewer with early stopping.")] = 5000,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed and data give the same weights.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, data and machine give the same weights.")] = 1,
+    device: Annotated[
+        Device, typer.Option(help="cpu: NumPy; cuda: torch on the first CUDA device; auto: cuda where there is one.")
+    ] = Device.AUTO,
 ) -> None:
-    """Train the learned coder's networks on your images, on one core; run it again to resume. Sends nothing.
+    """Train the learned coder's networks on your images, on a GPU or one core; run it again to resume. Sends nothing.
 
     What comes out is not released: archives only take weights that a release lists (docs/model-card.md).
     """
+    from codec.gpu import NoDevice
+    from codec.train.machine import open_machine
     from worker.training_run import Recipe, train
 
     chosen = tuple(one.value for one in profile or list(Profile))
-    for path in train(data, out, Recipe(chosen, steps, seed=seed), console.print):
+    try:
+        machine = open_machine(device.value)
+    except NoDevice as error:
+        raise typer.BadParameter(str(error)) from error
+    for path in train(data, out, Recipe(chosen, steps, seed=seed), console.print, machine):
         typer.echo(path)

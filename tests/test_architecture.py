@@ -29,8 +29,8 @@ FORBIDDEN = {
     "stego": {"pydicom", "pynetdicom", "celery", "fastapi", "pydantic", "pydantic_settings", "sqlalchemy"},
     "service": {"torch", "numba", "imagecodecs", "celery"},
 }
-#: training of the VAE: the extra `learned`; nothing imports it
-NEEDS_TORCH = ("codec/train/vae.py",)
+#: training of the VAE, and of the networks on a CUDA device: the extra `learned`; nothing imports them unasked
+NEEDS_TORCH = ("codec/train/torch_machine.py", "codec/train/vae.py")
 #: library -> the only modules that may import it (prefixes of paths)
 ONLY_IN = {
     "celery": ("gateway/jobs.py", "worker/app.py", "worker/tasks.py"),

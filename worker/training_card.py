@@ -64,9 +64,9 @@ def _network_lines(one: Trained) -> list[str]:
             f"### Network `{name}`",
             "",
             f"{sizes}. Seed {one.facts['seed']}; {facts['steps']} steps of {facts['samples_a_step']} samples, out of "
-            f"{facts['samples']} samples of {facts['images']} views of images; {facts['seconds']} s. Kept: step "
-            f"{facts['best_step']}, by the mean log2 of bits a sample (+ 0.15) over {facts['held_images']} images of "
-            f"the sources held out: {facts['held_log2_bits']}.",
+            f"{facts['samples']} samples of {facts['images']} views of images; {facts['seconds']} s on "
+            f"{one.facts['device']}. Kept: step {facts['best_step']}, by the mean log2 of bits a sample (+ 0.15) over "
+            f"{facts['held_images']} images of the sources held out: {facts['held_log2_bits']}.",
             "",
             "| step | training images | held-out images |",
             "|---|---|---|",

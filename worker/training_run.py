@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from codec.adapter import FRAME, VOLUME
+from codec.train.machine import Machine, Processor
 from codec.train.release import SIZES, VOLUME_INPUTS, weight_file
 from codec.train.samples import View, restore, sample_shot, store
 from codec.train.trainer import Parameters, Plan, Sampled, State, Trainer, widened
@@ -93,18 +94,21 @@ def _views(number: int, rng: np.random.Generator) -> list[View]:
     return views
 
 
-def train(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None]) -> list[Path]:
+def train(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None], on: Machine | None = None) -> list[Path]:
     """Train the recipe's profiles; the weight files in `out`, beside the model card. Resumes what was interrupted.
 
-    Raises InvalidInstance when there is nothing to train on.
+    `on`: what trains, None: NumPy (codec.train.machine.open_machine); it may be another one than before. Raises
+    InvalidInstance when there is nothing to train on.
     """
+    machine = on or Processor()
+    tell(f"training on {machine.name}")
     out.mkdir(parents=True, exist_ok=True)
     got = read_data(data, out, recipe, tell)
     held = got.held()
     made: list[Path] = []
     trained: list[Trained] = []
     for profile in recipe.profiles:
-        networks, facts = _train_profile(profile, got, held, recipe, out, tell)
+        networks, facts = _train_profile(profile, got, held, recipe, out, tell, machine)
         content = weight_file(profile, networks, facts)
         path = out / f"{profile}-{sha256(content).hexdigest()[:8]}.bin"
         path.write_bytes(content)
@@ -115,11 +119,17 @@ def train(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None]) ->
 
 
 def _train_profile(
-    profile: str, got: Data, held: frozenset[str], recipe: Recipe, out: Path, tell: Callable[[str], None]
+    profile: str,
+    got: Data,
+    held: frozenset[str],
+    recipe: Recipe,
+    out: Path,
+    tell: Callable[[str], None],
+    machine: Machine,
 ) -> tuple[dict[str, tuple[Parameters, Sequence[Sampled]]], dict[str, Any]]:
     """Both networks of a profile, with the images of their codes; and facts for the file and the card."""
     networks: dict[str, tuple[Parameters, Sequence[Sampled]]] = {}
-    facts: dict[str, Any] = {"seed": recipe.seed}
+    facts: dict[str, Any] = {"seed": recipe.seed, "device": machine.name}
     plan, start = recipe.plan(profile), None
     for name, images in ((FRAME, got.frames), (VOLUME, got.volumes)):
         learned = [image for image in images if image.source not in held]
@@ -130,7 +140,7 @@ def _train_profile(
             sizes = plan.sizes._replace(inputs=VOLUME_INPUTS)
             plan = replace(plan, sizes=sizes, steps=max(1, int(recipe.steps * VOLUME_SHARE)))
             start = widened(networks[FRAME][0], plan, len(learned))
-        trainer = Trainer(plan, learned, stopped, start)
+        trainer = Trainer(plan, learned, stopped, start, machine)
 
         def tell_network(line: str, name: str = name) -> None:
             tell(f"{profile} {name}: {line}")

@@ -1,11 +1,15 @@
-"""Training of one network of a weight file: Adam on the coded law itself, resumable, the same result every time."""
+"""Training of one network of a weight file: Adam on the coded law itself, resumable, the same result every time.
+
+By NumPy or torch (codec.train.machine): same draws, same steps, same checkpoints. Sums in another order and other
+exponentials make them differ in the last bits of float32.
+"""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +22,7 @@ from codec.train.gradient import (
     HIGHEST_GAIN,
     SUM_UNIT,
     WEIGHT_UNIT,
+    Facts,
     Floats,
     Layers,
     Sizes,
@@ -27,6 +32,7 @@ from codec.train.gradient import (
     forward,
     mixture_bits,
 )
+from codec.train.machine import Machine, Processor
 
 FLOOR_BITS: Final = 0.15  # added to an image's bits per sample before its loss is divided by them
 HIGHEST_BIAS: Final = (1 << 17) - 1
@@ -101,54 +107,67 @@ def first_values(plan: Plan, images: int, rng: np.random.Generator) -> Parameter
     }  # fmt: skip
 
 
-def rounded(values: Parameters) -> Layers:
+def rounded(values: Parameters, lib: Any = np) -> Layers:
     """Whole numbers of a network's parameters."""
 
     def whole(name: str) -> Floats:
-        scaled = np.rint(values[name] * np.float32(UNITS[name]))
+        scaled = lib.round(values[name] * UNITS[name])
         most = BOUNDS.get(name, HIGHEST_BIAS)
-        bounded: Floats = np.clip(scaled, 0 if name[0] == "g" else -most, most).astype(np.float32)
+        bounded: Floats = lib.clip(scaled, 0 if name[0] == "g" else -most, most)
         return bounded
 
     return Layers(**{part.name: whole(part.name) for part in fields(Layers)})
 
 
-def rounded_codes(codes: Floats) -> Floats:
+def rounded_codes(codes: Floats, lib: Any = np) -> Floats:
     """Codes in 1/32."""
-    whole: Floats = np.clip(np.rint(codes * np.float32(CODE_UNIT)), -127, 127).astype(np.float32)
+    whole: Floats = lib.clip(lib.round(codes * CODE_UNIT), -127, 127)
     return whole
 
 
-def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes) -> float:
-    """Bits per sample of all of an image's samples under a code [codes] (1/32)."""
-    x = image.x[None, :, : sizes.inputs].astype(np.float32)
-    done = forward(layers, x, code[None], sizes)
-    return float(mixture_bits(flat(done.outputs), facts_of(image.facts))[0].mean())
+PROCESSOR: Final = Processor()
+
+
+def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes, on: Machine = PROCESSOR) -> float:
+    """Bits per sample of all of an image's samples under a code [codes] (1/32); layers and code lie on `on`."""
+    x = on.put(image.x[None, :, : sizes.inputs].astype(np.float32))
+    done = forward(layers, x, code[None], sizes, on.lib)
+    return float(mixture_bits(flat(done.outputs), facts_on(on, image.facts), on.lib)[0].mean())
+
+
+def facts_on(machine: Machine, table: NDArray[np.int32]) -> Facts:
+    """As facts_of, on a machine."""
+    found = facts_of(table)
+    return Facts(*(machine.put(getattr(found, part.name)) for part in fields(Facts)))
 
 
 class Trainer:
     """Trains one network on images; `held` are the images of the sources that it never learns from."""
 
     def __init__(
-        self, plan: Plan, images: Sequence[Sampled], held: Sequence[Sampled], start: Parameters | None = None
+        self,
+        plan: Plan,
+        images: Sequence[Sampled],
+        held: Sequence[Sampled],
+        start: Parameters | None = None,
+        on: Machine = PROCESSOR,
     ) -> None:
-        self._plan, self._images, self._held = plan, images, held
+        self._plan, self._images, self._held, self._on = plan, images, held, on
         self._rng = np.random.default_rng(plan.seed)
         values = first_values(plan, len(images), self._rng)
         values |= start or {}
-        zeros = {name: np.zeros_like(value) for name, value in values.items()}
-        self.state = State(
-            0, values, zeros, {name: value.copy() for name, value in zeros.items()}, np.zeros(len(images), np.float32),
-            values, np.inf, 0,
-        )  # fmt: skip
+        first, second = ({name: np.zeros_like(value) for name, value in values.items()} for _ in range(2))
+        zero = np.zeros(len(images), np.float32)
+        self.state = self._there(State(0, values, first, second, zero, values, np.inf, 0))
         self._counts = np.array([len(image.x) for image in images])
         self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
-        self._x = np.concatenate([image.x[:, : plan.sizes.inputs] for image in images])
-        self._facts = facts_of(np.concatenate([image.facts for image in images]))
+        self._x = on.put(np.concatenate([image.x[:, : plan.sizes.inputs] for image in images]))
+        self._facts = facts_on(on, np.concatenate([image.facts for image in images]))
         self._chance = chances(images)
 
     def run(self, tell: Callable[[str], None], checkpoint: Path | None = None) -> State:
-        """Train to the end, from the checkpoint if there is one; returns the state with its best parameters."""
+        """Train to the end, from the checkpoint if there is one; returns the state with its best parameters, in
+        NumPy arrays."""
         if checkpoint is not None and checkpoint.exists():
             self._load(checkpoint)
             tell(f"resumed at step {self.state.step}")
@@ -164,58 +183,82 @@ class Trainer:
                 saved = time.monotonic()
         if checkpoint is not None:
             self._save(checkpoint)
-        return self.state
+        return self._here()
+
+    def _moved(self, state: State, move: Callable[[Any], Floats]) -> State:
+        groups = ({name: move(value) for name, value in group.items()} for group in (
+            state.values, state.first, state.second, state.best))  # fmt: skip
+        values, first, second, best = groups
+        return replace(state, values=values, first=first, second=second, best=best, bits=move(state.bits))
+
+    def _there(self, state: State) -> State:
+        """A state of NumPy arrays on the machine that trains."""
+        return self._moved(state, self._on.put)
+
+    def _here(self) -> State:
+        """The state in NumPy arrays."""
+        return self._moved(self.state, self._on.take)
 
     def _exhausted(self) -> bool:
         """Whether the sources held out have not gained for too long."""
         return bool(self._held) and self.state.step - self.state.best_step >= self._plan.patience * self._plan.check
 
-    def _step(self) -> None:
-        plan, state, sizes = self._plan, self.state, self._plan.sizes
+    def _draw(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+        """Images of a step [groups], places of their samples [groups * samples], and which keep their code."""
+        plan = self._plan
         chosen = self._rng.choice(len(self._images), plan.groups, p=self._chance)
         within = self._rng.random((plan.groups, plan.samples)) * self._counts[chosen, None]
         places = (self._starts[chosen, None] + within.astype(np.int64)).ravel()
         kept = (self._rng.random(plan.groups) >= plan.dropout).astype(np.float32)[:, None]
-        codes = rounded_codes(state.values["code"][chosen]) * kept
-        layers = rounded(state.values)
-        x = self._x[places].astype(np.float32).reshape(plan.groups, plan.samples, -1)
-        done = forward(layers, x, codes, sizes)
-        bits, slope = mixture_bits(flat(done.outputs), self._facts.take(places))
-        per_image = bits.reshape(plan.groups, -1).mean(1)
-        seen = state.bits[chosen]
-        state.bits[chosen] = np.where(seen > 0, seen * np.float32(0.9) + per_image * np.float32(0.1), per_image)
-        share = 1 / (state.bits[chosen] + np.float32(FLOOR_BITS)) / np.float32(plan.groups * plan.samples)
-        slope *= np.repeat(share, plan.samples)[:, None]
-        gradient, by_code = backward(layers, done, codes, slope.reshape(plan.groups, plan.samples, -1), sizes)
-        scaled = {name: value * np.float32(UNITS[name]) for name, value in gradient.items()}
-        code = np.zeros_like(state.values["code"])
-        np.add.at(code, chosen, by_code * kept * np.float32(CODE_UNIT))
-        scaled["code"] = code + np.float32(plan.decay / code.size) * state.values["code"]
-        self._adam(scaled)
+        return chosen, places, kept
+
+    def _step(self) -> None:
+        gradient = self._gradient(*self._draw())
+        self._adam(gradient)
+
+    def _gradient(self, images: NDArray[np.int64], samples: NDArray[np.int64], coded: Floats) -> Parameters:
+        """The gradient of a step's loss by every parameter, in their real units; the images' mean bits are kept."""
+        plan, state, sizes, on, lib = self._plan, self.state, self._plan.sizes, self._on, self._on.lib
+        chosen, places, kept = on.put(images), on.put(samples), on.put(coded)
+        codes = rounded_codes(state.values["code"][chosen], lib) * kept
+        layers = rounded(state.values, lib)
+        x = on.rows(self._x, places).reshape(plan.groups, plan.samples, -1)
+        done = forward(layers, x, codes, sizes, lib)
+        bits, slope = mixture_bits(flat(done.outputs), self._facts.take(places), lib)
+        per_image, seen = bits.reshape(plan.groups, -1).mean(1), state.bits[chosen]
+        fresh = lib.where(seen > 0, seen * 0.9 + per_image * 0.1, per_image)[on.put(last_of(images))]
+        state.bits[chosen] = fresh
+        share = 1 / (fresh + FLOOR_BITS) / (plan.groups * plan.samples)
+        slope = slope.reshape(plan.groups, plan.samples, -1) * share[:, None, None]
+        gradient, by_code = backward(layers, done, codes, slope, sizes, lib)
+        scaled = {name: value * UNITS[name] for name, value in gradient.items()}
+        code = on.summed(len(self._images), chosen, by_code * kept * CODE_UNIT)
+        scaled["code"] = code + plan.decay / (len(self._images) * sizes.codes) * state.values["code"]
+        return scaled
 
     def _adam(self, gradient: Parameters) -> None:
         plan, state = self._plan, self.state
-        norm = float(np.sqrt(sum(float((value * value).sum()) for value in gradient.values())))
-        factor = np.float32(min(1.0, 1.0 / (norm + 1e-9)))
+        factor = self._on.shrink(gradient)
         turn = state.step + 1
         rate = plan.rate * min(1.0, turn / 100) * (0.5 * (1 + np.cos(np.pi * state.step / plan.steps)) + 0.01)
-        rate *= np.sqrt(1 - 0.999**turn) / (1 - 0.9**turn)
+        rate = float(rate * np.sqrt(1 - 0.999**turn) / (1 - 0.9**turn))
         fresh: Parameters = {}
         for name, value in gradient.items():
             one, two = state.first[name], state.second[name]
             value *= factor
-            one += np.float32(0.1) * (value - one)
-            two += np.float32(0.001) * (value * value - two)
-            fresh[name] = state.values[name] - np.float32(rate) * one / (np.sqrt(two) + np.float32(1e-8))
+            one += 0.1 * (value - one)
+            two += 0.001 * (value * value - two)
+            fresh[name] = state.values[name] - rate * one / (self._on.lib.sqrt(two) + 1e-8)
         state.values = fresh
         state.step = turn
 
     def _check(self, tell: Callable[[str], None]) -> None:
-        state, sizes = self.state, self._plan.sizes
-        layers, none = rounded(state.values), np.zeros(sizes.codes, np.float32)
-        held = [mean_bits(layers, image, none, sizes) for image in self._held]
+        state, sizes, on = self.state, self._plan.sizes, self._on
+        layers, none = rounded(state.values, on.lib), on.put(np.zeros(sizes.codes, np.float32))
+        held = [mean_bits(layers, image, none, sizes, on) for image in self._held]
         score = float(np.mean(np.log2(np.array(held) + FLOOR_BITS))) if held else 0.0
-        trained = float(np.mean(np.log2(state.bits[state.bits > 0] + FLOOR_BITS)))
+        bits = on.take(state.bits)
+        trained = float(np.mean(np.log2(bits[bits > 0] + FLOOR_BITS)))
         state.curve.append((state.step, trained, score))
         if score < state.best_bits or not held:
             state.best, state.best_bits, state.best_step = state.values, score, state.step
@@ -224,7 +267,7 @@ class Trainer:
     # --- checkpoints ---
 
     def _save(self, path: Path) -> None:
-        state = self.state
+        state = self._here()
         groups = {"value": state.values, "first": state.first, "second": state.second, "best": state.best}
         arrays: dict[str, Any] = {f"{g}.{name}": value for g, group in groups.items() for name, value in group.items()}
         facts = {
@@ -249,11 +292,17 @@ class Trainer:
         if facts["plan"] != json.loads(json.dumps(asdict(self._plan))) or len(bits) != len(self._images):
             raise ValueError(f"{path} is a checkpoint of another training")
         curve = [(int(step), float(a), float(b)) for step, a, b in facts["curve"]]
-        self.state = State(
+        self.state = self._there(State(
             facts["step"], groups["value"], groups["first"], groups["second"], bits, groups["best"],
             facts["best_bits"], facts["best_step"], curve, facts["seconds"],
-        )  # fmt: skip
+        ))  # fmt: skip
         self._rng.bit_generator.state = facts["rng"]
+
+
+def last_of(images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For every place of an array the last one that holds the same: of an image drawn twice the last draw counts."""
+    last = {int(image): place for place, image in enumerate(images)}
+    return np.array([last[int(image)] for image in images])
 
 
 def chances(images: Sequence[Sampled]) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from codec.adapter import materialise
+from codec.gpu import NoDevice
+from codec.train import machine
 from codec.weights import parse
 from gateway.errors import InvalidInstance
 from palimpsest.cli import app
@@ -92,7 +94,8 @@ def test_a_run_writes_weights_and_their_card_and_resumes(tmp_path: Path) -> None
     assert weights.sha256 in card and "| one | CC0 | MR | 7 |" in card and "three" not in card
     lines: list[str] = []
     again = train(data, out, recipe, lines.append)
-    assert lines[0].startswith("samples of an earlier run") and "resumed at step 4" in lines[1]
+    assert lines[0] == "training on cpu"
+    assert lines[1].startswith("samples of an earlier run") and "resumed at step 4" in lines[2]
     assert parse(again[0].read_bytes()).arrays.keys() == weights.arrays.keys()
     assert all((parse(again[0].read_bytes()).array(key) == weights.array(key)).all() for key in weights.arrays)
 
@@ -103,9 +106,24 @@ def test_a_folder_of_nothing_is_an_error(tmp_path: Path) -> None:
         train(tmp_path, tmp_path / "out", Recipe(), lambda line: None)
 
 
-def test_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_command(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
     data, out = folder(tmp_path / "data"), tmp_path / "out"
     arguments = ["codec", "train", "--data", str(data), "--out", str(out), "--profile", "fast", "--steps", "2"]
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, [*arguments, "--device", device])
     assert result.exit_code == 0, result.output
     assert len(list(out.glob("fast-*.bin"))) == 1
+    assert " s on cpu. Kept" in (out / "model-card.md").read_text("utf-8")
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    arguments = ["codec", "train", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cuda"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and "no torch here" in result.output and "--device cpu" in result.output
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(NoDevice, match="one of auto, cpu, cuda"):
+        machine.open_machine("tpu")
