@@ -69,7 +69,6 @@ MADE: Final = (
     HTJ2K,
     JPEG_LS,
     RLE,
-    JPEG_LOSSLESS,
     JPEG_2000,
     JPEG_XL,
     DEFLATED_LE,

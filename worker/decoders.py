@@ -62,7 +62,9 @@ def _jls_own(data: bytes, fmt: PixelFormat, declared: Declared) -> npt.NDArray[n
 
 
 def _openjph(data: bytes, fmt: PixelFormat, declared: Declared) -> npt.NDArray[np.generic]:
-    return np.asarray(imagecodecs.htj2k_decode(data))
+    found = np.asarray(imagecodecs.htj2k_decode(data))
+    # colour coded without a transform comes by plane
+    return found.transpose(1, 2, 0) if found.shape == (fmt.samples, fmt.rows, fmt.columns) else found
 
 
 def _openjpeg(data: bytes, fmt: PixelFormat, declared: Declared) -> npt.NDArray[np.generic]:
@@ -92,7 +94,12 @@ PAIRS: dict[str, Pair] = {
     "1.2.840.10008.1.2.4.90": Pair(read_jpeg2000, _openjpeg, _j2k_own),
 }
 #: What is good enough to be shown; the original behind the picture stays as it was received.
-VIEWING: dict[str, Pair] = {f"1.2.840.10008.1.2.4.{n}": Pair(read_jpeg2000, _openjph, _openjpeg) for n in (201, 202)}
+VIEWING: dict[str, Pair] = {
+    **{f"1.2.840.10008.1.2.4.{n}": Pair(read_jpeg2000, _openjph, _openjpeg) for n in (201, 202, 203)},
+    # reversible codestreams under a syntax that allows others: of those the second decoder takes none
+    "1.2.840.10008.1.2.4.81": PAIRS["1.2.840.10008.1.2.4.80"],
+    "1.2.840.10008.1.2.4.91": PAIRS["1.2.840.10008.1.2.4.90"],
+}
 
 _FAILURES = (RuntimeError, ValueError, TypeError, CodestreamError, JpegLSError, RLEError, J2kError)
 
@@ -125,6 +132,12 @@ def decode_twice(data: bytes, pair: Pair, fmt: PixelFormat) -> Words:
     if not np.array_equal(first, second):
         raise Unsupported("decoders-disagree", "two decoders give different pixels")
     return _signed_words(first, fmt, declared)
+
+
+def decode_by(decoder: Decoder, data: bytes, pair: Pair, fmt: PixelFormat) -> Words:
+    """The words that one decoder gives. Raises as `decode_twice`."""
+    declared = _declared(data, pair, fmt)
+    return _signed_words(_samples(decoder, data, fmt, declared), fmt, declared)
 
 
 def _declared(data: bytes, pair: Pair, fmt: PixelFormat) -> Declared:

@@ -108,11 +108,14 @@ def little_endian(words: Words) -> bytes:
 def open_pixels(spans: ObjectSpans, *, viewing: bool = False) -> PixelSource:
     """Check the header against the bytes and give access to the frames. Raises Unsupported with a reason.
 
-    `viewing`: the frames are only shown, see `find_pair`.
+    `viewing`: the frames are shown, or written with a header that fits them: see `find_pair`; colours of YBR_RCT come
+    as RGB then.
     """
     if spans.encapsulated:
         pair = find_pair(spans.dataset.syntax, viewing=viewing)
         fmt, frames, photometric = _describe(spans)
+        if not viewing and (photometric in CODESTREAM_COLOURS or EXTENDED_OFFSETS & set(spans.dataset.elements)):
+            raise Unsupported("attribute-change", "native pixels would need other attributes than the compressed ones")
         return _open_encapsulated(spans, fmt, frames, photometric, lambda data: decode_twice(data, pair, fmt))
     return _open_native(spans, *_describe(spans))
 
@@ -182,8 +185,6 @@ def _open_encapsulated(
     spans: ObjectSpans, fmt: PixelFormat, frames: int, photometric: str, decode: Callable[[bytes], Words]
 ) -> PixelSource:
     header = spans.dataset
-    if photometric in CODESTREAM_COLOURS or any(tag in header.elements for tag in EXTENDED_OFFSETS):
-        raise Unsupported("attribute-change", "native pixels would need other attributes than the compressed ones")
     pieces = split_frames(spans, frames)
     layout = Layout(fmt.bits_allocated // 8, False, _planar(spans, fmt), False)
     steps = plan_decompressed(spans, frame_bytes(fmt) * frames, layout.word_bytes)

@@ -1,4 +1,5 @@
-"""Giving back: the original, its metadata or a rendered frame, as a checked file in the shared cache.
+"""Giving back: the original, its metadata, a rendered frame or the object in another transfer syntax, as a checked file
+in the shared cache.
 
 Source of the original, in this order: the spool (the file as received), then the archive (restored, and compared
 with the digest that the proof recorded).  Equal requests coalesce: the second waits for the first and finds its result.
@@ -7,7 +8,10 @@ with the digest that the proof recorded).  Equal requests coalesce: the second w
 from __future__ import annotations
 
 import io
+import mmap
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -18,32 +22,75 @@ from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, Pali
 from gateway.index import InstanceRow
 from gateway.instance import Form
 from gateway.keyuse import used_keys
+from gateway.part10 import read_meta
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
 from worker.restore import OpenGroup, Write, exact_image, rebuild
+from worker.transcode import write_transcoded
 
 __all__ = ["original_bytes", "retrieve", "retrieve_failure", "write_original"]
 
 RENDERER = "render/1"  # part of the key of rendered frames: a new way of drawing is another request
-KINDS = re.compile(r"(?P<what>original|metadata)|rendered:(?P<format>png|jpeg):(?P<frame>[1-9][0-9]{0,8})")
+TRANSCODER = "transcode/1"  # the same of transcoded objects
+KINDS = re.compile(
+    r"(?P<what>original|metadata)|rendered:(?P<format>png|jpeg):(?P<frame>[1-9][0-9]{0,8})"
+    r"|transcoded:(?P<syntax>[0-9.]{1,64})"
+)
 
 
 def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     """{'path' relative to the cache folder, 'sha256', 'size'} of what was asked for.
 
-    kind: original | metadata | rendered:png:<frame> | rendered:jpeg:<frame> (frames count from 1).
-    Raises NotFound, IntegrityError, Unavailable, Unsupported, InvalidInstance ``bad-kind``.
+    kind: original | metadata | rendered:png:<frame> | rendered:jpeg:<frame> (frames count from 1) |
+    transcoded:<transfer syntax UID>: the original's UIDs, header and pixels in that syntax; its own gives the original.
+    Raises NotFound, IntegrityError, Unavailable, Unsupported (``not-transcodable``, ...), InvalidInstance ``bad-kind``.
     """
     match = KINDS.fullmatch(kind)
     if match is None:
         raise InvalidInstance("bad-kind", "not something that can be retrieved")
     row = gw.index.get(instance_id)
-    key = request_key(kind, row.digest, RENDERER if match["format"] else "")
+    key = request_key(kind, row.digest, RENDERER if match["format"] else TRANSCODER if match["syntax"] else "")
     cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
     with cache.locked(key):
-        entry = cache.find(key) or cache.store_written(key, lambda write: _make(gw, row, match, write))
+        entry = cache.find(key)
+    if entry is None and match["syntax"]:
+        return _transcoded(gw, cache, key, row, match["syntax"])
+    if entry is None:
+        with cache.locked(key):
+            entry = cache.find(key) or cache.store_written(key, lambda write: _make(gw, row, match, write))
     return _reply(entry)
+
+
+def _transcoded(gw: Gateway, cache: Cache, key: str, row: InstanceRow, syntax: str) -> dict[str, Any]:
+    with _mapped_original(gw, row) as original:
+        if read_meta(original)[0] == syntax:
+            return retrieve(gw, row.id, "original")
+        with cache.locked(key):
+            made = cache.find(key) or cache.store_written(key, lambda write: write_transcoded(original, syntax, write))
+    return _reply(made)
+
+
+@contextmanager
+def _mapped_original(gw: Gateway, row: InstanceRow) -> Iterator[mmap.mmap]:
+    """The object as it is given back, mapped, digest checked; restored into the cache if the spool has it no more.
+
+    Not to be used under a lock of the cache: it takes one itself. Raises as `write_original`.
+    """
+    if row.shredded_at is not None:
+        raise _gone()
+    try:
+        mapped = gw.spool.map(row.digest)
+    except (NotFound, IntegrityError) as error:
+        if isinstance(error, IntegrityError) and row.archive_key is None:
+            raise
+        path = gw.settings.cache_dir / str(retrieve(gw, row.id, "original")["path"])
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise Unavailable("retrieve-cache-miss", "the cache is too small to hold one object", 2) from None
+    yield mapped  # closed with the last view of it: an error's traceback may still hold one
 
 
 def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -16,7 +17,7 @@ from pydicom.data import get_testdata_file
 
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, InvalidInstance, NotFound, Unavailable
+from gateway.errors import IntegrityError, InvalidInstance, NotFound, Unavailable, Unsupported
 from gateway.jobs import QUEUE_OF, MemoryQueue
 from gateway.settings import Settings
 from tests.fakes import NoStego
@@ -102,6 +103,26 @@ def test_metadata_before_and_after_indexing_is_the_same(gw: Gateway) -> None:
     after = json.loads(cached(gw, retrieve.retrieve(gw, instance_id, "metadata")))
     assert after == before
     assert after["00100010"]["Value"] == [{"Alphabetic": "CompressedSamples^CT1"}]
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_RLE.dcm"])
+def test_another_transfer_syntax_from_the_spool_and_from_the_archive(gw: Gateway, name: str) -> None:
+    instance_id, expected = take_in(gw, name), dcmread(str(get_testdata_file(name, download=False)))
+    for released in (False, True):
+        if released:
+            release(gw, instance_id)
+        for syntax in ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2"):
+            reply = retrieve.retrieve(gw, instance_id, f"transcoded:{syntax}")
+            made = dcmread(BytesIO(cached(gw, reply)))
+            assert made.file_meta.TransferSyntaxUID == syntax
+            assert made.SOPInstanceUID == expected.SOPInstanceUID
+            assert (made.pixel_array == expected.pixel_array).all()
+            assert retrieve.retrieve(gw, instance_id, f"transcoded:{syntax}") == reply
+    own = retrieve.retrieve(gw, instance_id, "transcoded:1.2.840.10008.1.2.1")
+    assert own == retrieve.retrieve(gw, instance_id, "original")
+    with pytest.raises(Unsupported) as caught:
+        retrieve.retrieve(gw, instance_id, "transcoded:1.2.840.10008.1.2.4.50")
+    assert retrieve_failure(gw, instance_id, caught.value)["error"] == "not-transcodable"
 
 
 @pytest.mark.parametrize(("kind", "magic"), [("rendered:png:1", b"\x89PNG"), ("rendered:jpeg:1", b"\xff\xd8")])
