@@ -12,15 +12,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from gateway.blobs import CHUNK, BlobStore, storage_errors, sync_folder
-from gateway.errors import OutOfResources
+from gateway.errors import OutOfResources, PalimpsestError
 from gateway.part10 import read_meta
 from gateway.settings import Settings
 
+SPACE_CHECK_BYTES = 16 << 20  # received between two looks at the free space
 META_BYTES = 1 << 20  # file meta information is looked for in so many bytes
 
 
@@ -42,6 +44,10 @@ class Spool(BlobStore):
         self.incoming_dir = settings.incoming_dir
         self._watermark = settings.watermark_bytes
         self._max_object = settings.max_object_bytes
+
+    def receive(self, head: bytes) -> Receiving:
+        """Begin a file that arrives in pieces; see `Receiving`."""
+        return Receiving(self, head)
 
     def incoming(self) -> Path:
         """A new, empty temporary file (mode 0600) for something about to arrive. Raises OutOfResources."""
@@ -134,3 +140,67 @@ class Spool(BlobStore):
                     yield digest
             except FileNotFoundError:
                 continue
+
+
+class Receiving:
+    """A file of the spool that arrives in pieces: written and measured at once, bounded, fsynced at its end.
+
+    It refuses instead of growing without bound: after that further bytes are dropped, and `finish` says why.
+    """
+
+    def __init__(self, spool: Spool, head: bytes) -> None:
+        """head: what stands before the data set (PS3.10 7.1). Raises OutOfResources, Unavailable."""
+        self._spool = spool
+        self.path = spool.incoming()
+        with storage_errors():
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+        self._whole, self._dataset = sha256(head), sha256()
+        self._size = 0
+        self._next_check = SPACE_CHECK_BYTES
+        self._refused: PalimpsestError | None = None
+        self._append(head)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Take the next bytes of the data set, or drop them after a refusal. Never raises."""
+        self._append(piece)
+        if self._refused is None:
+            self._whole.update(piece)
+            self._dataset.update(piece)
+
+    def finish(self) -> StoredFile:
+        """All has arrived: fsync. Raises OutOfResources, Unavailable: whatever went wrong on the way."""
+        if self._refused is not None:
+            raise self._refused
+        with storage_errors():
+            os.fsync(self._fd)
+        self._close()
+        digest = self._whole.hexdigest()
+        return StoredFile(digest, self._dataset.hexdigest(), self._size, self.path)
+
+    def discard(self) -> None:
+        """Remove the file, if it is still under its temporary name. May be called at any time, also twice."""
+        self._close()
+        self.path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _append(self, piece: bytes | memoryview) -> None:
+        self._size += len(piece)
+        if self._refused is not None:
+            return
+        try:
+            self._spool.check_size(self._size)
+            if self._size >= self._next_check:
+                self._spool.check_space()
+                self._next_check = self._size + SPACE_CHECK_BYTES
+            with storage_errors(), memoryview(piece) as view:
+                written = 0
+                while written < len(view):  # one write(2) may take less than it was given
+                    written += os.write(self._fd, view[written:])
+        except PalimpsestError as error:
+            self._refused = error
+            with suppress(OSError):  # only to free the space early: the file is removed in any case
+                os.ftruncate(self._fd, 0)

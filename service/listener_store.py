@@ -8,26 +8,26 @@ patient data.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from pydicom.dataset import Dataset
-
-from gateway.accept import accept_instance
+from gateway.accept import accept_instance, wake_up
 from gateway.bootstrap import Gateway
-from gateway.errors import InvalidInstance, PalimpsestError
-from gateway.uids import SOPClassUID, SOPInstanceUID, parse_sop_class, parse_sop_instance
-from service.listener_receive import BoundedFile
+from gateway.errors import PalimpsestError
+from gateway.index_rows import Accepted
+from gateway.spool import StoredFile
+from gateway.uids import parse_sop_class, parse_sop_instance
+from service.listener_command import StoreCommand
+from service.listener_stream import Refuse, Store
 from service.listener_syntax import sort_syntaxes
 from service.trail import record, refused
 
-__all__ = ["on_echo", "on_rejected", "on_requested", "on_store", "store_status"]
+__all__ = ["on_echo", "on_rejected", "on_requested", "refusing", "storing"]
 
 SUCCESS = 0x0000
 UNEXPECTED = 0xC001  # PS3.4 B.2.3: Cxxx, cannot understand; ours: the log knows more
 #: DIMSE priority (PS3.7 9.1.1.1: 0 medium, 1 high, 2 low) to the queue's (0 most urgent, 9 least).
 QUEUE_PRIORITY = {1: 0, 0: 5, 2: 9}
-MAX_COMMENT = 64  # (0000,0902) is LO
 
 log = logging.getLogger(__name__)
 
@@ -58,54 +58,54 @@ def on_rejected(event: Any, gateway: Gateway) -> None:
     record(gateway, "refused", actor=calling or "unknown", outcome="refused", reason=reason, source="dimse")
 
 
-def on_store(event: Any, gateway: Gateway) -> Dataset:
-    """C-STORE: Success means bytes and row are durable and the receipt is in the audit trail; nothing less."""
-    try:
-        _accept(event, gateway)
-    except PalimpsestError as error:
+def storing(gateway: Gateway) -> Store:
+    """What the stream calls for a received C-STORE: Success means that bytes and row are durable and the receipt is in
+    the audit trail; nothing less.
+    """
+
+    def store(calling: str, request: StoreCommand, file: StoredFile) -> tuple[int, str, Callable[[], None] | None]:
+        try:
+            accepted = _accept(gateway, calling, request, file)
+        except PalimpsestError as error:
+            log.warning("instance refused", extra={"reason": error.reason, "source": "dimse"})
+            return error.dimse_status, error.reason, None
+        except Exception as error:  # noqa: BLE001  the DIMSE edge: one bad object must not end the association
+            log.error("unexpected error in C-STORE", extra={"reason": type(error).__name__})
+            return UNEXPECTED, "internal-error", None
+        if accepted.outcome == "duplicate":
+            return SUCCESS, "", None
+        return SUCCESS, "", lambda: wake_up(gateway, accepted.row.id)
+
+    return store
+
+
+def refusing(gateway: Gateway) -> Refuse:
+    """What the stream calls for a C-STORE that was refused while it arrived: audited, answered by status."""
+
+    def refuse(calling: str, error: PalimpsestError) -> tuple[int, str]:
         log.warning("instance refused", extra={"reason": error.reason, "source": "dimse"})
-        return store_status(error.dimse_status, error.reason)
-    except Exception as error:  # noqa: BLE001  the DIMSE edge: one bad object must not end the association
-        log.error("unexpected error in C-STORE", extra={"reason": type(error).__name__})
-        return store_status(UNEXPECTED, "internal-error")
-    return store_status(SUCCESS)
+        refused(gateway, error, actor=calling, source="dimse")
+        return error.dimse_status, error.reason
+
+    return refuse
 
 
-def _accept(event: Any, gateway: Gateway) -> None:
-    calling = str(event.assoc.requestor.ae_title)
+def _accept(gateway: Gateway, calling: str, request: StoreCommand, file: StoredFile) -> Accepted:
     try:
-        path, sop_class, sop_instance = _request_of(event)
+        sop_class = parse_sop_class(request.sop_class)
+        sop_instance = parse_sop_instance(request.sop_instance)
     except PalimpsestError as error:
+        file.path.unlink(missing_ok=True)
         refused(gateway, error, actor=calling, source="dimse")
         raise
-    priority = QUEUE_PRIORITY.get(event.request.Priority, QUEUE_PRIORITY[0])
-    accept_instance(
+    return accept_instance(
         gateway,
-        path,
+        file.path,
         source="dimse",
         calling_ae=calling,
-        priority=priority,
+        priority=QUEUE_PRIORITY.get(request.priority, QUEUE_PRIORITY[0]),
         expected_sop_class=sop_class,
         expected_sop_instance=sop_instance,
+        stored=file,
+        wake=False,  # after the answer: a slow queue must not make a sender wait
     )
-
-
-def _request_of(event: Any) -> tuple[Path, SOPClassUID, SOPInstanceUID]:
-    """The received file and the identifiers of the command set, checked."""
-    request = event.request
-    file = request._dataset_file
-    if not isinstance(file, BoundedFile):
-        raise InvalidInstance("no-data-set", "The request carries no data set.")
-    if file.refused is not None:
-        raise file.refused
-    sop_class = parse_sop_class(str(request.AffectedSOPClassUID))
-    return Path(file.name), sop_class, parse_sop_instance(str(request.AffectedSOPInstanceUID))
-
-
-def store_status(status: int, reason: str = "") -> Dataset:
-    """A status with its Error Comment (PS3.7 C)."""
-    answer = Dataset()
-    answer.Status = status
-    if reason:
-        answer.ErrorComment = reason[:MAX_COMMENT]
-    return answer

@@ -9,11 +9,11 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,13 +37,8 @@ from gateway.instance import State
 from gateway.jobs import MemoryQueue
 from gateway.settings import child_environment, load_settings
 from service.listener import Listener
-from service.listener_receive import (
-    FILES_REMEMBERED,
-    PDU_CAP_BYTES,
-    ReceiveLimits,
-    SpoolingProvider,
-    _exact_reader,
-)
+from service.listener_receive import PDU_CAP_BYTES
+from service.listener_stream import AssociationStream
 from tests.running import WAIT_SECONDS, until
 
 pytestmark = [
@@ -72,10 +67,9 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
 @pytest.fixture
 def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gateway], Listener]]:
-    for name in ("STORE_RECV_CHUNKED_DATASET", "UNRESTRICTED_STORAGE_SERVICE", "LOG_HANDLER_LEVEL"):
+    for name in ("UNRESTRICTED_STORAGE_SERVICE", "LOG_HANDLER_LEVEL"):
         monkeypatch.setattr(_config, name, getattr(_config, name))
     monkeypatch.setattr(_config, "VALIDATORS", dict(_config.VALIDATORS))
-    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
     running: list[Listener] = []
 
     def start(gateway: Gateway) -> Listener:
@@ -163,7 +157,7 @@ def test_a_duplicate_is_success_and_no_second_instance(make_gateway: Any, listen
 
 @pytest.mark.parametrize(
     ("instance", "status"),
-    [("not-a-uid", 0x0117), ("1." + "2" * 70, 0x0117), ("1..2", 0x0117), ("1.2.3.4.5", 0xA900), ("1.2\\1.3", 0xA900)],
+    [("not-a-uid", 0x0117), ("1." + "2" * 70, 0x0117), ("1..2", 0x0117), ("1.2.3.4.5", 0xA900), ("1.2\\1.3", 0x0117)],
 )
 def test_wrong_uids_are_refused_by_status(make_gateway: Any, listen: Any, instance: str, status: int) -> None:
     gateway = make_gateway()
@@ -340,14 +334,16 @@ def test_a_pdu_of_4_gib_is_not_believed(make_gateway: Any, listen: Any) -> None:
     assoc.release()
 
 
-def test_a_declared_length_costs_no_memory_before_its_bytes_come() -> None:
+def test_a_declared_length_costs_no_memory_before_its_bytes_come(gw: Gateway) -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
+    dul = SimpleNamespace(socket=SimpleNamespace(socket=ours), _is_transport_event=lambda: False)
+    limits: Any = (gw.spool, None, None, PDU_CAP_BYTES)
+    with ours, theirs, closing(AssociationStream(SimpleNamespace(dul=dul), *limits)) as stream:
         theirs.sendall(b"x" * 100)
         theirs.shutdown(socket.SHUT_WR)
         tracemalloc.start()
         try:
-            got = _exact_reader(SimpleNamespace(socket=ours), PDU_CAP_BYTES)(PDU_CAP_BYTES)  # type: ignore[arg-type]
+            got = stream.recv(PDU_CAP_BYTES)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -376,17 +372,6 @@ def fragment(context: int, value: bytes) -> P_DATA:
     primitive = P_DATA()
     primitive.presentation_data_value_list = [[context, value]]
     return primitive
-
-
-def test_files_that_were_taken_over_are_forgotten(tmp_path: Path) -> None:
-    limits = ReceiveLimits(max_object_bytes=1000, idle_seconds=1.0, check_space=lambda: None)
-    provider = SpoolingProvider(SimpleNamespace(dul=None), limits)
-    for number in range(3 * FILES_REMEMBERED):
-        path = tmp_path / str(number)
-        with path.open("wb") as file:
-            provider._track(SimpleNamespace(_data_set_file=file))  # type: ignore[arg-type]
-        path.unlink()
-    assert len(provider._files) <= FILES_REMEMBERED
 
 
 def test_several_associations_at_once(make_gateway: Any, listen: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import itertools
 import random
 import subprocess
 import sys
-import tempfile
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +19,23 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom._uid_dict import UID_dictionary
+from pydicom.filewriter import write_file_meta_info
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import create_file_meta, decode, encode
 
 from gateway import errors
+from gateway.bootstrap import Gateway
+from gateway.part10 import peek
+from gateway.spool import SPACE_CHECK_BYTES, Receiving
 from gateway.tokens import Role, TokenRefused, mint_token, verify_token
 from service import api, problems
 from service.access import PUBLIC, RULES, guard_for
-from service.listener_receive import SPACE_CHECK_BYTES, BoundedFile, ReceiveLimits
-from service.listener_store import MAX_COMMENT, store_status
+from service.listener_command import MAX_COMMENT, StoreCommand, file_meta, parse_store, store_response
 from service.listener_syntax import KNOWN_SYNTAXES, LOSSLESS, LOSSY, REFERENCED, UNCOMPRESSED, rank, sort_syntaxes
 from service.multipart import MultipartError
 from service.stow_answer import Outcome, answer
+from tests.fakes import CT, EXPLICIT_LE, part10
 
 SERVICE = Path(api.__file__).parent
 
@@ -196,63 +203,96 @@ def test_the_order_never_depends_on_the_proposer(proposed: list[str], seed: int)
 # --- receiving ---------------------------------------------------------------------------------------------------
 
 
-def bounded(path: Path, limit: int = 1000, space: Any = lambda: None) -> BoundedFile:
-    inner = tempfile.NamedTemporaryFile(dir=path, delete=False)  # noqa: SIM115  closed by the test
-    return BoundedFile(inner, ReceiveLimits(limit, 60, space))  # type: ignore[arg-type]
+def test_what_arrives_in_pieces_is_measured_as_a_whole(gw: Gateway) -> None:
+    data = part10()
+    at = peek(data).dataset_offset
+    file = gw.spool.receive(data[:at])
+    for start in range(at, len(data), 100):
+        file.write(memoryview(data)[start : start + 100])
+    stored = file.finish()
+    assert stored.path.read_bytes() == data
+    assert (stored.digest, stored.size) == (sha256(data).hexdigest(), len(data))
+    assert stored.dataset_digest == sha256(data[at:]).hexdigest()
+    file.discard()
+    file.discard()
+    assert list(gw.settings.incoming_dir.iterdir()) == []
 
 
-def test_a_file_within_its_bound_is_written_as_it_came(tmp_path: Path) -> None:
-    file = bounded(tmp_path)
-    for piece in (b"a" * 400, b"", b"b" * 600):
-        assert file.write(piece) == len(piece)
-        file.file.flush()
-    file.finish()
-    assert Path(file.name).read_bytes() == b"a" * 400 + b"b" * 600
-    assert file.refused is None
-    file.close()
+def refusal(file: Receiving) -> str:
+    with pytest.raises(errors.PalimpsestError) as caught:
+        file.finish()
+    assert file.path.stat().st_size == 0 and caught.value.dimse_status == 0xA700
+    file.discard()
+    return caught.value.reason
 
 
-def test_above_the_bound_the_file_is_cut_to_nothing(tmp_path: Path) -> None:
-    file = bounded(tmp_path)
+def test_above_the_bound_the_file_is_cut_to_nothing(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gw.spool, "_max_object", 1000)
+    file = gw.spool.receive(b"head")
     for _ in range(50):
-        assert file.write(b"x" * 100) == 100
-    file.finish()
-    file.close()
-    assert file.refused is not None and file.refused.reason == "object-too-large"
-    assert Path(file.name).stat().st_size == 0
+        file.write(b"x" * 100)
+    assert refusal(file) == "object-too-large"
 
 
-def test_space_is_looked_at_while_receiving(tmp_path: Path) -> None:
-    looks = itertools.count()
+def test_space_is_looked_at_while_receiving(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gw.spool.receive(b"")
+    file.write(bytes(SPACE_CHECK_BYTES - 1))
 
-    def space() -> None:
-        if next(looks) == 2:
-            raise errors.OutOfResources("watermark")
+    def full() -> None:
+        raise errors.OutOfResources("watermark")
 
-    file = bounded(tmp_path, limit=1 << 40, space=space)
-    for _ in range(3):
-        file.write(bytes(SPACE_CHECK_BYTES))
-    file.close()
-    assert file.refused is not None and file.refused.reason == "watermark"
-    assert Path(file.name).stat().st_size == 0
+    monkeypatch.setattr(gw.spool, "check_space", full)
+    file.write(b"12")
+    assert refusal(file) == "watermark"
 
 
-def test_a_disk_that_cannot_be_written_is_a_refusal_not_a_crash(tmp_path: Path) -> None:
-    file = bounded(tmp_path)
+def test_a_disk_that_cannot_be_written_is_a_refusal_not_a_crash(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = gw.spool.receive(b"")
 
-    def full(data: bytes) -> int:
+    def full(fd: int, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
-    file._inner.write = full  # type: ignore[method-assign]
-    assert file.write(b"abc") == 3
-    file.close()
-    assert file.refused is not None and file.refused.dimse_status == 0xA700
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.spool.os.write", full)
+        file.write(b"abc")
+    assert refusal(file) == "disk-full"
 
 
-def test_a_status_has_a_short_comment() -> None:
-    status = store_status(0xA900, "x" * 200)
-    assert (status.Status, len(status.ErrorComment)) == (0xA900, MAX_COMMENT)
-    assert "ErrorComment" not in store_status(0)
+@pytest.mark.parametrize("data_set", [True, False])
+def test_a_store_command_is_read_as_pynetdicom_writes_it(data_set: bool) -> None:
+    request = C_STORE()
+    request.MessageID, request.Priority = 7, 1
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CT, "1.2.3"
+    request.DataSet = BytesIO(b"1234") if data_set else None
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    command = encode(message.command_set, True, True)
+    assert command is not None
+    assert parse_store(command) == StoreCommand(7, CT, "1.2.3", 1, data_set)
+    message.command_set.CommandField = 0x0030
+    assert parse_store(encode(message.command_set, True, True) or b"") is None
+    for cut in (1, 9, len(command) - 1):
+        with pytest.raises(ValueError):
+            parse_store(command[:cut])
+
+
+def test_a_store_response_is_what_pynetdicom_reads() -> None:
+    asked = StoreCommand(7, CT, "1.2.3", 0, True)
+    answer = decode(BytesIO(store_response(asked, 0xA900, "x" * 200)), True, True)
+    assert (answer.CommandField, answer.MessageIDBeingRespondedTo, answer.CommandDataSetType) == (0x8001, 7, 0x0101)
+    assert (answer.Status, answer.ErrorComment) == (0xA900, "x" * MAX_COMMENT)
+    assert (answer.AffectedSOPClassUID, answer.AffectedSOPInstanceUID) == (CT, "1.2.3")
+    assert answer.CommandGroupLength == len(store_response(asked, 0xA900, "x" * 200)) - 12
+    assert "ErrorComment" not in decode(BytesIO(store_response(asked, 0)), True, True)
+
+
+def test_file_meta_information_is_as_pydicom_writes_it() -> None:
+    expected = BytesIO(bytes(128) + b"DICM")
+    expected.seek(0, 2)
+    write_file_meta_info(
+        expected, create_file_meta(sop_class_uid=CT, sop_instance_uid="1.2.3", transfer_syntax=EXPLICIT_LE)
+    )
+    assert file_meta(CT, "1.2.3", EXPLICIT_LE) == expected.getvalue()
 
 
 # --- the answer of STOW-RS ---------------------------------------------------------------------------------------

@@ -1,0 +1,301 @@
+"""What an association sends, read on its DUL thread: C-STOREs go straight to the spool, all else goes to pynetdicom.
+
+pynetdicom takes a C-STORE through four object layers and two threads that poll every millisecond; on two cores that
+ends at some 150 objects a second. Here a P-DATA-TF PDU (PS3.8 9.3.5, Annex E) is never gathered: its bytes are written
+and hashed while they arrive, in pieces of one bounded buffer, and the answer is sent from the same thread. Association
+control, every other service and every other state of the state machine stay pynetdicom's.
+
+What a peer cannot do: make one object, one command set or one declared length take memory or disk beyond its bound;
+keep a file after its association is gone; hold the thread longer than the idle timeout without sending a byte.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pynetdicom.pdu_primitives import P_DATA
+
+from gateway.errors import InvalidInstance, PalimpsestError
+from gateway.spool import Receiving, Spool, StoredFile
+from service.listener_command import StoreCommand, file_meta, parse_store, store_response
+
+__all__ = ["AssociationStream", "Store", "WakingQueue"]
+
+BUFFER_BYTES = 256 << 10
+#: Longest command set, and longest data set of a message that is no C-STORE.
+MESSAGE_CAP_BYTES = 1 << 20
+#: How long a thread with nothing to do sleeps before it looks at its timers.
+IDLE_POLL_MS = 50
+CLOSED_PAUSE_SECONDS = 0.002
+P_DATA_TF = 0x04
+ESTABLISHED = "Sta6"  # PS3.8 9.2: association established and ready for data transfer
+
+#: (calling AE title, command, received file) -> (status, error comment, what to do once the answer is sent)
+Store = Callable[[str, StoreCommand, StoredFile], tuple[int, str, Callable[[], None] | None]]
+Refuse = Callable[[str, PalimpsestError], tuple[int, str]]
+
+log = logging.getLogger(__name__)
+
+
+class ProtocolError(Exception):
+    """The peer sent what PS3.8 or PS3.7 do not allow; the association is aborted."""
+
+
+class WakingQueue(queue.Queue[Any]):
+    """A queue that tells somebody of every item."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        """See queue.Queue."""
+        super().put(item, block, timeout)
+        self._wake()
+
+
+class AssociationStream:
+    """The reading side of one association. `turn` is called by the DUL thread only; `close` once, when it has ended."""
+
+    def __init__(self, assoc: Any, spool: Spool, store: Store, refuse: Refuse, pdu_bytes: int) -> None:
+        self._assoc = assoc
+        self._dul = assoc.dul
+        self._spool = spool
+        self._store = store
+        self._refuse = refuse
+        self._pdu_bytes = pdu_bytes
+        self._elsewhere: Callable[[], bool] = self._dul._is_transport_event
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake_fd, select.POLLIN)
+        self._polled = -1
+        self._pushed = b""
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._head = b""
+        self._left = 0  # bytes of the PDV's data still to come
+        self._context = self._control = 0
+        self._command = bytearray()
+        self._request: StoreCommand | None = None
+        self._receiving: Receiving | None = None
+        self._refused: PalimpsestError | None = None
+        self._passing = False  # a data set that pynetdicom gathers
+
+    def wake(self) -> None:
+        """Let `turn` return, from any thread."""
+        try:
+            os.eventfd_write(self._wake_fd, 1)
+        except OSError:  # closed: nobody waits any more
+            return
+
+    def close(self) -> None:
+        """Drop what is half received."""
+        if self._receiving is not None:
+            self._receiving.discard()
+            self._receiving = None
+        fd, self._wake_fd = self._wake_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def recv(self, count: int) -> bytearray:
+        """Exactly `count` bytes for pynetdicom, fewer at the connection's end; memory only for what has arrived.
+
+        Raises OSError: timeout, broken connection, or a length that no peer may declare.
+        """
+        if count > self._pdu_bytes:
+            raise OSError("a PDU declares more bytes than any peer may send")
+        found = bytearray(self._pushed[:count])
+        self._pushed = self._pushed[count:]
+        while len(found) < count:
+            got = self._socket().recv_into(self._buffer, min(count - len(found), len(self._buffer)))
+            if got == 0:
+                break
+            found += self._buffer[:got]
+        return found
+
+    def turn(self) -> bool:
+        """Wait a moment for bytes or `wake`, and take one PDU; True if there was one (see DUL._is_transport_event)."""
+        wrapper = self._dul.socket
+        if wrapper is None or wrapper.socket is None:
+            time.sleep(CLOSED_PAUSE_SECONDS)
+            return self._elsewhere()
+        if not self._readable(wrapper.socket):
+            return self._elsewhere() if self._dul.state_machine.current_state == "Sta13" else False
+        if self._dul.state_machine.current_state != ESTABLISHED:
+            return self._elsewhere()
+        try:
+            self._take_pdu()
+        except (OSError, ValueError):  # ValueError: the socket was closed under our hands
+            self._dul.event_queue.put("Evt17")  # transport connection closed
+        except ProtocolError as error:
+            log.warning("invalid DIMSE message", extra={"reason": str(error)})
+            self._drop()
+            self._dul.event_queue.put("Evt19")  # invalid PDU: the state machine aborts
+        return True
+
+    def _socket(self) -> socket.socket:
+        found = self._dul.socket.socket
+        if found is None:
+            raise OSError("the connection is closed")
+        return found  # type: ignore[no-any-return]
+
+    def _readable(self, connection: socket.socket) -> bool:
+        pending = getattr(connection, "pending", None)  # bytes that TLS has decrypted already
+        if self._pushed or (pending is not None and pending()):
+            return True
+        fd = connection.fileno()
+        if fd != self._polled:
+            if fd < 0:
+                return True  # closed by another thread: reading will say so
+            self._poll.register(fd, select.POLLIN)
+            self._polled = fd
+        ready = [found for found, _ in self._poll.poll(IDLE_POLL_MS)]
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        return fd in ready
+
+    def _take_pdu(self) -> None:
+        header = self.recv(6)
+        if len(header) < 6:
+            raise OSError("the connection ended")
+        if header[0] != P_DATA_TF:
+            self._pushed = bytes(header)
+            self._dul._read_pdu_data()
+            return
+        (length,) = struct.unpack_from(">L", header, 2)
+        if length > self._pdu_bytes:
+            raise OSError("a PDU declares more bytes than any peer may send")
+        while length:
+            got = self._socket().recv_into(self._buffer, min(length, len(self._buffer)))
+            if got == 0:
+                raise OSError("the connection ended inside a PDU")
+            length -= got
+            self._consume(self._buffer[:got], length)
+        if self._left or self._head:
+            raise ProtocolError("pdv-longer-than-its-pdu")
+
+    def _consume(self, data: memoryview, still: int) -> None:
+        """Take the next bytes of a PDU of which `still` more are to come."""
+        at = 0
+        while at < len(data):
+            if not self._left:
+                need = 6 - len(self._head)
+                self._head += bytes(data[at : at + need])
+                at = min(len(data), at + need)
+                if len(self._head) < 6:
+                    return
+                length, self._context, self._control = struct.unpack(">LBB", self._head)
+                self._head, self._left = b"", length - 2
+                if not 0 <= self._left <= len(data) - at + still:
+                    raise ProtocolError("pdv-longer-than-its-pdu")
+            piece = data[at : at + self._left]
+            at += len(piece)
+            self._left -= len(piece)
+            self._fragment(piece, last=bool(self._control & 2) and not self._left)
+
+    def _fragment(self, piece: memoryview, *, last: bool) -> None:
+        if self._control & 1:
+            self._command_fragment(piece, last=last)
+        elif self._receiving is not None:
+            self._receiving.write(piece)
+            if last:
+                self._stored(self._receiving)
+        elif self._request is not None:  # refused before there was a file: its bytes are read and dropped
+            if last:
+                self._answer_refusal()
+        elif self._passing:
+            self._passing = not last
+            self._pass_on(2 if last else 0, bytes(piece))
+        else:
+            raise ProtocolError("data-set-without-command")
+
+    def _command_fragment(self, piece: memoryview, *, last: bool) -> None:
+        if self._request is not None or self._passing:
+            raise ProtocolError("command-inside-a-data-set")
+        self._command += piece
+        if len(self._command) > MESSAGE_CAP_BYTES:
+            raise ProtocolError("command-too-large")
+        if not last:
+            return
+        command, self._command = bytes(self._command), bytearray()
+        try:
+            request = parse_store(command)
+        except ValueError:
+            raise ProtocolError("command-unreadable") from None
+        if request is None:
+            self._pass_on(3, command)
+            message = self._assoc.dimse.message
+            self._passing = message is not None  # pynetdicom waits for its data set
+            return
+        self._begin(request)
+
+    def _begin(self, request: StoreCommand) -> None:
+        context = self._assoc._accepted_cx.get(self._context)
+        if context is None:
+            raise ProtocolError("context-not-accepted")
+        self._request = request
+        if not request.has_data_set:
+            self._refused = InvalidInstance("no-data-set", "The request carries no data set.")
+            self._answer_refusal()
+            return
+        try:
+            head = file_meta(request.sop_class, request.sop_instance, str(context.transfer_syntax[0]))
+            self._receiving = self._spool.receive(head)
+        except PalimpsestError as error:
+            self._refused = error
+
+    def _stored(self, receiving: Receiving) -> None:
+        request = self._request
+        assert request is not None
+        try:
+            file = receiving.finish()
+        except PalimpsestError as error:
+            receiving.discard()
+            self._receiving, self._refused = None, error
+            self._answer_refusal()
+            return
+        status, reason, afterwards = self._store(self._calling(), request, file)
+        self._request = self._receiving = None  # the file is the index's now, or gone
+        try:
+            self._answer(request, status, reason)
+        finally:
+            if afterwards is not None:
+                afterwards()
+
+    def _answer_refusal(self) -> None:
+        request, error = self._request, self._refused
+        assert request is not None and error is not None
+        self._request = self._refused = None
+        self._answer(request, *self._refuse(self._calling(), error))
+
+    def _answer(self, request: StoreCommand, status: int, reason: str) -> None:
+        """Send the response, in as many PDUs as the peer's maximum length asks for (PS3.8 D.1)."""
+        message = store_response(request, status, reason)
+        room = (self._assoc.dimse.maximum_pdu_size or len(message) + 6) - 6
+        step = max(1, min(room, len(message)))
+        for at in range(0, len(message), step):
+            piece = message[at : at + step]
+            control = 1 if at + step < len(message) else 3
+            head = struct.pack(">BxLLBB", P_DATA_TF, len(piece) + 6, len(piece) + 2, self._context, control)
+            self._socket().sendall(head + piece)
+
+    def _pass_on(self, control: int, data: bytes) -> None:
+        primitive = P_DATA()
+        primitive.presentation_data_value_list = [[self._context, bytes((control,)) + data]]
+        self._assoc.dimse.receive_primitive(primitive)
+
+    def _calling(self) -> str:
+        return str(self._assoc.requestor.ae_title)
+
+    def _drop(self) -> None:
+        if self._receiving is not None:
+            self._receiving.discard()
+        self._request = self._receiving = self._refused = None
+        self._command, self._head, self._left, self._passing = bytearray(), b"", 0, False
