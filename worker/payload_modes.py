@@ -160,8 +160,10 @@ def known(mode: str) -> bool:
 
 
 def make_job(tile: Tile, mode: str, payload: float) -> Job:
-    """`payload` in bits per sample of the tile. Message and key follow from place, mode and payload alone."""
-    name = f"{tile.path}/{tile.place}/{mode}/{payload}".encode()
+    """`payload` in bits per sample of the tile. Message and key follow from samples, mode and payload alone: where the
+    files lie changes no figure.
+    """
+    name = sha256(tile.cover.values.tobytes()).digest() + f"/{mode}/{payload}".encode()
     nbytes = max(1, int(payload * tile.cover.values.size) // 8)
     seed = int.from_bytes(sha256(name).digest()[:8], "big")
     where = mode.partition(REGION_MARK)[2]
