@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from codec.adapter import network_of
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.blob import Decoders, Frame, Given, decode_with
-from codec.candidates import is_odd, looks_odd, packing_may_win
+from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win
 from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
@@ -154,10 +154,12 @@ class _Race:
         self.blobs: dict[str, bytes] = {}
         self.details: dict[str, int] = {}
         self._odd: bool | None = None
+        self._comb = False
 
     def run(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
         """Enter the coders in order; `estimated`: only those that might win. Some may run beside the learned one."""
-        self._odd = True if estimated and looks_odd(self.index) else None
+        self._comb = estimated and has_comb(self.index)
+        self._odd = True if self._comb or (estimated and looks_odd(self.index)) else None
         beside = [name for name in names if self.threads > 1 and "learned" in names and self._is_ready(name)]
         with ThreadPoolExecutor(1) as pool:
             running = {name: pool.submit(self.enter, name, effort) for name in beside}
@@ -209,7 +211,7 @@ class _Race:
             return None
         if self.aids.profile == "fast":
             return QUICK_EFFORT
-        return FULL_EFFORT if self.index.size < STRAIGHT_SAMPLES else None
+        return FULL_EFFORT if self._comb or self.index.size < STRAIGHT_SAMPLES else None
 
     def _learned(self) -> None:
         """Code the frame by the learned coder, with the previous frame where that is shorter by estimate."""

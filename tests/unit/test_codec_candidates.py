@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import frame
-from codec.candidates import is_odd, looks_odd, packing_may_win
+from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win
 from codec.frame import ALL_CODERS, encode_frame
 from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
@@ -45,6 +45,37 @@ def test_grey_written_as_colour_is_judged_as_grey() -> None:
 def test_colour_is_odd() -> None:
     index = natural()
     assert looks_odd(np.stack([index, index, index[::-1]], axis=-1))
+
+
+def processed() -> NDArray[np.uint16]:
+    """Coarse steps under an offset that varies slowly: 0, 1, 2, 3 by bands."""
+    bands = np.arange(128)[:, None] // 16 + np.arange(160)[None, :] // 20
+    return (natural() // 4 * 4 + bands % 4).astype(np.uint16)
+
+
+def test_steps_under_a_slowly_varying_offset_are_a_comb() -> None:
+    assert has_comb(processed()) and not looks_odd(processed())
+    for index in (natural(), natural(200), natural() >> 4, np.stack([processed()] * 3, axis=-1)):
+        assert not has_comb(index.astype(np.uint16))
+    for shape in ((1, 1), (1, 300), (300, 1), (2, 2)):
+        assert not has_comb(np.full(shape, 65535, np.uint16))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_comb_gets_full_effort_at_once_whatever_its_size(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    efforts, jxl = list[int](), STANDARD["jxl"]
+
+    def encode(plane: NDArray[np.uint16], effort: int) -> bytes:
+        efforts.append(effort)
+        return jxl.encode(plane, effort)
+
+    monkeypatch.setitem(STANDARD, "jxl", replace(jxl, encode=encode))
+    monkeypatch.setattr(frame, "is_odd", lambda *_: False)
+    monkeypatch.setattr(frame, "STRAIGHT_SAMPLES", 0)
+    with known(weight_file()):
+        assert "jxl" not in encode_frame(stored(natural().astype(np.int32), FMT), FMT, threads=threads).lengths
+        assert "jxl" in encode_frame(stored(processed().astype(np.int32), FMT), FMT, threads=threads).lengths
+    assert efforts == [frame.FULL_EFFORT]
 
 
 def test_what_the_network_does_not_understand_is_odd() -> None:
