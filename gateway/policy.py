@@ -126,10 +126,11 @@ class Rule(BaseModel):
 class ArchiveRule(Rule):
     """How the archive object is made. The defaults: the cheapest carrier, identity under the patient's own key."""
 
-    carrier: Literal["auto", "segmented", "beside"] = Field(
+    carrier: Literal["auto", "segmented", "beside", "initial-bits"] = Field(
         default="auto",
         description="where the sealed record rides: in the local planes of the image (segmented), beside the image, "
-        "or whichever measures smaller (auto)",
+        "as the first bits of a stack of global parts (initial-bits, where a stack is shorter; else as auto), or "
+        "whichever measures smallest (auto)",
     )
     seal_bitmap: bool = Field(
         default=False, strict=True,
@@ -165,16 +166,6 @@ class ArchiveRule(Rule):
         "one before; smaller, but giving back one slice decodes up to 15 others, and damage reaches further",
     )
 
-    @field_validator("carrier", mode="before")
-    @classmethod
-    def _offered(cls, value: Any) -> Any:
-        if value == "initial-bits":
-            raise refusal(
-                "carrier-initial-bits",
-                "carrier = 'initial-bits' is not offered: this codec has no bits-back stack yet; use 'auto'",
-            )
-        return value
-
     def coded(self, profile: CodecProfile, adapt: Adaptation, fit_seconds: float) -> ArchiveRule:
         """The same rule, saying how to code: its own words, else those given (the settings')."""
         return self.model_copy(
@@ -199,10 +190,10 @@ class ArchiveRule(Rule):
                 "group-with-cms",
                 "a group's object has no room for the identity copies of cms: use group = 'off', or drop cms",
             )
-        if self.seal_bitmap and self.carrier == "beside":
+        if self.seal_bitmap and self.carrier in ("beside", "initial-bits"):
             raise refusal(
-                "seal-bitmap-beside",
-                "seal_bitmap needs a record inside the pixels, and carrier = 'beside' puts none there: "
+                f"seal-bitmap-{self.carrier}",
+                f"seal_bitmap needs a record inside the pixels, and carrier = '{self.carrier}' puts none there: "
                 "use carrier = 'segmented' or 'auto', or drop seal_bitmap",
             )
         return self

@@ -88,7 +88,7 @@ def test_check_says_what_is_in_force(home: Path) -> None:
 
 def test_check_of_a_bad_file_names_every_problem_and_fails(home: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.toml"
-    bad.write_text("version = 1\n[[archive]]\nname='a'\ncarrier='initial-bits'\n[[archive]]\nname='b'\nrecipient='x'\n")
+    bad.write_text("version = 1\n[[archive]]\nname='a'\ncarrier='pixels'\n[[archive]]\nname='b'\nrecipient='x'\n")
     said = call("check", str(bad), code=1)
     assert "line 4: [[archive]] rule 'a'" in said and "line 7: [[archive]] rule 'b'" in said
     assert "did you mean 'recipients'" in said and str(bad) in said

@@ -113,7 +113,7 @@ def test_what_is_tried_in_turn() -> None:
          "line 5: [[archive]] rule 'a': 'carier' is not known; did you mean 'carrier'?"),
         ("version = 1\n[[archive]]\nname='a'\ncarrier='pixels'\n", "line 4: [[archive]] rule 'a': carrier: input"),
         ("version = 1\n[[archive]]\nname='a'\nseal_bitmap='yes'\n", "[[archive]] rule 'a': seal_bitmap is true or"),
-        ("version = 1\n[[archive]]\nname='a'\ncarrier='initial-bits'\n", "this codec has no bits-back stack yet; use"),
+        ("version = 1\n[[archive]]\nname='a'\ncarrier='initial-bits'\nseal_bitmap=true\n", "needs a record inside"),
         ("version = 1\n[[archive]]\nname='a'\nsop_class='CTImageStorag'\n", "did you mean 'CTImageStorage'?"),
         ("version = 1\n[[archive]]\nname='a'\nsop_class=['*','CTImageStorage']\n", "'*' stands alone in sop_class"),
         ("version = 1\n[[archive]]\nname='a'\nmodality=[]\n", "never matches: leave it out"),
@@ -208,10 +208,10 @@ def test_a_rule_for_a_destination_that_is_not_there_is_refused(tmp_path: Path) -
 def test_a_gateway_with_a_broken_policy_does_not_start_and_makes_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
     file = tmp_path / "policy.toml"
-    file.write_text("version = 1\n[[archive]]\nname = 'a'\ncarrier = 'initial-bits'\n")
+    file.write_text("version = 1\n[[archive]]\nname = 'a'\nmodality = 'ct'\n")
     with pytest.raises(BadPolicy) as caught:
         build(Settings(home=home, policy_file=file), queue=MemoryQueue())
-    assert caught.value.reason == "carrier-initial-bits"
+    assert caught.value.reason == "modality"
     assert str(file) in str(caught.value) and "line 4" in str(caught.value) and not home.exists()
 
 
@@ -243,7 +243,7 @@ def test_the_schema_describes_the_file() -> None:
     assert schema["$schema"].endswith("2020-12/schema") and schema["required"] == ["version"]
     archive = schema["$defs"]["ArchiveRule"]
     assert archive["additionalProperties"] is False
-    assert archive["properties"]["carrier"]["enum"] == ["auto", "segmented", "beside"]
+    assert archive["properties"]["carrier"]["enum"] == ["auto", "segmented", "beside", "initial-bits"]
     assert all("description" in field for field in archive["properties"].values())
 
 
