@@ -7,9 +7,10 @@ Profile): no value of the source's header stands in it but a standard SOP class.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple
 
 from gateway.errors import IntegrityError, InvalidInstance
 from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE, Element, read_meta, walk
@@ -88,8 +89,8 @@ def build_envelope(
     the container.
     """
     uid = envelope_uid(source.file_sha256, key, source.sealed_to)
-    body = _identity(source, uid, key, version) + _encrypted_attributes(encrypted) + _private(container, pixel_sha256)
-    return part10(uid, body)
+    private = private_block(FORMAT_NAME, container, pixel_sha256)
+    return part10(uid, _identity(source, uid, key, version) + _encrypted_attributes(encrypted) + private)
 
 
 def part10(uid: str, body: bytes) -> bytes:
@@ -117,36 +118,58 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
     # without a patient id the study stands in, so that one study never shows two patients
     patient = pseudonym_text(source.patient_id or study, key, "P" if source.patient_id else "S")
     method = _code("113100", "DCM", "Basic Application Confidentiality Profile")
-    return b"".join(
-        (
-            element(0x00080016, "UI", RAW_DATA_STORAGE),
-            element(0x00080018, "UI", uid),
-            element(0x00080020, "DA"),
-            element(0x00080023, "DA", DUMMY_DATE),
-            element(0x00080030, "TM"),
-            element(0x00080033, "TM", DUMMY_TIME),
-            element(0x00080050, "SH"),
-            element(0x00080060, "CS", "OT"),
-            element(0x00080070, "LO", "Palimpsest"),
-            element(0x00080090, "PN"),
-            sequence(0x0008114A, *references),
-            element(0x00089123, "UI", CREATOR_VERSION_UIDS[version]),
-            element(0x00100010, "PN", f"PALIMPSEST^{patient}"),
-            element(0x00100020, "LO", patient),
-            element(0x00100030, "DA"),
-            element(0x00100040, "CS"),
-            element(0x00120062, "CS", "YES"),
-            sequence(0x00120064, method),
-            element(0x0020000D, "UI", pseudonym_uid(study, key)),
-            element(0x0020000E, "UI", pseudonym_uid(f"palimpsest/envelope-series/1/{series}", key)),
-            element(0x00200010, "SH"),
-            element(0x00200011, "IS"),
-            element(0x00200013, "IS"),
-            element(0x00200060, "CS"),
-            element(0x00280303, "CS", "REMOVED"),
-            sequence(0x00400555),
-        )
+    own = {
+        0x0008114A: sequence(0x0008114A, *references),
+        0x00120062: element(0x00120062, "CS", "YES"),
+        0x00120064: sequence(0x00120064, method),
+        0x00280303: element(0x00280303, "CS", "REMOVED"),
+    }
+    names = Names(
+        uid, f"PALIMPSEST^{patient}", patient, pseudonym_uid(study, key),
+        pseudonym_uid(f"palimpsest/envelope-series/1/{series}", key), CREATOR_VERSION_UIDS[version],
+    )  # fmt: skip
+    return raw_data_header(names, own)
+
+
+class Names(NamedTuple):
+    """What tells a Raw Data object of ours from the others; version: Creator-Version UID (0008,9123)."""
+
+    uid: str
+    patient_name: str
+    patient_id: str
+    study: str
+    series: str
+    version: str
+
+
+def raw_data_header(names: Names, own: Mapping[int, bytes]) -> bytes:
+    """All elements before group 0400, in tag order: what every object of ours has, and its own by their tags."""
+    shared = (
+        (0x00080016, "UI", RAW_DATA_STORAGE),
+        (0x00080018, "UI", names.uid),
+        (0x00080020, "DA", ""),
+        (0x00080023, "DA", DUMMY_DATE),
+        (0x00080030, "TM", ""),
+        (0x00080033, "TM", DUMMY_TIME),
+        (0x00080050, "SH", ""),
+        (0x00080060, "CS", "OT"),
+        (0x00080070, "LO", "Palimpsest"),
+        (0x00080090, "PN", ""),
+        (0x00089123, "UI", names.version),
+        (0x00100010, "PN", names.patient_name),
+        (0x00100020, "LO", names.patient_id),
+        (0x00100030, "DA", ""),
+        (0x00100040, "CS", ""),
+        (0x0020000D, "UI", names.study),
+        (0x0020000E, "UI", names.series),
+        (0x00200010, "SH", ""),
+        (0x00200011, "IS", ""),
+        (0x00200013, "IS", ""),
+        (0x00200060, "CS", ""),
+        (0x00400555, "SQ", ""),
     )
+    every = {part[0]: element(*part) for part in shared} | own
+    return b"".join(every[tag] for tag in sorted(every))
 
 
 def _reference(sop_class: str, sop_uid: str, key: bytes) -> bytes:
@@ -162,18 +185,22 @@ def _encrypted_attributes(items: Sequence[tuple[str, bytes]]) -> bytes:
     return sequence(0x04000500, *packed) if packed else b""
 
 
-def _private(container: bytes, pixel_sha256: str) -> bytes:
+def private_block(name: str, content: bytes, pixel_sha256: str | None = None) -> bytes:
+    """Our private block: name and version of the format, SHA-256 and length of the content, the content.
+
+    pixel_sha256: hex of the exact pixels or '', None: no such element.
+    """
     base = PRIVATE_GROUP << 16
     block = base | 0x1000
     out = [
         element(base | 0x10, "LO", PRIVATE_CREATOR),
-        element(block | FORMAT, "LO", FORMAT_NAME),
-        element(block | BITSTREAM_DIGEST, "LO", sha256(container).hexdigest()),
-        element(block | PIXEL_DIGEST, "LO", pixel_sha256),
-        element(block | LENGTH, "LO", str(len(container))),
+        element(block | FORMAT, "LO", name),
+        element(block | BITSTREAM_DIGEST, "LO", sha256(content).hexdigest()),
+        element(block | PIXEL_DIGEST, "LO", pixel_sha256) if pixel_sha256 is not None else b"",
+        element(block | LENGTH, "LO", str(len(content))),
     ]
-    for index, start in enumerate(range(0, len(container), CHUNK_BYTES)):
-        out.append(element(block | FIRST_CHUNK + index, "OB", container[start : start + CHUNK_BYTES]))
+    for index, start in enumerate(range(0, len(content), CHUNK_BYTES)):
+        out.append(element(block | FIRST_CHUNK + index, "OB", content[start : start + CHUNK_BYTES]))
     return b"".join(out)
 
 
