@@ -80,7 +80,8 @@ def row_number(value: object) -> int | None:
 
 
 def _row(gateway: Gateway, row: InstanceRow) -> dict[str, Any]:
-    shown = {name: getattr(row, name) for name in ROW_FIELDS}
+    shown: dict[str, Any] = {name: getattr(row, name) for name in ROW_FIELDS}
+    shown["global_part"] = gateway.index.facts(row.id).get("global_part") or {}
     forwards = gateway.index.forwards(instance_id=row.id)
     shown["forwards"] = [
         {
