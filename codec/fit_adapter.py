@@ -1,11 +1,14 @@
 """The encoder's fit of an adapter to an image or a series: gradient descent on the coded law, with a bound on time.
 
 Whatever is fitted competes by code length with its own bytes counted, as the kernel counts it with the head learning:
-the head takes over part of what a code could say. NumPy and the kernels; nothing that decodes imports it.
+the head takes over part of what a code could say. How many steps a fit makes follows from the seconds asked for and the
+sizes of the images at nominal speeds (codec.fit_pace), not from the clock: the same fit gives the same bytes. NumPy and
+the kernels; nothing that decodes imports it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from codec.adapter import DELTA_SHIFT, FRAME, MATRICES, VOLUME, WEIGHT_LIMIT, Adapter, candidates, materialise
 from codec.bitplane import Words
+from codec.fit_pace import CODE_BATCH, DELTA_BATCH, Pace
 from codec.frame import LEARNING_RATES
 from codec.learneddecode import Setting, framed
 from codec.learnedfit import fit_plane
@@ -36,23 +40,33 @@ from codec.train.gradient import (
     forward,
     mixture_bits,
 )
-from codec.train.samples import Shot, blank_network, middle, planes_of
+from codec.train.samples import MOST_SAMPLES, Shot, blank_network, middle, planes_of
 from codec.wave import count_tile, features_tile
 from codec.weights import UnknownWeights, Weights, current
 
+log = logging.getLogger(__name__)
 FIT_SAMPLES: Final = 20_000  # of an image
 SERIES_SAMPLES: Final = 60_000  # of several
 JUDGED_SAMPLES: Final = 1 << 17  # that a candidate's cost is counted on, of an image
 SERIES_JUDGED: Final = 1 << 19  # of several
 CENTRE_SAMPLES: Final = 4096  # that the best centre is chosen by
-BATCH, LARGE_BATCH = 2048, 4096
-STEPS, DELTA_STEPS = 140, 400
 RATE, DELTA_RATE = 2.0, 2.0  # of Adam, in the integers' units
 #: coded bytes from which on low-rank deltas are tried, and their rank: they gain 1 to 4 % and cost 390 bytes a rank
 RANKS: Final = ((600_000, 4), (200_000, 2), (25_000, 1))
 
 Frame = tuple[Words, PixelFormat, Words | None]  # words, their format, the frame before
 Plane = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit found: an adapter, b'' when none is estimated to pay; whether the clock cut the fit."""
+
+    adapter: bytes
+    cut: bool = False
+
+
+NOTHING: Final = FitResult(b"")
 
 
 @dataclass(frozen=True)
@@ -92,30 +106,36 @@ def fit(
     seconds: float,
     threads: int = 1,
     stands_for: int = 0,
-) -> bytes:
-    """An adapter for frames that are coded with a profile's weights; b'' when none is estimated to pay.
+) -> FitResult:
+    """An adapter for frames that are coded with a profile's weights; an empty one when none is estimated to pay.
 
     `frames`: all with their previous frame, or the fit is for frames coded without. `prior`: Modality,
-    BodyPartExamined, Manufacturer's Model Name, '' unknown. `seconds`: about the most that it may take; `threads` is
-    BLAS's own affair and only kept for callers that count. `stands_for`: of how many frames these are a sample (0: of
-    none but themselves). Not deterministic: it stops by the clock.
+    BodyPartExamined, Manufacturer's Model Name, '' unknown. `seconds`: the most that it may take; what it does in them
+    is fixed beforehand. `threads` is BLAS's own affair and only kept for callers that count. `stands_for`: of how many
+    frames these are a sample (0: of none but themselves).
     """
-    deadline = time.monotonic() + seconds
+    started = time.monotonic()
     try:
         weights = current(profile)
     except UnknownWeights:
-        return b""
+        return NOTHING
     previous = VOLUME in weights.networks and all(frame[2] is not None for frame in frames)
     name = VOLUME if previous else FRAME
     if not frames or f"{name}.basis" not in weights.arrays:
-        return b""
+        return NOTHING
     inputs = weights.array(f"{name}.w1").shape[1]
     evidence, judged = gather(frames, inputs, previous, LEARNING_RATES[profile][0])
     if evidence is None:
-        return b""
+        return NOTHING
     times = max(1.0, stands_for / len(frames))
     judged = tuple(replace(one, share=one.share * times) for one in judged)
-    return _Fit(weights, previous, evidence, judged, deadline).run(prior)
+    matrices = sum(weights.array(f"{name}.{matrix}").size for matrix in MATRICES)
+    seen, counted = sum(min(one[0].size, MOST_SAMPLES) for one in frames), sum(one.samples.size for one in judged)
+    pace = Pace.of(seconds, started, seen, counted, matrices)
+    found = _Fit(weights, previous, evidence, judged, pace).run(prior)
+    if pace.cut:
+        log.warning("a fit was cut by the clock after %.1f s: another one may give other bytes", seconds)
+    return FitResult(found, pace.cut)
 
 
 def gather(
@@ -189,9 +209,9 @@ class _Fit:
     """One network's adapter for one set of samples."""
 
     def __init__(
-        self, weights: Weights, previous: bool, evidence: Evidence, judged: Sequence[Judged], deadline: float
+        self, weights: Weights, previous: bool, evidence: Evidence, judged: Sequence[Judged], pace: Pace
     ) -> None:
-        self._weights, self._previous, self._deadline = weights, previous, deadline
+        self._weights, self._previous, self._pace = weights, previous, pace
         self._learned, self._judged = evidence, judged
         name = VOLUME if previous else FRAME
         arrays = weights.layers(name) | {"basis": weights.array(f"{name}.basis")}
@@ -212,11 +232,12 @@ class _Fit:
             if tried[centre] < tried[b""]:
                 name = VOLUME if self._previous else FRAME
                 code = self._weights.array(f"{name}.centres")[centre[1]].astype(np.float32)
-        code = self._fit_code(code)
-        short = Adapter(self._previous, None, np.rint(code).astype(np.int8)).pack()
-        tried[short] = self._cost(short)
+        if self._pace.code:
+            code = self._fit_code(code)
+            short = Adapter(self._previous, None, np.rint(code).astype(np.int8)).pack()
+            tried[short] = self._cost(short)
         rank = next((rank for size, rank in RANKS if tried[b""] >= 8 * size), 0)
-        if rank and time.monotonic() < self._deadline:
+        if rank and self._pace.deltas and not self._pace.late():
             long = self._fit_deltas(code, rank).pack()
             tried[long] = self._cost(long)
         return min(tried, key=lambda adapter: tried[adapter])
@@ -251,22 +272,14 @@ class _Fit:
     def _fit_code(self, start: Floats) -> Floats:
         """The code (1/32) that codes the samples shortest, from a first one."""
         adam = _Adam([start.astype(np.float32).copy()], RATE)
-        began, steps = time.monotonic(), STEPS
-        for step in range(STEPS):
-            code = adam.values[0]
-            done, slope = self._slope(self._layers, np.rint(code)[None], BATCH)
-            mixed = by_basis(backward_modulation(self._layers, done, slope)[0], self._sizes)
-            adam.step([(mixed @ self._layers.basis.T)[0]], step / steps)
-            if step == STEPS // 4:
-                steps = self._affordable(began, step, STEPS)
-            if step >= steps:
+        for step in range(self._pace.code):
+            if self._pace.late():
                 break
+            code = adam.values[0]
+            done, slope = self._slope(self._layers, np.rint(code)[None], CODE_BATCH)
+            mixed = by_basis(backward_modulation(self._layers, done, slope)[0], self._sizes)
+            adam.step([(mixed @ self._layers.basis.T)[0]], step / self._pace.code)
         return adam.values[0]
-
-    def _affordable(self, began: float, step: int, steps: int) -> int:
-        """How many steps the deadline leaves time for."""
-        each = (time.monotonic() - began) / (step + 1)
-        return max(step + 1, min(steps, step + int((self._deadline - time.monotonic()) / max(each, 1e-6))))
 
     def _fit_deltas(self, code: Floats, rank: int) -> Adapter:
         """A code and low-rank deltas of all weights, together."""
@@ -277,22 +290,20 @@ class _Fit:
                 (self._rng.standard_normal((outputs, rank)) * 16).astype(np.float32),
                 np.zeros((rank, inputs), np.float32),
             ]
-        adam, began, steps = _Adam(values, DELTA_RATE), time.monotonic(), DELTA_STEPS
-        for step in range(DELTA_STEPS):
+        adam = _Adam(values, DELTA_RATE)
+        for step in range(self._pace.deltas):
+            if self._pace.late():
+                break
             whole = [np.rint(value) for value in adam.values]
             layers = self._added(whole[1:])
-            done, slope = self._slope(layers, whole[0][None], LARGE_BATCH)
+            done, slope = self._slope(layers, whole[0][None], DELTA_BATCH)
             gradient, by_code = backward(layers, done, whole[0][None], slope, self._sizes)
             parts: list[Floats] = [by_code[0]]
             for place, part in enumerate(MATRICES):
                 left, right = whole[1 + 2 * place], whole[2 + 2 * place]
                 scaled = gradient[part] * np.float32(1 / (1 << DELTA_SHIFT))
                 parts += [scaled @ right.T, left.T @ scaled]
-            adam.step(parts, step / steps)
-            if step == DELTA_STEPS // 20:
-                steps = self._affordable(began, step, DELTA_STEPS)
-            if step >= steps:
-                break
+            adam.step(parts, step / self._pace.deltas)
         small = [np.rint(value).astype(np.int8) for value in adam.values]
         factors = tuple((small[1 + 2 * place], small[2 + 2 * place]) for place in range(len(MATRICES)))
         return Adapter(self._previous, None, small[0], factors)

@@ -49,7 +49,7 @@ def fitted(
     return fit(
         frames, profile=rule.profile or "default", prior=prior_of(header),
         seconds=min(rule.fit_seconds or FIT_SECONDS, most_seconds), threads=threads, stands_for=stands_for,
-    )  # fmt: skip
+    ).adapter  # fmt: skip
 
 
 def chain_coder(source: PixelSource, rule: ArchiveRule, threads: int) -> ChainCoder:

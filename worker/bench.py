@@ -141,6 +141,7 @@ def _share_out(rows: Sequence[FrameRow], fitted: Fitted) -> None:
     used = any(row.adapter == "shared" for row in rows)
     for row in rows:
         row.fit_s += fitted.seconds / len(rows)
+        row.cut = fitted.cut
         if used and fitted.shared:
             row.bytes["ours"] += len(fitted.shared) / len(rows)
 

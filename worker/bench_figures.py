@@ -20,7 +20,8 @@ class FrameRow:
 
     encode_s, decode_s: seconds by coder; 'ours' encodes with all candidates and proves by decoding, fit_s on top.
     coder: whose blob is kept. previous: a frame before was at hand. adapter: 'none', 'inline' or 'shared'.
-    lengths: of every candidate of ours. held_out: False where files of the same source may be trained on.
+    cut: its fit was cut by the clock. lengths: of every candidate of ours. held_out: False where files of the same
+    source may be trained on.
     """
 
     path: str
@@ -35,6 +36,7 @@ class FrameRow:
     encode_s: dict[str, float] = field(default_factory=dict)
     decode_s: dict[str, float] = field(default_factory=dict)
     fit_s: float = 0.0
+    cut: bool = False
     coder: str = ""
     previous: bool = False
     adapter: str = "none"
@@ -98,6 +100,7 @@ def summary(rows: Sequence[FrameRow], objects: Sequence[ObjectRow]) -> dict[str,
     fit = sum(row.fit_s for row in rows)
     out["encode_mp_s"] = _speed(million, sum(row.encode_s["ours"] for row in rows) + fit)
     out["fit_s"] = round(fit, 3)
+    out["cut_by_clock"] = sum(row.cut for row in rows)
     out["decode_mp_s"] = _speed(million, sum(row.decode_s["ours"] for row in rows))
     out["exact"] = bool(rows) and all(row.exact for row in rows)
     out["mismatches"] = sum(not row.exact for row in rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from codec.bitplane import Words
 from codec.errors import CodecError
-from codec.fit_adapter import fit
+from codec.fit_adapter import NOTHING, fit
 from codec.pixelformat import PixelFormat
 from gateway.errors import PalimpsestError
 from worker.adapting import Prior, sample
@@ -19,12 +19,14 @@ from worker.bench_inputs import Choice, Input, open_input
 class Fitted:
     """What one group of frames is coded with beyond the released weights, and the seconds that its fit took.
 
-    inline: adapters that ride in a blob (of a single frame); shared: one that stands beside several.
+    inline: adapters that ride in a blob (of a single frame); shared: one that stands beside several. cut: whether the
+    clock ended the fit, so that another run may give other bytes.
     """
 
     inline: tuple[bytes, ...] = ()
     shared: bytes | None = None
     seconds: float = 0.0
+    cut: bool = False
 
 
 def fit_group(
@@ -51,10 +53,9 @@ def fit_group(
         frames = sample(len(places), frame, chained=chained)
     except (PalimpsestError, CodecError):  # a file that breaks off inside
         frames = []
-    found = (
-        fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads, stands_for=len(places))
-        if frames
-        else b""
-    )
+    result = NOTHING
+    if frames:
+        result = fit(frames, profile=profile, prior=prior, seconds=seconds, threads=threads, stands_for=len(places))
+    found, alone = result.adapter or None, len(places) == 1
     spent = time.perf_counter() - started
-    return Fitted((found,) if found and len(places) == 1 else (), found if found and len(places) > 1 else None, spent)
+    return Fitted((found,) if found and alone else (), None if alone else found, spent, result.cut)

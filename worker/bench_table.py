@@ -57,7 +57,8 @@ def _speeds(found: Mapping[str, Any]) -> list[str]:
     speeds = {"ours": ours, **found["speeds_mp_s"]}
     lines = [("MP/s", *speeds)]
     lines += [(way, *(f"{each[way]:.2f}" for each in speeds.values())) for way in ("encode", "decode")]
-    return [*aligned(lines), f"of our encoding, fits took {found['fit_s']:.1f} s"]
+    cut = f", the clock cut those of {found['cut_by_clock']} frames" if found["cut_by_clock"] else ""
+    return [*aligned(lines), f"of our encoding, fits took {found['fit_s']:.1f} s{cut}"]
 
 
 def _sentence(title: str, found: Mapping[str, float], names: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator
 
@@ -10,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from codec import fit_adapter
 from codec.adapter import MATRICES, Adapter, candidates, materialise, parse
 from codec.errors import CorruptBitstream
-from codec.fit_adapter import Evidence, _Fit, fit, gather
+from codec.fit_adapter import NOTHING, Evidence, _Fit, fit, gather
+from codec.fit_pace import LEAST_CODE, LEAST_DELTAS, MOST_CODE, MOST_DELTAS, Pace
 from codec.learneddecode import Setting
 from codec.learnedfit import fit_plane
 from codec.network import Network
@@ -28,6 +32,7 @@ from codec.weights import parse as parse_weights
 SIZES = Sizes(74, 12, 10, 3, 6)
 KEYS = [["MR", "", ""], ["MR", "HEAD", ""], ["CT", "", ""], ["", "", ""]]
 EMPTY = np.zeros(0, np.int8)
+UNHURRIED = Pace(MOST_CODE, MOST_DELTAS, math.inf)
 
 
 def texture(seed: int, noise: float, rows: int = 96, columns: int = 80) -> np.ndarray:
@@ -174,10 +179,11 @@ def test_a_fitted_code_pays_on_images_unlike_those_trained_on(weights: Weights) 
         words = texture(50, 1.0)
         words[np.random.default_rng(2).random(words.shape) < 0.08] += 60
         image = Shot("x", "s", "MR", words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)
-        adapter = fit([(words, image.fmt, None)], profile="default", prior=("MR", "", ""), seconds=20.0)
+        found = fit([(words, image.fmt, None)], profile="default", prior=("MR", "", ""), seconds=120.0)
     finally:
         drop(weights)
-    assert adapter
+    adapter = found.adapter
+    assert adapter and not found.cut
     assert bits_under(weights, adapter, image) + 8 * len(adapter) < bits_under(weights, b"", image)
 
 
@@ -186,7 +192,7 @@ def test_deltas_are_fitted_to_what_a_code_cannot_say(weights: Weights) -> None:
     words[::2] += np.random.default_rng(3).integers(0, 40, words[::2].shape).astype(np.uint16)
     evidence, judged = gather([(words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)], SIZES.inputs, False, 10)
     assert isinstance(evidence, Evidence)
-    task = _Fit(weights, False, evidence, judged, deadline=time.monotonic() + 60)
+    task = _Fit(weights, False, evidence, judged, UNHURRIED)
     code = np.zeros(SIZES.codes, np.float32)
     adapter = task._fit_deltas(code, 2).pack()
     assert task._cost(adapter) - 8 * len(adapter) < task._cost(b"") * 0.995
@@ -195,11 +201,11 @@ def test_deltas_are_fitted_to_what_a_code_cannot_say(weights: Weights) -> None:
 def test_nothing_is_fitted_without_weights_or_samples(weights: Weights) -> None:
     fmt = PixelFormat(32, 32, 1, 16, 16, 15, False)
     flat = np.zeros((32, 32), np.uint16)
-    assert fit([(flat, fmt, None)], profile="no such", prior=("", "", ""), seconds=1.0) == b""
+    assert fit([(flat, fmt, None)], profile="no such", prior=("", "", ""), seconds=1.0) == NOTHING
     add(weights.data)
     try:
-        assert fit([(flat, fmt, None)], profile="default", prior=("", "", ""), seconds=1.0) == b""
-        assert fit([], profile="default", prior=("", "", ""), seconds=1.0) == b""
+        assert fit([(flat, fmt, None)], profile="default", prior=("", "", ""), seconds=1.0) == NOTHING
+        assert fit([], profile="default", prior=("", "", ""), seconds=1.0) == NOTHING
     finally:
         drop(weights)
 
@@ -210,8 +216,45 @@ def test_fitting_computes_with_the_materialised_integers(weights: Weights) -> No
         [(texture(52, 3.0), PixelFormat(96, 80, 1, 16, 16, 15, False), None)], SIZES.inputs, False, 10
     )
     assert evidence is not None
-    task = _Fit(weights, False, evidence, judged, deadline=time.monotonic() + 60)
+    task = _Fit(weights, False, evidence, judged, UNHURRIED)
     deltas = factors(6, 2)
     layers = task._added([part.astype(np.float32) for pair in deltas for part in pair])
     network = materialise(weights, Adapter(False, None, EMPTY, deltas).pack(), False)
     assert all((getattr(layers, part) == getattr(network, part)).all() for part in MATRICES)
+
+
+def test_a_fit_does_what_its_seconds_are_nominally_worth_whatever_the_clock_says(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Same seconds, same bytes, on a machine of any speed; only one that is too slow is cut, and says so."""
+    words = texture(53, 2.0)
+    words[::3] += np.random.default_rng(4).integers(0, 30, words[::3].shape).astype(np.uint16)
+    frame = (words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)
+    monkeypatch.setattr(fit_adapter, "RANKS", ((1, 1),))
+    add(weights.data)
+    try:
+        found = []
+        for tick in (0.0, 0.001, 0.01, 0.5):  # seconds that pass each time somebody looks at the clock
+            clock = itertools.count(start=100.0, step=tick)
+            monkeypatch.setattr(time, "monotonic", lambda clock=clock: next(clock))
+            found.append(fit([frame], profile="default", prior=("MR", "", ""), seconds=6.0))
+    finally:
+        drop(weights)
+    assert found[0].adapter[0] == 3
+    assert found[0] == found[1] == found[2]
+    assert [each.cut for each in found] == [False, False, False, True]
+    assert "cut by the clock after 6.0 s" in caplog.text
+
+
+def test_the_plan_of_a_fit_follows_from_seconds_and_sizes_alone() -> None:
+    def plan(seconds: float, seen: int = 1 << 18, weights: int = 9152) -> tuple[int, int]:
+        made = Pace.of(seconds, 5.0, seen, 1 << 17, weights)
+        assert made.deadline == 5.0 + seconds
+        return made.code, made.deltas
+
+    assert plan(0.1) == (0, 0)
+    assert plan(1000.0) == (MOST_CODE, MOST_DELTAS)
+    plans = [plan(seconds) for seconds in (0.5, 1, 2, 4, 8, 16)]
+    assert plans == sorted(plans) and len(set(plans)) > 3
+    assert all((not code or code >= LEAST_CODE) and (not deltas or deltas >= LEAST_DELTAS) for code, deltas in plans)
+    assert plan(4.0, seen=12 << 19) < plan(4.0) < plan(4.0, weights=2232)

@@ -14,6 +14,7 @@ import pytest
 from codec.bitplane import Words
 from codec.blob import Frame
 from codec.errors import MissingContext
+from codec.fit_adapter import FitResult
 from codec.frame import EncodedFrame, decode_frame, encode_frame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError
@@ -190,9 +191,9 @@ def test_a_pass_holds_a_few_frames_only(ring: KeyRing, codec: ContextCodec) -> N
 def test_a_rule_that_fits_gives_one_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, bool, dict[str, object]]] = []
 
-    def fit(samples: list[tuple[object, object, object]], **options: object) -> bytes:
+    def fit(samples: list[tuple[object, object, object]], **options: object) -> FitResult:
         seen.append((len(samples), all(before is not None for *_, before in samples), options))
-        return b"adapter"
+        return FitResult(b"adapter")
 
     monkeypatch.setattr(adapting, "fit", fit)
     plain = ArchiveRule(name="plain").coded("fast", "none", 3.0)

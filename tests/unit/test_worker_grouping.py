@@ -13,6 +13,7 @@ import pytest
 
 from codec.bitplane import Words
 from codec.errors import CodecError
+from codec.fit_adapter import FitResult
 from codec.frame import EncodedFrame, encode_frame
 from codec.pixelformat import PixelFormat
 from gateway.accept import accept_instance
@@ -36,7 +37,7 @@ from worker import restore as reading
 from worker.container import SectionType
 from worker.delivery import forward_instance
 from worker.envelope import parse_envelope
-from worker.forward import FolderSender
+from worker.forward_folder import FolderSender
 from worker.grouping import process_series
 from worker.groupobject import GroupFile, build_group
 from worker.indexing import index_instance
@@ -274,9 +275,9 @@ def test_adapters_are_fitted_to_the_series_or_to_each_slice(
 ) -> None:
     asked: list[int] = []
 
-    def fit(samples: list[object], **_: object) -> bytes:
+    def fit(samples: list[object], **_: object) -> FitResult:
         asked.append(len(samples))
-        return b"adapter"
+        return FitResult(b"adapter")
 
     monkeypatch.setattr(adapting, "fit", fit)
     (tmp_path / "policy.toml").write_text(POLICY + f'adapt = "{adapt}"\n', encoding="utf-8")
@@ -614,7 +615,9 @@ def test_the_plain_opener_opens_every_instance_of_a_group(monkeypatch: pytest.Mo
     files = [slice_file(number, pixels=same + np.uint16(number % 2)) for number in range(3)]
     with known(weight_file()):
         made = build_group(
-            [GroupFile(partial(bytes, data), FACTS) for data in files], ring, rule=DEFAULT_ARCHIVE  # type: ignore[arg-type]
+            [GroupFile(partial(bytes, data), FACTS) for data in files],
+            ring,
+            rule=DEFAULT_ARCHIVE,  # type: ignore[arg-type]
         )
         assert [each.coder for each in made] == ["learned"] * 3
         keys = Keys({PATIENT_KEY: ring.patient})
