@@ -9,23 +9,26 @@ circuit breaker.
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
 from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
+from gateway.circuit import CircuitState, circuit_path, parse_circuit
+from gateway.errors import Unavailable
 from gateway.index import ForwardRow
+from gateway.part10 import EXPLICIT_LE, peek
 from gateway.policy import Representation
+from gateway.probe_result import RAW_DATA
 from gateway.settings import Destination
-from worker.forward import Delivery, Sender, open_sender
 from worker.leases import backoff_seconds, heartbeat
 from worker.represent import HOPELESS, Parcel, StegoProver, represent
+from worker.sender import Delivery, NotReached, Sender, open_sender
 from worker.weightobject import needed_weights, weights_object, weights_uid
 
 __all__ = ["forward_instance", "record_forward_failure"]
@@ -34,6 +37,7 @@ BATCH = 200  # rows asked for at once
 BATCH_SECONDS = 60.0  # then the lock is given back: the queue's order (STAT first) decides again
 SENT_WITH_GROUP = Delivery("done", "sent-with-group")
 CIRCUIT_CAP = 60.0  # seconds; a destination that came back is noticed within this
+RETRY_AFTER_CAP = 900.0  # seconds; a destination may ask for more patience than that, and does not get it
 
 
 @dataclass(slots=True)
@@ -41,52 +45,52 @@ class Circuit:
     """The breaker of one destination: after a failure to reach it, nothing is tried before `open_until`."""
 
     file: IO[str]
-    failures: int = 0
-    open_until: float = 0.0
-    weights: frozenset[str] = frozenset()  # which were delivered where, see `_deliver_weights`
+    state: CircuitState = CircuitState()
 
-    def failed(self) -> None:
-        """One more failure in a row: wait longer."""
-        self.failures += 1
-        self._write(time.time() + backoff_seconds(self.failures, cap=CIRCUIT_CAP))
+    @property
+    def open_until(self) -> float:
+        """Seconds since the epoch."""
+        return self.state.open_until
+
+    @property
+    def weights(self) -> frozenset[str]:
+        """Which were delivered where, see `_deliver_weights`."""
+        return self.state.weights
+
+    def failed(self, reason: str = "", after: float = 0.0) -> None:
+        """One more failure in a row: wait longer, and at least `after` seconds."""
+        failures = self.state.failures + 1
+        pause = max(backoff_seconds(failures, cap=CIRCUIT_CAP), min(after, RETRY_AFTER_CAP))
+        self._write(replace(self.state, failures=failures, open_until=time.time() + pause, reason=reason))
 
     def succeeded(self) -> None:
         """The destination answers."""
-        if self.failures:
-            self.failures = 0
-            self._write(0.0)
+        if self.state.failures:
+            self._write(replace(self.state, failures=0, open_until=0.0, reason=""))
 
     def delivered_weights(self, name: str) -> None:
         """This weight object is there; forgotten with the file, and then it is delivered again: no harm."""
-        self.weights |= {name}
-        self._write(self.open_until)
+        self._write(replace(self.state, weights=self.state.weights | {name}))
 
-    def _write(self, open_until: float) -> None:
-        self.open_until = open_until
+    def _write(self, state: CircuitState) -> None:
+        self.state = state
         self.file.seek(0)
         self.file.truncate()
-        content = {"failures": self.failures, "open_until": open_until, "weights": sorted(self.weights)}
-        json.dump(content, self.file)
+        self.file.write(state.dump())
         self.file.flush()
 
 
 @contextmanager
 def destination_lock(run_dir: Path, name: str) -> Iterator[Circuit | None]:
     """The destination's circuit while nobody else delivers to it, else None; the kernel frees it if we die."""
-    with (run_dir / f"forward-{name}.lock").open("a+", encoding="utf-8") as file:
+    with circuit_path(run_dir, name).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield None
             return
         file.seek(0)
-        try:
-            kept = json.loads(file.read() or "{}")
-            weights = frozenset(map(str, kept.get("weights", ())))
-            circuit = Circuit(file, int(kept.get("failures", 0)), float(kept.get("open_until", 0.0)), weights)
-        except (ValueError, TypeError, AttributeError):  # torn by a kill in the middle of a write: start closed
-            circuit = Circuit(file)
-        yield circuit
+        yield Circuit(file, parse_circuit(file.read()))
 
 
 def forward_instance(gw: Gateway, forward_id: int, owner: str, prover: StegoProver) -> int:
@@ -102,8 +106,14 @@ def forward_instance(gw: Gateway, forward_id: int, owner: str, prover: StegoProv
     with destination_lock(gw.settings.run_dir, destination.name) as circuit:
         if circuit is None:
             return 0
-        with open_sender(gw.settings, destination) as sender:
-            return _drain(Work(gw, sender, circuit, prover, owner), destination, row)
+        try:
+            sender = open_sender(gw.settings, destination)
+        except Unavailable as error:  # a credential that cannot be read: like a place that cannot be reached
+            circuit.failed(error.reason)
+            _postpone(gw, row, owner, circuit)
+            return 0
+        with sender:
+            return _drain(Work(gw, sender, circuit, prover, owner, destination), row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +125,24 @@ class Work:
     circuit: Circuit
     prover: StegoProver
     owner: str
+    destination: Destination
 
 
-def _drain(work: Work, destination: Destination, first: ForwardRow) -> int:
+def _drain(work: Work, first: ForwardRow) -> int:
     gw, circuit = work.gw, work.circuit
     delivered, deadline = 0, time.monotonic() + BATCH_SECONDS
     rows = [first]
     while rows:
         for row in rows:
             if circuit.open_until > time.time():
-                _postpone(gw, row, work.owner, circuit.open_until)
+                _postpone(gw, row, work.owner, circuit)
                 continue
             delivered += _deliver(work, row)
             if time.monotonic() > deadline:
                 return delivered
         if circuit.open_until > time.time():
             return delivered
-        rows = gw.index.forwards_overdue(BATCH, 0.0, destination=destination.name)
+        rows = gw.index.forwards_overdue(BATCH, 0.0, destination=work.destination.name)
     return delivered
 
 
@@ -143,34 +154,37 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
     parcel = None
     with heartbeat(lambda: gw.index.forward_heartbeat(row.id, owner, lease), lease) as beat:
         try:
-            parcel = represent(gw, gw.index.get(row.instance_id), row.destination, work.prover, owner)
+            parcel = represent(
+                gw, gw.index.get(row.instance_id), work.destination, work.prover, owner, work.sender.accepts
+            )
             beat.check()  # making and proving a stego object takes its time
-            delivery = _send(work, row.destination, parcel)
+            delivery = _send(work, parcel)
+        except NotReached as error:
+            delivery = error.delivery
         except HOPELESS as error:  # this object's trouble: those behind it must not wait for it
             delivery = Delivery("permanent", error.reason)
         beat.check()
     _settle(gw, claimed, delivery, owner, parcel)
     if delivery.outcome == "down":
-        work.circuit.failed()
+        work.circuit.failed(delivery.reason, delivery.after)
     else:
         work.circuit.succeeded()
     return delivery.outcome == "done"
 
 
-def _send(work: Work, destination: str, parcel: Parcel) -> Delivery:
+def _send(work: Work, parcel: Parcel) -> Delivery:
     if parcel.data is None:
         return SENT_WITH_GROUP
-    delivery = _deliver_weights(work, destination, parcel.representation, parcel.data)
+    delivery = _deliver_weights(work, parcel.representation, parcel.data)
     return work.sender.send(parcel.name, parcel.data) if delivery.outcome == "done" else delivery
 
 
-def _deliver_weights(work: Work, destination: str, form: Representation, data: bytes) -> Delivery:
+def _deliver_weights(work: Work, form: Representation, data: bytes) -> Delivery:
     """What the envelope's frames need goes before it, once to every place: that archive must open by itself, too."""
-    place = work.gw.settings.destination(destination)
-    if form != "envelope" or place is None:
+    if form != "envelope":
         return Delivery("done", "no-weights")
     for weights in needed_weights(data):
-        name = sha256(f"{place.model_dump_json()}/{weights.sha256}".encode()).hexdigest()
+        name = sha256(f"{work.destination.place}/{weights.sha256}".encode()).hexdigest()
         if name in work.circuit.weights:
             continue
         sent = work.sender.send(archive_key(weights_uid(weights.sha256)), weights_object(weights))
@@ -184,22 +198,33 @@ def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str, parcel
     """Write down what became of one claimed forward. parcel: what was sent, None if it could not be made."""
     if delivery.outcome == "done" and parcel is not None:
         gw.index.forward_done(
-            row.id, owner, delivery.reason, representation=parcel.representation, reason=parcel.reason
-        )
+            row.id, owner, delivery.reason, representation=parcel.representation, reason=parcel.reason,
+            sent=_what_was_sent(parcel),
+        )  # fmt: skip
         return
     dead = delivery.outcome == "permanent" or row.attempts >= gw.settings.forward_max_attempts
-    due_at = None if dead else time.time() + backoff_seconds(row.attempts)
+    pause = max(backoff_seconds(row.attempts), min(delivery.after, RETRY_AFTER_CAP))
+    due_at = None if dead else time.time() + pause
     gw.index.forward_failed(row.id, owner, delivery.reason, due_at=due_at)
     if dead:
         message = f"objects for {row.destination} could not be delivered ({delivery.reason}) and wait for a replay"
         gw.index.alert_raise("dead-letter", row.destination, message, "warning")
 
 
-def _postpone(gw: Gateway, row: ForwardRow, owner: str, until: float) -> None:
+def _what_was_sent(parcel: Parcel) -> tuple[str | None, str | None, str | None]:
+    """SOP class and instance UID and transfer syntax that the destination now knows; of a group its one object's."""
+    if parcel.data is None:
+        return RAW_DATA, parcel.sent_uid, EXPLICIT_LE
+    found = peek(parcel.data)
+    return str(found.sop_class_uid), str(found.sop_instance_uid), found.transfer_syntax
+
+
+def _postpone(gw: Gateway, row: ForwardRow, owner: str, circuit: Circuit) -> None:
     """The circuit is open: due again when it closes, without an attempt being counted."""
     if gw.index.forward_claim(row.id, owner, gw.settings.lease_seconds) is not None:
-        due_at = until + backoff_seconds(1)
-        gw.index.forward_failed(row.id, owner, row.reason or "circuit-open", due_at=due_at, count_attempt=False)
+        due_at = circuit.open_until + backoff_seconds(1)
+        reason = row.reason or circuit.state.reason or "circuit-open"
+        gw.index.forward_failed(row.id, owner, reason, due_at=due_at, count_attempt=False)
 
 
 def _refuse_unknown(gw: Gateway, row: ForwardRow, owner: str) -> int:

@@ -1,27 +1,23 @@
-"""How one object travels to one destination: C-STORE over a kept association, or a file in a folder.
-
-A sender answers with a `Delivery`, never with an exception for what a peer does: the peer's behaviour is data here.
-"""
+"""Delivery to a DICOM node: C-STORE over a kept association."""
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
+from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from gateway.part10 import peek
-from gateway.settings import Destination, Settings
+from gateway.settings import Destination
+from worker.sender import Delivery, NotReached
 
-__all__ = ["Delivery", "DicomSender", "FolderSender", "Sender", "open_sender"]
+__all__ = ["DicomSender", "classify_status"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 SENDING = "sending-"  # temporary files begin so; after a kill the sweep finds them by it
@@ -43,18 +39,6 @@ STATUS_CLASSES: tuple[tuple[range, Literal["done", "retry", "permanent"], str], 
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What became of one object at one destination.
-
-    outcome: done | retry (the object may be tried again) | down (the destination itself is out of reach) | permanent.
-    reason: a machine word.
-    """
-
-    outcome: Literal["done", "retry", "down", "permanent"]
-    reason: str
-
-
 def classify_status(status: int | None) -> Delivery:
     """The delivery that a C-STORE response status means; None: no answer before the connection ended."""
     if status is None:
@@ -65,20 +49,6 @@ def classify_status(status: int | None) -> Delivery:
     return Delivery("retry", "peer-failure")
 
 
-class Sender(Protocol):
-    """One open way to one destination."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def send(self, name: str, part10: bytes) -> Delivery:
-        """Deliver one Part 10 file; `name` is its archive key, or has the form of one."""
-        ...
-
-
 class DicomSender:
     """C-STORE SCU (PS3.4 B): one association, kept open over a batch, opened again when the peer dropped it.
 
@@ -86,8 +56,17 @@ class DicomSender:
     one ends the association, and a new one proposes it, too.
     """
 
-    def __init__(self, destination: Destination, *, calling_ae: str, timeout: float, folder: Path) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        *,
+        calling_ae: str,
+        timeout: float,
+        folder: Path,
+        tls: SSLContext | None = None,
+    ) -> None:
         self._destination = destination
+        self._tls = tls
         self._folder = folder
         self._association: Association | None = None
         # send the encoded data set as it is: decoding and encoding again would be another file
@@ -112,22 +91,40 @@ class DicomSender:
             self._association.release()
         self._association = None
 
-    def _propose(self, sop_class: str, syntax: str) -> None:
-        """Have the association propose this pair; one that does not is released."""
-        if (sop_class, syntax) in self._proposed:
+    def _propose(self, pairs: set[tuple[str, str]]) -> None:
+        """Have the association propose these; one that does not is released."""
+        if pairs <= self._proposed:
             return
         self._release()
-        if len(self._proposed) >= MAX_CONTEXTS:
-            self._ae.requested_contexts = []
+        if len(self._proposed | pairs) > MAX_CONTEXTS:
             self._proposed = set()
-        self._proposed.add((sop_class, syntax))
+        self._proposed |= pairs
         self._ae.requested_contexts = [build_context(*pair) for pair in sorted(self._proposed)]
+
+    def accepts(self, sop_class: str, syntaxes: Sequence[str]) -> Sequence[str]:
+        """Those that the peer accepts for the class; one context each, so that its choice is no mixture. NotReached."""
+        self._propose({(sop_class, syntax) for syntax in syntaxes})
+        association = self._associate()
+        if isinstance(association, Delivery):
+            if association.outcome == "permanent":
+                return ()
+            raise NotReached(association)
+        taken = {
+            syntax
+            for context in association.accepted_contexts
+            if context.abstract_syntax == sop_class
+            for syntax in map(str, context.transfer_syntax)
+        }
+        return [syntax for syntax in syntaxes if syntax in taken]
 
     def _associate(self) -> Delivery | Association:
         if self._association is not None and self._association.is_established:
             return self._association
         association = self._ae.associate(
-            self._destination.host, self._destination.port, ae_title=self._destination.ae_title
+            self._destination.host,
+            self._destination.port,
+            ae_title=self._destination.ae_title,
+            tls_args=(self._tls, self._destination.host) if self._tls is not None else None,
         )
         if association.is_established:
             self._association = association
@@ -141,7 +138,7 @@ class DicomSender:
     def send(self, name: str, part10: bytes) -> Delivery:
         """C-STORE one file; `name` is not used: the peer names by UID. Raises InvalidInstance for no Part 10 file."""
         found = peek(part10)
-        self._propose(str(found.sop_class_uid), found.transfer_syntax)
+        self._propose({(str(found.sop_class_uid), found.transfer_syntax)})
         association = self._associate()
         if isinstance(association, Delivery):
             return association
@@ -155,70 +152,3 @@ class DicomSender:
             except ValueError:
                 return Delivery("permanent", "no-presentation-context")
         return classify_status(response.Status if "Status" in response else None)
-
-
-class FolderSender:
-    """A folder, mounted from anywhere: written aside, fsynced, renamed, read back."""
-
-    def __init__(self, destination: Destination) -> None:
-        self._root = Path(destination.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def send(self, name: str, part10: bytes) -> Delivery:
-        """Write one file as <path>/<name>; the same bytes again are a success, other bytes are refused."""
-        target = self._root / name
-        try:
-            if not self._root.is_dir():
-                return Delivery("down", "folder-missing")
-            if target.exists():
-                same = _digest(target) == sha256(part10).digest()
-                return Delivery("done", "already-there") if same else Delivery("permanent", "other-bytes-there")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write_durably(target, part10)
-            if _digest(target) != sha256(part10).digest():
-                return Delivery("retry", "read-back-differs")
-        except OSError:
-            return Delivery("down", "folder-io-error")
-        return Delivery("done", "stored")
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        hasher = sha256()
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return hasher.digest()
-
-
-def _write_durably(target: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".incoming-", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def open_sender(settings: Settings, destination: Destination) -> Sender:
-    """The sender for a destination's kind; opens nothing yet."""
-    kinds: dict[str, Callable[[], Sender]] = {
-        "dicom": lambda: DicomSender(
-            destination,
-            calling_ae=settings.ae_title,
-            timeout=settings.network_timeout_seconds,
-            folder=settings.run_dir,
-        ),
-        "filesystem": lambda: FolderSender(destination),
-    }
-    return kinds[destination.kind]()

@@ -44,6 +44,7 @@ from gateway.policy import ArchiveRule
 from worker.candidate import Candidate, build_candidate, build_passthrough
 from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
+from worker.routing import destinations_of
 from worker.rules import archive_rule, modality_of
 from worker.verify import VerifyReport
 from worker.weightobject import archive_weights, require_archived
@@ -183,12 +184,11 @@ def archive_stored(works: Sequence[Work], envelope: bytes, before: Callable[[int
     gw.archive.put(key, envelope, digest)
     if sha256(gw.archive.get(key, digest)).hexdigest() != digest:
         raise IntegrityError("archive-read-back", "the archive gave back other bytes than it was given")
-    destinations = [destination.name for destination in gw.settings.destinations]
     for work in works:
         before(work.row.id)
         size = work.row.candidate_size or len(envelope)
         gw.index.set_archived(
-            work.row.id, work.owner, key=key, digest=digest, size=size, destinations=destinations
+            work.row.id, work.owner, key=key, digest=digest, size=size, destinations=destinations_of(gw, work.row)
         )  # fmt: skip
     _forget_candidate(gw, row)
 
@@ -244,6 +244,7 @@ def _candidate_facts(digest: str, candidate: Candidate, rule: ArchiveRule, modal
             "software": software(),
             "shared_with": list(candidate.shared_with),
             "pixel_wraps": [wrap.hex() for wrap in candidate.pixel_wraps],
+            "global_part": dict(candidate.global_part),
         },
         wraps=[wrap.hex() for wrap in candidate.wraps],
         patient_key=candidate.patient_key or None,

@@ -1,4 +1,5 @@
-"""In which form an object goes to a destination: the archive object, or a viewable stego object made from it.
+"""In which form an object goes to a destination: the archive object, the original as others read it, or a viewable
+stego object made from it. What the destination's probe has refuted is not used.
 
 Order of a stego object, each step before the next: its object id and wrapped data key are committed (a retry makes the
 same object); it is made; what restores it is in the archive and was read back; another process opened it from its
@@ -7,7 +8,8 @@ bytes, the ring and that record alone, and got the received file; all of this is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Protocol
 
@@ -15,12 +17,14 @@ from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
 from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported
 from gateway.index_rows import InstanceRow, StegoExport
-from gateway.policy import DeliveryRule, Representation
+from gateway.part10 import EXPLICIT_LE, peek
+from gateway.policy import IDENTIFIED, DeliveryRule, Representation
+from gateway.probe_result import RAW_DATA, ProbeResult
+from gateway.settings import Destination
 from stego.errors import SealError
 from stego.seal import wrap_key
 from worker.attributes import read_tolerant
 from worker.candidate import Secrets
-from worker.deid_profile import Profile
 from worker.identity import identify
 from worker.pipeline import provenance
 from worker.retrieve import original_bytes
@@ -29,8 +33,9 @@ from worker.sealing import label_of, open_wraps
 from worker.stegoframe import Mode
 from worker.stegoobject import StegoObject, make_stego
 from worker.verify import VerifyReport
+from worker.viewable import candidates, profile_of, viewable_copies
 
-__all__ = ["Parcel", "StegoProver", "profile_of", "represent"]
+__all__ = ["Accepts", "Parcel", "StegoProver", "represent"]
 
 #: errors of one object that no retry heals: it becomes a dead letter with the reason, and those behind it go on
 HOPELESS = (Gone, IntegrityError, InvalidInstance, NotFound, PolicyRefused, Unsupported)
@@ -49,45 +54,107 @@ class StegoProver(Protocol):
 class Parcel:
     """What is sent. name: an archive key, or of that form; reason: why it is not the form that the rule names first.
 
-    data: None if the destination has these very bytes already, sent for another instance of the same archive object.
+    data: None if the destination has these very bytes already, sent for another instance of the same archive object,
+    whose SOP Instance UID is then sent_uid.
     """
 
     name: str
     data: bytes | None = field(repr=False)
     representation: Representation
     reason: str | None = None
+    sent_uid: str | None = None
 
 
-def represent(gw: Gateway, row: InstanceRow, destination: str, prover: StegoProver, owner: str) -> Parcel:
+Accepts = Callable[[str, Sequence[str]], Sequence[str]]
+"""`Sender.accepts`: which transfer syntaxes a destination takes for a SOP class."""
+
+
+def takes_all(sop_class: str, syntaxes: Sequence[str]) -> Sequence[str]:
+    """A destination that is not asked."""
+    return syntaxes
+
+
+def represent(
+    gw: Gateway,
+    row: InstanceRow,
+    destination: Destination,
+    prover: StegoProver,
+    owner: str,
+    accepts: Accepts = takes_all,
+) -> Parcel:
     """An archived instance in the form that the policy wants for a destination, or in the next that it allows.
 
-    Raises Unsupported with the first form's reason when none can be made; IntegrityError ``unproven-...`` when a stego
-    object did not open to what was received (it is never sent), ``stego-export-differs``; and as `original_bytes`.
+    Raises Unsupported with the first form's reason when none can be made; PolicyRefused ``mixed-identity``;
+    IntegrityError ``unproven-...`` when a stego object did not open to what was received (it is never sent),
+    ``stego-export-differs``; as `original_bytes`; and what `accepts` raises.
     """
     if row.archive_key is None or row.archive_digest is None:
         raise NotFound("not-archived", "a forward stands for an instance that is not in the archive")
-    rule, refused = delivery_rule(gw, row, destination), None
+    rule, refused = delivery_rule(gw, row, destination.name), None
+    probe = gw.index.probe_of(destination.name, destination.place)
     for form in rule.attempts:
-        if form == "envelope":
-            if gw.index.sent_with_group(row, destination):
-                return Parcel(row.archive_key, None, form, refused.reason if refused else None)
-            data = gw.archive.get(row.archive_key, row.archive_digest)
-            return Parcel(row.archive_key, data, form, refused.reason if refused else None)
+        _refuse_mixture(gw, row, destination, form)
         try:
-            made = _viewable(gw, row, destination, rule, form, prover, owner)
+            parcel = _in_form(gw, row, destination, rule, form, probe, prover, owner, accepts)
         except (Unsupported, InvalidInstance) as error:
             refused = refused or error
             continue
-        return Parcel(archive_key(made.stego_uid), made.part10, form, refused.reason if refused else None)
+        return replace(parcel, reason=refused.reason if refused else parcel.reason)
     raise refused or Unsupported("no-form", "the policy names no form in which this object may be sent")
 
 
-def profile_of(rule: DeliveryRule) -> Profile:
-    """The de-identification that a rule asks for."""
-    return Profile.of(option.replace("-", "_") for option in rule.deidentify)
+def _in_form(
+    gw: Gateway,
+    row: InstanceRow,
+    destination: Destination,
+    rule: DeliveryRule,
+    form: Representation,
+    probe: ProbeResult | None,
+    prover: StegoProver,
+    owner: str,
+    accepts: Accepts,
+) -> Parcel:
+    """The object in one form. Raises Unsupported, InvalidInstance if it cannot be made, or was refuted."""
+    if form == "viewable" or form == "deidentified":
+        return _copy(gw, row, rule, form, probe, accepts)
+    sent_class = RAW_DATA if form == "envelope" else row.sop_class
+    if probe is not None and probe.refutes(sent_class, EXPLICIT_LE):
+        raise Unsupported("probe-refuted", "the probe of this destination has refuted this form")
+    if form == "envelope":
+        key, digest = str(row.archive_key), str(row.archive_digest)
+        data = None if gw.index.sent_with_group(row, destination.name) else gw.archive.get(key, digest)
+        return Parcel(key, data, form, sent_uid=row.envelope_uid)
+    made = _stego(gw, row, destination.name, rule, form, prover, owner)
+    return Parcel(archive_key(made.stego_uid), made.part10, form)
 
 
-def _viewable(
+def _refuse_mixture(gw: Gateway, row: InstanceRow, destination: Destination, form: Representation) -> None:
+    """One study never has two patients at one place, even where the policy was another when its first part went."""
+    known = gw.index.identities_at(row.study_uid, destination.name) if row.study_uid else set()
+    if (form not in IDENTIFIED) in known:
+        raise PolicyRefused(
+            "mixed-identity",
+            "this destination has objects of the study under another identity; send it all in one form",
+        )
+
+
+def _copy(
+    gw: Gateway, row: InstanceRow, rule: DeliveryRule, form: Representation, probe: ProbeResult | None, accepts: Accepts
+) -> Parcel:
+    """The original, or its de-identified copy, in the best syntax that the destination takes."""
+    data = original_bytes(gw, row)
+    wanted = candidates(row.sop_class, peek(data).transfer_syntax, rule, probe)
+    taken = accepts(row.sop_class, wanted)
+    if not taken:
+        raise Unsupported("no-presentation-context", "the destination takes this SOP class in no syntax there is")
+    copy = next(viewable_copies(data, form, rule, gw.keys.pseudonym_key(), taken))
+    # a corrected version has the same UID: where files are named by us, it must not meet the earlier one
+    uid, digest = peek(copy.part10).sop_instance_uid, sha256(copy.part10).hexdigest()
+    name = f"{archive_key(uid).removesuffix('.dcm')}-{digest[:16]}.dcm"
+    return Parcel(name, copy.part10, form)
+
+
+def _stego(
     gw: Gateway, row: InstanceRow, destination: str, rule: DeliveryRule, mode: Mode, prover: StegoProver, owner: str
 ) -> StegoObject:
     data = original_bytes(gw, row)

@@ -25,9 +25,11 @@ from tests.fakes import NoStego
 from tests.proving import InProcess
 from worker.candidate import build_passthrough
 from worker.delivery import destination_lock, forward_instance, record_forward_failure
-from worker.forward import Delivery, DicomSender, FolderSender, classify_status
+from worker.forward import DicomSender, classify_status
+from worker.forward_folder import FolderSender
 from worker.identity import Provenance
 from worker.pipeline import process_instance
+from worker.sender import Delivery
 
 
 def free_port() -> int:
@@ -233,7 +235,7 @@ def test_a_torn_circuit_file_counts_as_closed(tmp_path: Path) -> None:
     (tmp_path / "forward-x.lock").write_text('{"failures": 3, "open_un')
     with destination_lock(tmp_path, "x") as circuit:
         assert circuit is not None
-        assert (circuit.failures, circuit.open_until) == (0, 0.0)
+        assert (circuit.state.failures, circuit.open_until) == (0, 0.0)
 
 
 def test_a_destination_that_is_configured_no_more_is_a_dead_letter(tmp_path: Path, peer: Peer) -> None:

@@ -75,6 +75,7 @@ class Site:
         settings = Settings(
             home=home, watermark_bytes=0, destinations=(Destination(name="viewer", **where),), forward_max_attempts=2
         )
+        self.destination = settings.destinations[0]
         self.gw = build(settings, queue=MemoryQueue())
         self.prover = Prover(self.gw)
 
@@ -211,9 +212,9 @@ def test_every_retry_sends_the_same_object_wherever_the_last_try_ended(
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, name, killed)
-            represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+            represent.represent(site.gw, row, site.destination, site.prover, "f-1")
     for _ in range(3):
-        parcel = represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+        parcel = represent.represent(site.gw, row, site.destination, site.prover, "f-1")
         seen.append((parcel.name, parcel.data))
     assert len(set(seen)) == 1
     assert len(site.gw.index.exports(instance_id=instance_id)) == 1
@@ -234,10 +235,10 @@ def test_a_try_that_another_release_left_unfinished_is_begun_anew(site: Site, mo
     with monkeypatch.context() as patch, pytest.raises(IntegrityError, match="was not sent"):
         patch.setattr(represent, "make_stego", older)
         site.prover.verdict = VerifyReport(False, "seal-refused")
-        represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+        represent.represent(site.gw, row, site.destination, site.prover, "f-1")
     site.prover.verdict = None
     [begun] = site.gw.index.exports(instance_id=instance_id)
-    assert represent.represent(site.gw, row, "viewer", site.prover, "f-1").representation == "self-contained"
+    assert represent.represent(site.gw, row, site.destination, site.prover, "f-1").representation == "self-contained"
     [export] = site.gw.index.exports(instance_id=instance_id)
     assert export.object_id != begun.object_id and export.digest is not None
 
@@ -245,14 +246,14 @@ def test_a_try_that_another_release_left_unfinished_is_begun_anew(site: Site, mo
 def test_a_retry_that_would_be_another_object_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     instance_id = site.take_in(picture())
     row = site.gw.index.get(instance_id)
-    represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    represent.represent(site.gw, row, site.destination, site.prover, "f-1")
 
     def other(data: bytes, *args: Any, **kwargs: Any) -> Any:
         return make_stego(picture(), *args, **{**kwargs, "secrets": None})
 
     monkeypatch.setattr(represent, "make_stego", other)
     with pytest.raises(IntegrityError) as caught:
-        represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+        represent.represent(site.gw, row, site.destination, site.prover, "f-1")
     assert caught.value.reason == "stego-export-differs"
 
 
@@ -338,7 +339,7 @@ def test_the_proving_process_opens_stego_objects(site: Site) -> None:
     instance_id = site.take_in(picture())
     row = site.gw.index.get(instance_id)
     with Verifier(site.gw.settings.keys_dir) as verifier:
-        parcel = represent.represent(site.gw, row, "viewer", verifier, "f-1")
+        parcel = represent.represent(site.gw, row, site.destination, verifier, "f-1")
         [export] = site.gw.index.exports(instance_id=instance_id)
         record = site.gw.archive.get(str(export.record_key), str(export.record_digest))
         assert verifier.check_stego(parcel.data, record).sha256 == row.digest
@@ -367,12 +368,12 @@ def test_a_replay_after_a_shredding_ends_and_holds_nobody_up(site: Site) -> None
 def test_a_rotation_between_two_tries_leaves_the_object_what_it_was(site: Site) -> None:
     instance_id = site.take_in(picture())
     row = site.gw.index.get(instance_id)
-    first = represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    first = represent.represent(site.gw, row, site.destination, site.prover, "f-1")
     created = site.gw.index.exports(instance_id=instance_id)[0].created_at
     time.sleep(max(0.0, created + 1.1 - time.time()))  # keys' ages are in whole seconds
     for kind in ("sign", "stego", "pseudo", "kek"):
         site.gw.keys.rotate(kind)
-    again = represent.represent(site.gw, row, "viewer", site.prover, "f-1")
+    again = represent.represent(site.gw, row, site.destination, site.prover, "f-1")
     assert (again.name, again.data) == (first.name, first.data)
     assert open_stego(again.data, site.gw.keys, restoration=_record(site, instance_id)).data == picture()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -24,8 +25,8 @@ from worker import delivery, pipeline
 from worker.container import SectionType
 from worker.delivery import Circuit, Work
 from worker.envelope import Source, build_envelope
-from worker.forward import Delivery
 from worker.represent import Parcel
+from worker.sender import Delivery
 from worker.weightobject import (
     archive_weights,
     needed_ids,
@@ -161,26 +162,19 @@ class Recorder:
 
 
 def deliver(work: Work, parcel: Parcel) -> Delivery:
-    return delivery._deliver_weights(work, "pacs", parcel.representation, parcel.data or b"")
+    return delivery._deliver_weights(work, parcel.representation, parcel.data or b"")
 
 
 def test_a_destination_gets_the_weights_before_the_first_envelope(known: Weights, tmp_path: Path) -> None:
     place = Destination(name="pacs", host="one")
-
-    class Holder:
-        class settings:
-            @staticmethod
-            def destination(name: str) -> Destination:
-                return place
-
     sender = Recorder(Delivery("down", "unreachable"))
     with (tmp_path / "circuit").open("w+") as file:
-        work = Work(Holder(), sender, Circuit(file), None, "me")  # type: ignore[arg-type]
+        work = Work(None, sender, Circuit(file), None, "me", place)  # type: ignore[arg-type]
         parcel = Parcel("k", envelope(known.id), "envelope")
         assert deliver(work, parcel).outcome == "down"  # and the envelope is not sent
         assert deliver(work, parcel).outcome == deliver(work, parcel).outcome == "done"
         assert sender.sent == [key_of(known)] * 2
-        place = Destination(name="pacs", host="two")  # another machine under the old name
+        work = replace(work, destination=Destination(name="pacs", host="two"))  # another machine under the old name
         assert deliver(work, parcel).outcome == "done"
         assert len(sender.sent) == 3
         for harmless in (Parcel("k", envelope(), "envelope"), Parcel("k", b"no envelope", "hidden")):
