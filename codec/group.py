@@ -7,7 +7,7 @@ rest of the payload lies beside. The payload is bytes without meaning here; no p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,23 +69,6 @@ class EncodedGroup:
     report: GroupReport
 
 
-@dataclass(frozen=True)
-class _Member:
-    """A frame that has a G, and the planes of it."""
-
-    coded: Member
-    planes: tuple[Plane, ...]
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Of the planes."""
-        return self.coded.shapes
-
-    def bare(self) -> bytes:
-        """The blob without G."""
-        return self.coded.head + write_learned(self.coded.frame.without_upper())
-
-
 def encode_group(
     frames: Sequence[Words], fmt: PixelFormat, *, payload: bytes = b"", seed: int | None = None, **options: Any
 ) -> EncodedGroup:
@@ -105,9 +88,9 @@ def stack_group(
     """
     if len(blobs) > MAX_FRAMES:
         raise UnsupportedFrame(f"{len(blobs)} frames; a group has at most {MAX_FRAMES}")
-    members = {place: member for place, blob in enumerate(blobs) if (member := _member(blob)) is not None}
+    members = {place: found for place, blob in enumerate(blobs) if (found := member_of(blob, stacked=False))}
     causal = sum(map(len, blobs)) + len(payload)
-    gains = {place: len(blobs[place]) - len(member.bare()) for place, member in members.items()}
+    gains = {place: len(blobs[place]) - len(_bare(member)) for place, member in members.items()}
     if sum(gains.values()) <= FIXED_BYTES:
         return EncodedGroup(tuple(blobs), b"", payload, GroupReport("causal", causal, None))
     own = load(WEIGHTS) if weights is None else weights
@@ -118,7 +101,7 @@ def stack_group(
         return EncodedGroup(tuple(blobs), b"", payload, GroupReport("causal", causal, None, (), *lost))
     coded = _code([members[place] for place in kept], own, payload, seed)
     carried = min(len(payload), coded.used // 8)
-    out = [members[place].bare() if place in kept else blob for place, blob in enumerate(blobs)]
+    out = [_bare(members[place]) if place in kept else blob for place, blob in enumerate(blobs)]
     stacked = sum(map(len, out)) + len(coded.data) + len(payload) - carried
     facts = GroupReport(
         "stack" if shorter(stacked, causal) else "causal", causal, stacked, tuple(kept),
@@ -138,14 +121,14 @@ def shorter(stacked: int, causal: int) -> bool:
 
 def promises(blob: bytes) -> bool:
     """Whether G of this frame takes fewer bytes on a stack than in its blob, the stack's start left out."""
-    member = _member(blob)
+    member = member_of(blob, stacked=False)
     if member is None:
         return False
-    gains = {0: len(blob) - len(member.bare())}
+    gains = {0: len(blob) - len(_bare(member))}
     return bool(_worth(gains, _grown({0: member}, gains, load(WEIGHTS))))
 
 
-def _grown(members: dict[int, _Member], gains: dict[int, int], weights: Weights) -> dict[int, int]:
+def _grown(members: dict[int, Member], gains: dict[int, int], weights: Weights) -> dict[int, int]:
     """Bytes that G of frames takes on a stack, its start left out; of those that were tried.
 
     Frames too small or too many for one stack are left out, and all behind MOST_LOSSES in a row that take more there.
@@ -169,35 +152,35 @@ def _worth(gains: dict[int, int], grown: dict[int, int]) -> list[int]:
     return kept if sum(gains[place] for place in kept) > FIXED_BYTES else []
 
 
-def _code(members: Sequence[_Member], weights: Weights, payload: bytes, seed: int | None) -> CodedStack:
-    planes = [plane for member in members for plane in member.planes]
+def _code(members: Sequence[Member], weights: Weights, payload: bytes, seed: int | None) -> CodedStack:
+    planes = [plane for member in members for plane in _planes(member)]
     shapes = [shape for member in members for shape in member.shapes]
     return encode_stack(planes, shapes, weights, BitsBack, initial=payload, seed=seed)
 
 
-def _prove(members: Sequence[_Member], stack: bytes, payload: bytes) -> None:
+def _prove(members: Sequence[Member], stack: bytes, payload: bytes) -> None:
     shapes = [shape for member in members for shape in member.shapes]
     planes, initial = decode_stack(stack, shapes, BitsBack)
-    wanted = [plane for member in members for plane in member.planes]
+    wanted = (plane for member in members for plane in _planes(member))
     same = all(np.array_equal(one, other) for one, other in zip(planes, wanted, strict=True))
     if not same or not initial.startswith(payload):
         raise CodecError("a stack does not reproduce its frames")
 
 
-def _member(blob: bytes) -> _Member | None:
-    """A blob's frame if it has a G of its own, decoded; None for all others."""
-    found = member_of(blob, stacked=False)
-    if found is None:
-        return None
-    planes = []
-    for plane in (each for each in found.frame.planes if each.top):
-        parts, left = [], found.shapes[0].rows
+def _bare(member: Member) -> bytes:
+    """The blob without G."""
+    return member.head + write_learned(member.frame.without_upper())
+
+
+def _planes(member: Member) -> Iterator[Plane]:
+    """The planes of a frame's own G."""
+    for plane in (each for each in member.frame.planes if each.top):
+        parts, left = [], member.shapes[0].rows
         for tile in plane.tiles:
             rows = min(plane.tile_rows, left)
-            parts.append(decode_upper(tile.upper, rows, found.shapes[0].columns, plane.top))
+            parts.append(decode_upper(tile.upper, rows, member.shapes[0].columns, plane.top))
             left -= rows
-        planes.append(np.concatenate(parts))
-    return _Member(found, tuple(planes))
+        yield np.concatenate(parts)
 
 
 def open_stack(

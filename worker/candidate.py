@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -22,8 +22,20 @@ from stego.seal import Context, bitmap_key, derive, length_class, seal_bitmap, s
 from worker import container as box
 from worker.adapting import chain_coder
 from worker.attributes import Data, read_tolerant
-from worker.carrying import BESIDE, MOST_GROWTH, Carrying, Place, carry, choose_place, growth, insists
-from worker.container import CarrierMode, SectionType
+from worker.carrying import (
+    BESIDE,
+    MOST_GROWTH,
+    Carrying,
+    Place,
+    carry,
+    choose_place,
+    growth,
+    insists,
+    may_ride_on_stack,
+    waits_for_stack,
+    without_record,
+)
+from worker.container import Carrier, CarrierMode, SectionType
 from worker.encrypted_attributes import CmsItem, seal_identity
 from worker.envelope import Source, build_envelope, envelope_uid
 from worker.framechain import ChainCoder
@@ -32,12 +44,19 @@ from worker.objectcontext import MODES, coded_context, frame_digest, passthrough
 from worker.pixels import PixelSource, little_endian, open_pixels, pixel_digest, pixel_pieces
 from worker.sealing import Wraps, known_recipient, label_of, make_wraps
 from worker.splice import carried, pack_plan, read_object
+from worker.stacking import Offer, Share, global_part, stack_frames
 
 MAX_WHOLE_BYTES = (1 << 31) - 1
 #: photometric interpretations that a keyless reader may be told; anything else is written as ''
 PHOTOMETRIC = frozenset({"MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "PALETTE COLOR"})
 #: sections of the image itself; all others are its payload
-CLEAR = (SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT, SectionType.ADAPTER, SectionType.SPAN)
+CLEAR = frozenset(
+    {
+        SectionType.FRAMES, SectionType.IMAGE, SectionType.CONTEXT, SectionType.ADAPTER, SectionType.STACK,
+        SectionType.SPAN,
+    }
+)  # fmt: skip
+CODED = (SectionType.FRAMES, SectionType.ADAPTER, SectionType.STACK)
 SIDE_VERSION = 1
 SIDE_LABEL, WHOLE_LABEL = "nonpixel", "whole"
 
@@ -47,7 +66,8 @@ class Candidate:
     """An archive object before its proof, with the figures that are reported.
 
     reason: why passthrough, '' when coded. coder: coder words joined by '+'. carrier: 'segmented', 'sealed-bitmap',
-    'beside' or 'passthrough'. codec_bytes: coded frames; payload_bytes: record, bitmap, side parts and wraps.
+    'initial-bits', 'beside' or 'passthrough'. codec_bytes: coded frames, adapter and stacks; payload_bytes: record,
+    bitmap, side parts and wraps. global_part: both lengths of the global parts (`worker.stacking.global_part`).
     wraps: of the data key; pixel_wraps: of the key that opens a sealed bitmap; patient_key: id of the patient's key;
     key_ids: every key of the ring that was used and every recipient, by id or name, for the audit. object_id: 16 bytes.
     member: which instance of a group's envelope this is; share: bytes of that envelope that count for it.
@@ -73,6 +93,7 @@ class Candidate:
     nonpixel_sha256: str
     member: int | None = None
     share: int | None = None
+    global_part: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -143,22 +164,58 @@ class Sealer:
 def _coded(data: Data, facts: Provenance, sealer: Sealer, threads: int) -> Candidate:
     source = open_pixels(read_object(data))
     coder = chain_coder(source, sealer.rule, threads)
-    made = seal_image(data, source, facts, sealer, coder)
-    made.sections[SectionType.FRAMES] = box.pack_frames(coder.blobs)
+    made = seal_images([code_image(data, source, facts, sealer, coder)], coder)[0]
+    made.sections.update(frame_sections(coder))
     version = box.version_for(made.sections, coder.blobs)
-    if coder.uses_shared and coder.shared is not None:
-        made.sections[SectionType.ADAPTER] = coder.shared
-        version = box.CONTEXT_VERSION
     words = "+".join(name for name, _ in Counter(coder.coders).most_common())
     coder.blobs.clear()  # they are in their section: the same bytes twice would be the most that is held
-    return _finish(data, made, sealer, Form.CODED, "", words, version)
+    made_of = _finish(data, made, sealer, Form.CODED, "", words, version)
+    return replace(made_of, global_part=global_part(coder))
+
+
+def frame_sections(coder: ChainCoder) -> dict[SectionType, bytes]:
+    """The sections of what was coded: of an object, or of all instances of a group."""
+    sections = {SectionType.FRAMES: box.pack_frames(coder.blobs)}
+    if coder.uses_shared and coder.shared is not None:
+        sections[SectionType.ADAPTER] = coder.shared
+    if stacks := coder.packed_stacks():
+        sections[SectionType.STACK] = box.pack_frames(stacks)
+    return sections
+
+
+@dataclass(frozen=True)
+class CodedImage:
+    """An instance whose frames are coded, before its seals are final: its record may still go to a stack.
+
+    context, carrier, sealed: the record where it was placed; packed: that record; side: the side part; both open.
+    first: its first frame among those of the coder; frames: how many.
+    """
+
+    sealer: Sealer
+    record: Record
+    context: Context
+    carrier: Carrier
+    image: box.Image
+    sealed: bytes = field(repr=False)
+    packed: bytes = field(repr=False)
+    side: bytes = field(repr=False)
+    first: int
+    frames: int
+    raw_pixel_bytes: int
+
+    def for_stack(self) -> tuple[Context, bytes] | None:
+        """The context and the sealed record if it goes to a stack; None where it may not."""
+        if self.carrier.mode is not CarrierMode.BESIDE or not may_ride_on_stack(self.sealer.rule):
+            return None
+        context = replace(self.context, mode=MODES[CarrierMode.INITIAL])
+        return context, seal_record(self.packed, data_key=self.sealer.secrets.data_key, context=context)
 
 
 @dataclass(frozen=True)
 class SealedImage:
     """An instance's own sections, all but its wraps and its frames, which were given to a `ChainCoder`.
 
-    frames, raw_pixel_bytes: 0 for what is sealed whole.
+    frames, raw_pixel_bytes: 0 for what is sealed whole. in_stack: bytes of its record in a stack.
     """
 
     sections: dict[SectionType, bytes]
@@ -166,10 +223,11 @@ class SealedImage:
     record: Record
     frames: int = 0
     raw_pixel_bytes: int = 0
+    in_stack: int = 0
 
 
-def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: Sealer, coder: ChainCoder) -> SealedImage:
-    """Seal what stands beside the frames, and code the frames behind those that `coder` holds.
+def code_image(data: Data, source: PixelSource, facts: Provenance, sealer: Sealer, coder: ChainCoder) -> CodedImage:
+    """Place and seal the record, and code the frames behind those that `coder` holds.
 
     Raises CodecError, CarrierError, Unavailable.
     """
@@ -179,24 +237,53 @@ def seal_image(data: Data, source: PixelSource, facts: Provenance, sealer: Seale
         pixel_sha256=pixels.hex(),
         nonpixel_sha256=sha256(nonpixel).hexdigest(),
     )
-    placed = _place_record(source, pack_record(record, signing_key=sealer.signer), sealer, coder)
+    packed, first = pack_record(record, signing_key=sealer.signer), len(coder.blobs)
+    placed = _place_record(source, packed, sealer, coder)
     key, context = sealer.secrets.data_key, placed.context
     shown = _encode(source, placed.carrying, coder)
     carrier = placed.carrying.carrier if placed.carrying else BESIDE.carrier
     if carrier.mode is CarrierMode.SEALED:
         bitmap = seal_bitmap(carrier.bitmap, pixels, key=bitmap_key(key, context), context=context)
         carrier = replace(carrier, bitmap=bitmap)
-    side = _side_part(source, nonpixel)
     photometric = source.photometric if source.photometric in PHOTOMETRIC else ""
+    return CodedImage(
+        sealer, record, context, carrier, box.Image(photometric, shown), placed.sealed, packed,
+        _side_part(source, nonpixel), first, source.frames, source.pixel_bytes,
+    )  # fmt: skip
+
+
+def seal_images(images: Sequence[CodedImage], coder: ChainCoder) -> list[SealedImage]:
+    """Stack global parts of all that `coder` holds where that is shorter, and seal what stands beside the frames."""
+    waiting = [image.for_stack() for image in images]
+    offers = [
+        Offer(image.first, image.frames, sealed[1] if sealed else b"")
+        for image, sealed in zip(images, waiting, strict=True)
+    ]
+    shares = stack_frames(coder, offers)
+    return [
+        _sealed(image, sealed, shares.get(place))
+        for place, (image, sealed) in enumerate(zip(images, waiting, strict=True))
+    ]
+
+
+def _sealed(image: CodedImage, for_stack: tuple[Context, bytes] | None, share: Share | None) -> SealedImage:
+    context, carrier = image.context, image.carrier
+    beside = image.sealed if carrier.mode is CarrierMode.BESIDE else b""
+    if for_stack is not None and share is not None:
+        context, carrier = for_stack[0], Carrier(CarrierMode.INITIAL, share.stack, 8 * share.start, 8 * share.size)
+        beside = for_stack[1][share.size :]
     sections = {
         SectionType.CONTEXT: context.aad(),
-        SectionType.IMAGE: box.pack_image(box.Image(photometric, shown)),
+        SectionType.IMAGE: box.pack_image(image.image),
         SectionType.CARRIER: box.pack_carrier(carrier),
-        SectionType.SIDE: seal_side(side, data_key=key, context=context, label=SIDE_LABEL),
+        SectionType.SIDE: seal_side(
+            image.side, data_key=image.sealer.secrets.data_key, context=context, label=SIDE_LABEL
+        ),
     }
-    if carrier.mode is CarrierMode.BESIDE:
-        sections[SectionType.RECORD] = placed.sealed
-    return SealedImage(sections, context, record, source.frames, source.pixel_bytes)
+    if beside:
+        sections[SectionType.RECORD] = beside
+    in_stack = share.size if share is not None else 0
+    return SealedImage(sections, context, image.record, image.frames, image.raw_pixel_bytes, in_stack)
 
 
 @dataclass(frozen=True)
@@ -210,13 +297,14 @@ class _Placed:
 
 def _place_record(source: PixelSource, packed: bytes, sealer: Sealer, coder: ChainCoder) -> _Placed:
     """Seal the record and put it where it costs least: in the pixels if that was measured to cost no more than beside,
-    or if the rule insists.
+    or if the rule insists; not where a stack may take it (`seal_images`).
     """
     place = choose_place(source, 8 * length_class(len(packed)), sealer.rule)
     placed = _sealed_into(source, place, packed, sealer, coder)
     if placed.carrying is None or insists(sealer.rule):
         return placed
-    if growth(source, place, placed.carrying, coder) <= MOST_GROWTH:
+    plain = without_record(source, place, placed.carrying, coder)
+    if growth(placed.carrying, plain) <= MOST_GROWTH and not waits_for_stack(sealer.rule, plain):
         return placed
     return _sealed_into(source, BESIDE, packed, sealer, coder)  # the first seal is forgotten: nothing of it is kept
 
@@ -307,15 +395,15 @@ def _finish(
         form=form,
         reason=reason,
         coder=coder,
-        codec_bytes=sum(len(made.sections.get(kind, b"")) for kind in (SectionType.FRAMES, SectionType.ADAPTER)),
-        payload_bytes=payload_bytes(made.sections) + sum(len(content) for _, content in encrypted),
+        codec_bytes=sum(len(made.sections.get(kind, b"")) for kind in CODED) - made.in_stack,
+        payload_bytes=payload_bytes(made) + sum(len(content) for _, content in encrypted),
         key_ids=(*wraps.key_ids, *(f"cms:{name}" for name in sealer.rule.cms if encrypted), sealer.signer[0]),
     )
 
 
-def payload_bytes(sections: Mapping[SectionType, bytes]) -> int:
+def payload_bytes(made: SealedImage) -> int:
     """Bytes of all that is not the image: record, bitmap, side parts and wraps."""
-    return sum(len(part) for kind, part in sections.items() if kind not in CLEAR)
+    return made.in_stack + sum(len(part) for kind, part in made.sections.items() if kind not in CLEAR)
 
 
 def candidate_of(made: SealedImage, wraps: Wraps, **rest: Any) -> Candidate:

@@ -20,7 +20,7 @@ from stego.errors import CarrierError
 from stego.lattice import fingerprint
 from stego.seal import LENGTH_CLASSES
 from worker.attributes import Data
-from worker.carrying import LUT_DEFINED, MOST_GROWTH, carry, choose_place, growth
+from worker.carrying import LUT_DEFINED, MOST_GROWTH, carry, choose_place, growth, without_record
 from worker.deid_profile import Profile
 from worker.framechain import ChainCoder
 from worker.pixelrules import MAX_FRAMES_TRIED, REASONS, FrameCover, check_all_frames, covers, with_wet_plateaus
@@ -113,7 +113,7 @@ def _segmented(source: PixelSource) -> ModeCapacity:
         return found
     coder = ChainCoder()
     carrying = carry(source, place, _noise(nbits // 8), stego_key=bytes(32), salt=bytes(16), coder=coder)
-    if carrying is None or growth(source, place, carrying, coder) > MOST_GROWTH:
+    if carrying is None or growth(carrying, without_record(source, place, carrying, coder)) > MOST_GROWTH:
         return replace(found, suited=False, reason="modelled", why=_OTHER_REASONS["modelled"])
     return found
 

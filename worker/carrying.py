@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.frame import EncodedFrame
+from codec.group import FIXED_BYTES, promises
 from gateway.policy import ArchiveRule
 from stego.segmented import embed, suitability
 from worker.container import Carrier, CarrierMode
-from worker.framechain import ChainCoder
+from worker.framechain import ChainCoder, upper_bytes
 from worker.pixels import PixelSource
 
 MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
@@ -87,9 +88,28 @@ def carry(
     return Carrying(carrier, done.words, coder.encode(done.words, source.fmt, context, levels=place.levels), context)
 
 
-def growth(source: PixelSource, place: Place, carrying: Carrying, coder: ChainCoder) -> float:
-    """What the coded frame and the bitmap add, over the record's bits, by the coder that took the stego frame."""
+def without_record(source: PixelSource, place: Place, carrying: Carrying, coder: ChainCoder) -> EncodedFrame:
+    """The carrying frame with nothing in it, by the coder that took the stego frame. Not proven: for measuring only."""
     words, coders = source.frame(place.carrier.frame), (carrying.coded.coder,)
-    plain = coder.encode(words, source.fmt, carrying.context, levels=place.levels, coders=coders, prove=False)
+    return coder.encode(words, source.fmt, carrying.context, levels=place.levels, coders=coders, prove=False)
+
+
+def growth(carrying: Carrying, plain: EncodedFrame) -> float:
+    """What the coded frame and the bitmap add to the frame without the record, over the record's bits."""
     added = len(carrying.coded.blob) - len(plain.blob) + len(carrying.carrier.bitmap)
     return 8 * added / carrying.carrier.nbits
+
+
+def may_ride_on_stack(rule: ArchiveRule) -> bool:
+    """Whether the rule lets the record be the first bits of a stack of global parts."""
+    return rule.carrier in ("auto", "initial-bits")
+
+
+def waits_for_stack(rule: ArchiveRule, plain: EncodedFrame) -> bool:
+    """Whether the record of an object with this frame keeps out of the pixels, as a stack may take it for nothing.
+
+    Where the frame's global part is shorter on a stack; where the rule asks for stacks, if it has one at all.
+    """
+    if upper_bytes(plain) <= FIXED_BYTES or not may_ride_on_stack(rule):
+        return False
+    return rule.carrier == "initial-bits" or promises(plain.blob)

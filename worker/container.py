@@ -54,19 +54,21 @@ class CarrierMode(IntEnum):
     """Where the sealed record rides, and who can take it out of the pixels again.
 
     BESIDE: not in the pixels (passthrough objects, frames without room). SEGMENTED: in them, the bitmap in clear.
-    SEALED: in them, the bitmap under a key that PIXEL_WRAPS holds.
+    SEALED: in them, the bitmap under a key that PIXEL_WRAPS holds. INITIAL: the first bits of a stack of global parts.
     """
 
     BESIDE = 0
     SEGMENTED = 1
     SEALED = 2
+    INITIAL = 3
 
 
 @dataclass(frozen=True)
 class Carrier:
     """Where the carrier is: frame index, first bit of the window and its bits; all zero when BESIDE.
 
-    bitmap: for SEGMENTED what flips back, for SEALED the same sealed (`stego.seal.seal_bitmap`).
+    bitmap: for SEGMENTED what flips back, for SEALED the same sealed (`stego.seal.seal_bitmap`). For INITIAL `frame` is
+    the number of the stack, `start` and `nbits` (whole bytes) are of its initial bits, and there is no bitmap.
     """
 
     mode: CarrierMode
@@ -76,8 +78,8 @@ class Carrier:
     bitmap: bytes = b""
 
     def in_frame(self, index: int) -> bool:
-        """Whether frame `index` carries the record."""
-        return self.mode is not CarrierMode.BESIDE and self.frame == index
+        """Whether the pixels of frame `index` carry the record."""
+        return self.mode in (CarrierMode.SEGMENTED, CarrierMode.SEALED) and self.frame == index
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,14 @@ def unpack_frames(body: memoryview) -> FrameParts:
     return FrameParts(blobs, ends)
 
 
+def unpack_stacks(body: memoryview, runs: int) -> FrameParts:
+    """The stack of every run of frames, empty where it has none; packed like frames. Raises IntegrityError."""
+    found = unpack_frames(body)
+    if len(found) != runs:
+        raise _damaged("there is not one stack for every run of frames")
+    return found
+
+
 def pack_wraps(wraps: Iterable[bytes]) -> bytes:
     """u16 length and bytes of each wrapped key."""
     return b"".join(struct.pack("<H", len(wrap)) + wrap for wrap in wraps)
@@ -228,12 +238,19 @@ def unpack_carrier(body: memoryview) -> Carrier:
     if len(body) < _CARRIER.size:
         raise _damaged("the carrier is cut off")
     mode, frame, start, nbits = _CARRIER.unpack_from(body)
-    sealed = BITMAP_OVERHEAD if mode == CarrierMode.SEALED else 0
-    if mode not in set(CarrierMode) or len(body) - _CARRIER.size != (nbits + 7) // 8 + sealed:
+    if mode not in set(CarrierMode) or len(body) - _CARRIER.size != _bitmap_bytes(CarrierMode(mode), nbits):
         raise _damaged("the carrier is broken")
+    if mode == CarrierMode.INITIAL and (start % 8 or nbits % 8 or not nbits):
+        raise _damaged("a record in a stack is whole bytes")
     if mode == CarrierMode.BESIDE and any(body):
         raise _damaged("a carrier beside the image has no place in it")
     return Carrier(CarrierMode(mode), frame, start, nbits, bytes(body[_CARRIER.size :]))
+
+
+def _bitmap_bytes(mode: CarrierMode, nbits: int) -> int:
+    if mode is CarrierMode.INITIAL:
+        return 0
+    return (nbits + 7) // 8 + (BITMAP_OVERHEAD if mode is CarrierMode.SEALED else 0)
 
 
 def pack_image(image: Image) -> bytes:

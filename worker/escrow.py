@@ -20,7 +20,7 @@ from gateway.errors import PolicyRefused, Unavailable
 
 ROOMS: Final = ("codec", "stego", "worker")
 ENTRIES: Final = ("worker.opener.command", "worker.opener.vectors")
-DOCUMENTS: Final = ("bitstream.md", "archive-object.md", "payload-format.md")
+DOCUMENTS: Final = ("bitstream.md", "global-path.md", "archive-object.md", "payload-format.md")
 README: Final = "escrow.md"
 VECTORS: Final = ("archive-object", "codec_v1", "codec_v2", "vae_v1")
 SUMS: Final = "SHA256SUMS"

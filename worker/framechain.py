@@ -1,8 +1,9 @@
 """An object's coded frames in their order, each perhaps coded with the one before it as context.
 
 Every RUN frames one needs no other: so reading one frame decodes at most RUN - 1 others, and damage reaches no
-further. What is context is always the words as coded, the sealed record inside: decoding needs no key. Coding and
-decoding hold a few frames, never all.
+further. The RUN frames from there on may have left their global parts to one stack (codec.group). What is context is
+always the words as coded, the sealed record inside: decoding needs no key. Coding and decoding hold a few frames,
+never all.
 """
 
 from __future__ import annotations
@@ -11,27 +12,70 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from codec.bitplane import LevelTable, Words
+from codec.bitsback import BitsBack
 from codec.blob import Frame
 from codec.errors import CorruptBitstream, MissingContext
 from codec.frame import EncodedFrame, encode_frame
+from codec.group import EncodedGroup, GroupReport
+from codec.groupread import MAX_FRAMES, open_with
+from codec.groupstack import Opener
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError
 
-RUN = 16  # frames from one independent frame to the next, at most
+RUN = MAX_FRAMES  # frames from one independent frame to the next, at most
+Uppers = Sequence[NDArray[np.int32]]
 
 
 class Decode(Protocol):
     """A frame decoder: `codec.frame.decode_frame` or the reference decoder."""
 
-    def __call__(self, blob: bytes, *, previous: Words | None = None, shared: bytes | None = None) -> Frame: ...
+    def __call__(
+        self, blob: bytes, *, previous: Words | None = None, shared: bytes | None = None, upper: Uppers | None = None
+    ) -> Frame: ...
+
+
+class RunStacks:
+    """The stacks of an object's runs of frames; the last one opened is kept: the next frame will want it, too."""
+
+    def __init__(
+        self, blobs: Sequence[memoryview], stacks: Sequence[memoryview] = (), opener: Opener = BitsBack
+    ) -> None:
+        """stacks: one a run, empty where it has none; () where no run has. opener: codec.plainstack's, or the fast."""
+        self._blobs, self._stacks, self._opener = blobs, stacks, opener
+        self._run, self._uppers, self._initial = -1, list[list[NDArray[np.int32]]](), b""
+
+    def upper(self, index: int) -> Uppers | None:
+        """Planes of the global part of a frame that left it to its run's stack. Raises CorruptBitstream."""
+        return (self._opened(index // RUN)[index % RUN] or None) if self._stacks else None
+
+    def initial(self, run: int) -> bytes:
+        """The bits that a run's stack begins with, in whole bytes. Raises CorruptBitstream."""
+        if not 0 <= run < len(self._stacks):
+            raise CorruptBitstream("there is no such stack")
+        self._opened(run)
+        return self._initial
+
+    def _opened(self, run: int) -> list[list[NDArray[np.int32]]]:
+        if self._run != run:
+            blobs = [bytes(self._blobs[at]) for at in range(run * RUN, min(len(self._blobs), (run + 1) * RUN))]
+            self._run = -1
+            self._uppers, self._initial = open_with(self._opener, blobs, bytes(self._stacks[run]))
+            self._run = run
+        return self._uppers
 
 
 class FrameChain:
     """Decodes the frames of an object, or of a group; one after another each of them once."""
 
-    def __init__(self, blobs: Sequence[memoryview], decode: Decode, shared: bytes | None = None) -> None:
+    def __init__(
+        self, blobs: Sequence[memoryview], decode: Decode, shared: bytes | None = None, stacks: RunStacks | None = None
+    ) -> None:
         self._blobs, self._decode, self._shared = blobs, decode, shared
+        self._stacks = stacks or RunStacks(blobs)
         self._at = -1
         self._frame: Frame | None = None
 
@@ -47,6 +91,13 @@ class FrameChain:
                 raise IntegrityError("bitstream-damaged", "a frame cannot be decoded") from error
             self._at = index
         return self._frame
+
+    def initial(self, run: int) -> bytes:
+        """The bits that the stack of run `run` (from 0) begins with. Raises IntegrityError ``bitstream-damaged``."""
+        try:
+            return self._stacks.initial(run)
+        except CorruptBitstream as error:
+            raise IntegrityError("bitstream-damaged", "a stack cannot be decoded") from error
 
     def _reach(self, index: int) -> Frame:
         """Go back to the nearest frame that can be decoded now, and from there on to `index`."""
@@ -65,7 +116,8 @@ class FrameChain:
 
     def _decoded(self, index: int, before: Frame | None) -> Frame:
         previous = before.words if before is not None and index % RUN else None
-        return self._decode(bytes(self._blobs[index]), previous=previous, shared=self._shared)
+        upper = self._stacks.upper(index)
+        return self._decode(bytes(self._blobs[index]), previous=previous, shared=self._shared, upper=upper)
 
 
 @dataclass
@@ -73,7 +125,8 @@ class ChainCoder:
     """Codes the frames of an object, or of a group's objects, in their order.
 
     profile: of the codec. shared: the adapter that stands beside the frames. adapters: those that may ride in blobs.
-    blobs, coders: of what was coded, by frame. uses_shared: whether any blob needs the adapter.
+    blobs, coders: of what was coded, by frame. uppers: bytes of global parts in these blobs, by frame. uses_shared:
+    whether any blob needs the adapter. stacks: by run, empty where it has none; reports: of the runs that were tried.
     """
 
     threads: int = 1
@@ -82,7 +135,10 @@ class ChainCoder:
     adapters: tuple[bytes, ...] = ()
     blobs: list[bytes] = field(default_factory=list)
     coders: list[str] = field(default_factory=list)
+    uppers: list[int] = field(default_factory=list)
     uses_shared: bool = False
+    stacks: dict[int, bytes] = field(default_factory=dict)
+    reports: list[GroupReport] = field(default_factory=list)
     _last: tuple[Words, PixelFormat] | None = field(default=None, repr=False)
 
     def context(self, fmt: PixelFormat) -> Words | None:
@@ -117,5 +173,33 @@ class ChainCoder:
         """The next frame is `coded`; decoding it gives `words`."""
         self.blobs.append(coded.blob)
         self.coders.append(coded.coder)
+        self.uppers.append(upper_bytes(coded))
         self.uses_shared = self.uses_shared or bool(coded.details.get("shared"))
         self._last = (words, fmt)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs so far, the last one perhaps not full."""
+        return -(-len(self.blobs) // RUN)
+
+    def run(self, number: int) -> slice:
+        """The frames of a run."""
+        return slice(number * RUN, (number + 1) * RUN)
+
+    def put_stack(self, number: int, group: EncodedGroup) -> None:
+        """A whole run as `codec.group.stack_group` leaves it."""
+        self.blobs[self.run(number)] = group.blobs
+        self.reports.append(group.report)
+        if group.stack:
+            self.stacks[number] = group.stack
+
+    def packed_stacks(self) -> list[bytes]:
+        """One a run, for the section STACK; [] where no run has one."""
+        return [self.stacks.get(number, b"") for number in range(self.runs)] if self.stacks else []
+
+
+def upper_bytes(coded: EncodedFrame) -> int:
+    """Bytes of a frame's global part that a stack could take."""
+    if coded.coder != "learned":
+        return 0
+    return sum(size for name, size in coded.details.items() if name.startswith("global"))

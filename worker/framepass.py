@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from hashlib import sha256
 
 from codec.bitplane import Words
+from codec.bitsback import BitsBack
 from codec.blob import Frame
+from codec.groupstack import Opener
 from gateway.errors import IntegrityError
 from stego.errors import CarrierError
 from stego.seal import Context, derive, open_record
 from stego.segmented import exact, extract
 from worker import container as box
 from worker.container import CarrierMode, SectionType
-from worker.framechain import Decode, FrameChain
+from worker.framechain import RUN, Decode, FrameChain, RunStacks
 from worker.objectcontext import coded_context, frame_digest
 from worker.pixels import MAX_NATIVE_BYTES, frame_bytes, little_endian
 
@@ -30,25 +32,35 @@ class FramePass:
     carrier, image: the parsed sections. fmt: of every frame. count: of frames.
     """
 
-    def __init__(self, sections: Sections, decode: Decode, chain: FrameChain | None = None) -> None:
-        """chain: the group's decoder, if several members are read one after another (`chain_of`).
+    def __init__(
+        self, sections: Sections, decode: Decode, chain: FrameChain | None = None, opener: Opener = BitsBack
+    ) -> None:
+        """decode, opener: of frames and of stacks. chain: the group's decoder, if several members are read one after
+        another (`chain_of`).
 
         Raises IntegrityError ``container-damaged``, ``bitstream-damaged``.
         """
-        self._chain = chain or chain_of(sections, decode)
+        self._chain = chain or chain_of(sections, decode, opener)
         self._first, self.count = 0, len(self._chain)
         if SectionType.SPAN in sections:
             self._first, self.count = box.unpack_span(sections[SectionType.SPAN], len(self._chain))
         self.carrier = box.unpack_carrier(section(sections, SectionType.CARRIER))
         self.image = box.unpack_image(section(sections, SectionType.IMAGE))
         self._beside = bytes(sections.get(SectionType.RECORD, b""))
+        self._initial = b""
         self._kept: Frame | None = None
         self._digests: list[bytes] = []
-        if self.carrier.mode is not CarrierMode.BESIDE and self.carrier.frame >= self.count:
-            raise IntegrityError("container-damaged", "the carrier names a frame that is not there")
+        self._check_carrier()
         self.fmt = self._frame(0).fmt
         if frame_bytes(self.fmt) * self.count > MAX_NATIVE_BYTES:
             raise IntegrityError("bitstream-damaged", "more pixels than an object may hold")
+
+    def _check_carrier(self) -> None:
+        carrier, last = self.carrier, self._first + self.count - 1
+        if carrier.mode is CarrierMode.INITIAL and not self._first // RUN <= carrier.frame <= last // RUN:
+            raise IntegrityError("container-damaged", "the carrier names a stack of other frames")
+        if carrier.mode in (CarrierMode.SEGMENTED, CarrierMode.SEALED) and carrier.frame >= self.count:
+            raise IntegrityError("container-damaged", "the carrier names a frame that is not there")
 
     def clear_frames(self) -> Iterator[Words]:
         """What a reader without a key gets: exact words, or those with the record inside if the bitmap is sealed.
@@ -59,6 +71,7 @@ class FramePass:
         for index in range(self.count):
             frame = self._frame(index)
             words = frame.words
+            self._take_initial(index)
             with _carrier_fits():
                 self._digests.append(frame_digest(frame.words, frame.fmt, frame.levels, index, self.carrier))
             if self.carrier.in_frame(index):
@@ -68,6 +81,16 @@ class FramePass:
             shown.update(little_endian(words))
             yield words
         _same_pixels(shown.digest(), self.image.pixel_sha256)
+
+    def _take_initial(self, index: int) -> None:
+        """The record's bytes out of the stack, while the stack of frame `index` is open."""
+        carrier = self.carrier
+        if carrier.mode is not CarrierMode.INITIAL or self._initial or (self._first + index) // RUN != carrier.frame:
+            return
+        start, end = carrier.start // 8, (carrier.start + carrier.nbits) // 8
+        self._initial = self._chain.initial(carrier.frame)[start:end]
+        if len(self._initial) != end - start:
+            raise IntegrityError("container-damaged", "the carrier names bits that its stack does not hold")
 
     def exact_frames(self, bitmap: bytes, pixel_sha256: bytes) -> Iterator[Words]:
         """The exact words by an opened bitmap; their digest is compared at the end. Raises as `clear_frames`."""
@@ -97,8 +120,8 @@ class FramePass:
         return coded_context(object_id, self.fmt, self.carrier, self._digests)
 
     def record(self, context: Context, key: bytes) -> bytes:
-        """The packed record, out of the image or from beside it. Raises SealError, IntegrityError."""
-        sealed = self._beside
+        """The packed record, out of the image, from beside it, or out of a stack. Raises SealError, IntegrityError."""
+        sealed = self._initial + self._beside
         if self._kept is not None:
             frame, where = self._kept, (self.carrier.start, self.carrier.nbits)
             stego_key, salt = derive(key, context, "pos/v1"), context.object_id
@@ -113,11 +136,14 @@ class FramePass:
         return frame
 
 
-def chain_of(sections: Sections, decode: Decode) -> FrameChain:
+def chain_of(sections: Sections, decode: Decode, opener: Opener = BitsBack) -> FrameChain:
     """The decoder of an object's or a group's frames. Raises IntegrityError ``container-damaged``."""
     blobs = box.unpack_frames(section(sections, SectionType.FRAMES))
     shared = bytes(sections[SectionType.ADAPTER]) if SectionType.ADAPTER in sections else None
-    return FrameChain(blobs, decode, shared)
+    if SectionType.STACK not in sections:
+        return FrameChain(blobs, decode, shared)
+    stacks = box.unpack_stacks(sections[SectionType.STACK], -(-len(blobs) // RUN))
+    return FrameChain(blobs, decode, shared, RunStacks(blobs, stacks, opener))
 
 
 def section(sections: Sections, kind: SectionType) -> memoryview:

@@ -19,7 +19,18 @@ from gateway.policy import ArchiveRule
 from worker import container as box
 from worker.adapting import fitted, sample
 from worker.attributes import Data
-from worker.candidate import Candidate, SealedImage, Sealer, candidate_of, payload_bytes, seal_image, wrap
+from worker.candidate import (
+    Candidate,
+    CodedImage,
+    SealedImage,
+    Sealer,
+    candidate_of,
+    code_image,
+    frame_sections,
+    payload_bytes,
+    seal_images,
+    wrap,
+)
 from worker.container import SectionType
 from worker.envelope import Source, build_envelope, envelope_uid, group_name
 from worker.framechain import ChainCoder
@@ -27,6 +38,7 @@ from worker.identity import Provenance
 from worker.pixels import open_pixels
 from worker.sealing import Wraps
 from worker.splice import read_object
+from worker.stacking import global_part
 
 MAX_GROUP_BYTES = 64 << 20  # of the envelope: what giving back one slice reads
 FIT_BUDGET = 240.0  # seconds for all fits of a group whose slices are fitted one by one
@@ -64,15 +76,12 @@ def build_group(
     coder = ChainCoder(threads, rule.profile or "default")
     if rule.adapt == "series":
         coder.shared = _fitted(files, rule, threads)
-    members = [_sealed(each, ring, rule, coder, FIT_BUDGET / len(files)) for each in files]
+    images = [_coded(each, ring, rule, coder, FIT_BUDGET / len(files)) for each in files]
+    members = [_member(*each) for each in zip(images, seal_images(images, coder), strict=True)]
     if len({each.wraps.patient_key for each in members}) != 1:
         raise Unsupported("group-patients", "the files belong to different patients")
-    sections = {
-        SectionType.FRAMES: box.pack_frames(coder.blobs),
-        SectionType.MEMBERS: box.pack_members([each.made.sections for each in members]),
-    }
-    if coder.uses_shared and coder.shared is not None:
-        sections[SectionType.ADAPTER] = coder.shared
+    sections = frame_sections(coder)
+    sections[SectionType.MEMBERS] = box.pack_members([each.made.sections for each in members])
     container = box.build(sections, box.CONTEXT_VERSION)
     source, pseudonyms = _source(members), ring.pseudonym_key()
     envelope = build_envelope(container, source, "", pseudonyms, version=box.CONTEXT_VERSION)
@@ -93,17 +102,20 @@ def _fitted(files: Sequence[GroupFile], rule: ArchiveRule, threads: int) -> byte
     return fitted(sample(len(files), frame), header, rule, threads, stands_for=len(files)) or None
 
 
-def _sealed(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder, most_seconds: float) -> _Member:
-    sealer, data = Sealer.of(ring, None, rule), file.read()
-    first, source = len(coder.blobs), open_pixels(read_object(data))
+def _coded(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder, most_seconds: float) -> CodedImage:
+    data = file.read()
+    source = open_pixels(read_object(data))
     if rule.adapt == "image":
         frame = (source.frame(0), source.fmt, coder.context(source.fmt))
         found = fitted([frame], source.spans.dataset, rule, coder.threads, most_seconds)
         coder.adapters = (found,) if found else ()
-    made = seal_image(data, source, file.facts, sealer, coder)
-    made.sections[SectionType.SPAN] = box.pack_span(first, source.frames)
-    wraps = wrap(made, sealer)
-    return _Member(made, wraps, (*wraps.key_ids, sealer.signer[0]), first)
+    return code_image(data, source, file.facts, Sealer.of(ring, None, rule), coder)
+
+
+def _member(image: CodedImage, made: SealedImage) -> _Member:
+    made.sections[SectionType.SPAN] = box.pack_span(image.first, image.frames)
+    wraps = wrap(made, image.sealer)
+    return _Member(made, wraps, (*wraps.key_ids, image.sealer.signer[0]), image.first)
 
 
 def _source(members: Sequence[_Member]) -> Source:
@@ -128,12 +140,14 @@ def _candidates(members: Sequence[_Member], coder: ChainCoder, envelope: bytes, 
     coded = [sum(len(coder.blobs[at]) for at in span) for span in spans]
     rest = len(envelope) - sum(own) - sum(coded)
     even, left = divmod(rest, len(members))
+    stacks = (sum(map(len, coder.stacks.values())) - sum(each.made.in_stack for each in members)) // len(members)
     return [
         candidate_of(
             each.made, each.wraps, envelope=envelope, envelope_uid=uid, form=Form.CODED, reason="",
             coder="+".join(name for name, _ in Counter(coder.coders[at] for at in spans[number]).most_common()),
-            codec_bytes=coded[number], payload_bytes=payload_bytes(each.made.sections), key_ids=each.key_ids,
+            codec_bytes=coded[number] + stacks, payload_bytes=payload_bytes(each.made), key_ids=each.key_ids,
             member=number, share=own[number] + coded[number] + even + (left if number == 0 else 0),
+            global_part=global_part(coder),
         )
         for number, each in enumerate(members)
     ]  # fmt: skip

@@ -12,7 +12,12 @@ from stego.segmented import untouched
 from worker.container import Carrier, CarrierMode
 
 PASSTHROUGH_MODE = "passthrough"
-MODES = {CarrierMode.BESIDE: "beside", CarrierMode.SEGMENTED: "segmented", CarrierMode.SEALED: "sealed-bitmap"}
+MODES = {
+    CarrierMode.BESIDE: "beside",
+    CarrierMode.SEGMENTED: "segmented",
+    CarrierMode.SEALED: "sealed-bitmap",
+    CarrierMode.INITIAL: "initial-bits",
+}
 
 
 def frame_digest(words: Words, fmt: PixelFormat, levels: LevelTable, index: int, carrier: Carrier) -> bytes:

@@ -15,7 +15,9 @@ from hashlib import sha256
 from threading import Lock
 
 from codec.bitplane import Words
+from codec.bitsback import BitsBack
 from codec.frame import decode_frame
+from codec.groupstack import Opener
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError, PolicyRefused, Unsupported
 from gateway.instance import Form
@@ -121,19 +123,20 @@ def rebuild(
     write: Write,
     *,
     decode: Decode | None = None,
+    opener: Opener = BitsBack,
     sop_uid: str = "",
     member: int | None = None,
 ) -> Rebuilt:
     """Write the received file piece by piece, holding a few frames of it; what was written is good once this returns.
 
-    `decode` may be the reference decoder. sop_uid: the SOP Instance UID that it must have. member: which instance of a
-    group's envelope (from 0), None for an envelope of one.
+    `decode`, `opener` may be the reference decoder and its stack. sop_uid: the SOP Instance UID that it must have.
+    member: which instance of a group's envelope (from 0), None for an envelope of one.
     Raises IntegrityError: ``envelope-damaged``, ``not-an-envelope``, ``container-damaged``, ``container-version``,
     ``bitstream-damaged``, ``context-mismatch``, ``pixel-mismatch``, which anybody can see, and ``seal-refused`` for
     all else; Unsupported ``group``; Unavailable when the ring cannot be read.
     """
     sections = member_of(box.parse(parse_envelope(envelope).container), member)
-    return rebuild_member(sections, ring, write, decode=decode, sop_uid=sop_uid)
+    return rebuild_member(sections, ring, write, decode=decode, opener=opener, sop_uid=sop_uid)
 
 
 def rebuild_member(
@@ -142,13 +145,14 @@ def rebuild_member(
     write: Write,
     *,
     decode: Decode | None = None,
+    opener: Opener = BitsBack,
     sop_uid: str = "",
     chain: FrameChain | None = None,
 ) -> Rebuilt:
     """`rebuild` of an instance's own sections (`container.unpack_members`). chain: as in `FramePass`."""
     context = _context(sections)
     whole = context.mode == PASSTHROUGH_MODE
-    coded = None if whole else _Coded(FramePass(sections, decode or decode_frame, chain), context)
+    coded = None if whole else _Coded(FramePass(sections, decode or decode_frame, chain, opener), context)
     try:
         found = _open_coded(coded, sections, ring, write) if coded else _open_whole(sections, context, ring, write)
     except (SealError, IntegrityError):

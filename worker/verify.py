@@ -85,9 +85,11 @@ def check_envelope(
 
     if not reference:
         return _reported(lambda: rebuild(envelope, ring, _nowhere, member=member))
+    from codec.plainstack import PlainStack
     from codec.reference import decode_frame_reference
 
-    return _reported(lambda: rebuild(envelope, ring, _nowhere, decode=decode_frame_reference, member=member), True)
+    plain = partial(rebuild, decode=decode_frame_reference, opener=PlainStack)
+    return _reported(lambda: plain(envelope, ring, _nowhere, member=member), True)
 
 
 def check_group(envelope: bytes, ring: KeyRing) -> list[VerifyReport]:

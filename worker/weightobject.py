@@ -17,25 +17,12 @@ from gateway.archive import ArchiveStore, archive_key
 from gateway.errors import IntegrityError, NotFound
 from worker import container as box
 from worker.container import SectionType
-from worker.envelope import (
-    BITSTREAM_DIGEST,
-    DUMMY_DATE,
-    DUMMY_TIME,
-    FIRST_CHUNK,
-    FORMAT,
-    LENGTH,
-    PRIVATE_CREATOR,
-    PRIVATE_GROUP,
-    RAW_DATA_STORAGE,
-    element,
-    parse_envelope,
-    part10,
-    sequence,
-)
+from worker.envelope import Names, element, parse_envelope, part10, private_block, raw_data_header
 
 FORMAT_NAME = "palimpsest-weights/1"
 #: Creator-Version UID (0008,9123) of such objects
 CREATOR_VERSION_UID = "2.25.112846302790385920465187723906451872119"
+SERIES_DESCRIPTION = 0x0008103E
 PATIENT = "PALIMPSEST-WEIGHTS"  # nobody: a PACS files every object under some patient
 
 
@@ -53,40 +40,12 @@ def _uid(name: str) -> str:
 
 def weights_object(weights: Weights) -> bytes:
     """The Part 10 file that holds a weight file. Deterministic, and the same in every archive."""
+    uid, described = weights_uid(weights.sha256), f"Codec weights {weights.name} {weights.sha256[:8]}"
     study = _uid("palimpsest/weights-study/1")  # one for all: they lie together
-    base = PRIVATE_GROUP << 16
-    block = base | 0x1000
-    body = (
-        element(0x00080016, "UI", RAW_DATA_STORAGE),
-        element(0x00080018, "UI", weights_uid(weights.sha256)),
-        element(0x00080020, "DA"),
-        element(0x00080023, "DA", DUMMY_DATE),
-        element(0x00080030, "TM"),
-        element(0x00080033, "TM", DUMMY_TIME),
-        element(0x00080050, "SH"),
-        element(0x00080060, "CS", "OT"),
-        element(0x00080070, "LO", "Palimpsest"),
-        element(0x00080090, "PN"),
-        element(0x0008103E, "LO", f"Codec weights {weights.name} {weights.sha256[:8]}"),
-        element(0x00089123, "UI", CREATOR_VERSION_UID),
-        element(0x00100010, "PN", f"{PATIENT}^"),
-        element(0x00100020, "LO", PATIENT),
-        element(0x00100030, "DA"),
-        element(0x00100040, "CS"),
-        element(0x0020000D, "UI", study),
-        element(0x0020000E, "UI", weights_uid(weights.sha256, "series")),
-        element(0x00200010, "SH"),
-        element(0x00200011, "IS"),
-        element(0x00200013, "IS"),
-        element(0x00200060, "CS"),
-        sequence(0x00400555),
-        element(base | 0x10, "LO", PRIVATE_CREATOR),
-        element(block | FORMAT, "LO", FORMAT_NAME),
-        element(block | BITSTREAM_DIGEST, "LO", weights.sha256),
-        element(block | LENGTH, "LO", str(len(weights.data))),
-        element(block | FIRST_CHUNK, "OB", weights.data),
-    )
-    return part10(weights_uid(weights.sha256), b"".join(body))
+    series = weights_uid(weights.sha256, "series")
+    names = Names(uid, f"{PATIENT}^", PATIENT, study, series, CREATOR_VERSION_UID)
+    header = raw_data_header(names, {SERIES_DESCRIPTION: element(SERIES_DESCRIPTION, "LO", described)})
+    return part10(uid, header + private_block(FORMAT_NAME, weights.data))
 
 
 # --- the archive ---
@@ -152,7 +111,8 @@ def needed_ids(envelope: bytes | memoryview) -> frozenset[bytes]:
     if SectionType.FRAMES not in sections:
         return frozenset()
     parts = [*box.unpack_frames(sections[SectionType.FRAMES])]
-    parts += [sections[SectionType.STACK]] if SectionType.STACK in sections else []
+    if SectionType.STACK in sections:
+        parts += [stack for stack in box.unpack_frames(sections[SectionType.STACK]) if len(stack)]
     try:
         return frozenset(name for part in parts if (name := needed_by(part)) is not None)
     except CorruptBitstream as error:

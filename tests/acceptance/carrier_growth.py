@@ -24,7 +24,7 @@ from gateway.errors import PalimpsestError
 from gateway.policy import DEFAULT_ARCHIVE, ArchiveRule
 from stego.seal import LENGTH_CLASSES
 from stego.segmented import suitability
-from worker.carrying import MOST_GROWTH, carry, choose_place, growth
+from worker.carrying import MOST_GROWTH, carry, choose_place, growth, without_record
 from worker.framechain import ChainCoder
 from worker.pixels import PixelSource, open_pixels
 from worker.splice import read_object
@@ -65,7 +65,7 @@ def measure(path: Path, source: PixelSource, record_bytes: int, rule: ArchiveRul
     carrying = carry(source, place, message, **keys, coder=coder)
     assert carrying is not None
     started = time.perf_counter()
-    ratio = growth(source, place, carrying, coder)
+    ratio = growth(carrying, without_record(source, place, carrying, coder))
     spent = time.perf_counter() - started
     modality = source.spans.dataset.ascii(MODALITY) or "?"
     return Growth(path, modality, found.ok, found.entropy, carrying.coded.coder, ratio, spent)

@@ -17,7 +17,7 @@ from worker.opener.symmetric import digest
 
 Sections = dict[int, bytes]
 CONTEXT, WRAPS, IMAGE, FRAMES, CARRIER, RECORD, SIDE, WHOLE, PIXEL_WRAPS, ADAPTER, STACK, MEMBERS, SPAN = range(1, 14)
-BESIDE, SEGMENTED, SEALED = range(3)
+BESIDE, SEGMENTED, SEALED, INITIAL = range(4)
 MAGIC = b"PALM"
 VERSIONS = (1, 2)
 PIECE_BYTES = 1 << 30  # container bytes in one DICOM element
@@ -29,7 +29,7 @@ _CARRIER = struct.Struct("<BIQI")
 
 @dataclass(frozen=True)
 class Carrier:
-    """Where the sealed record lies: mode (BESIDE, SEGMENTED, SEALED), frame, first bit, bits, bitmap."""
+    """Where the sealed record lies: mode, frame (INITIAL: number of the stack), first bit, bits, bitmap."""
 
     mode: int
     frame: int
@@ -110,9 +110,9 @@ def members(sections: Sections) -> Iterator[Sections]:
         at += length
 
 
-def read_frames(sections: Sections) -> list[bytes]:
-    """The coded frames of an object, or of a whole group."""
-    body = part_of(sections, FRAMES)
+def read_frames(sections: Sections, kind: int = FRAMES) -> list[bytes]:
+    """The coded frames of an object, or of a whole group; or its stacks (kind STACK), one every 16 frames or empty."""
+    body = part_of(sections, kind)
     count = struct.unpack_from("<I", body)[0] if len(body) >= 4 else 0
     if not 0 < count <= (len(body) - 4) // 4:
         raise Damaged("impossible number of frames")
@@ -149,10 +149,11 @@ def read_wraps(body: bytes) -> list[bytes]:
 def read_carrier(sections: Sections) -> Carrier:
     """Section CARRIER."""
     body = part_of(sections, CARRIER)
-    if len(body) < _CARRIER.size or body[0] > SEALED:
+    if len(body) < _CARRIER.size or body[0] > INITIAL:
         raise Damaged("the carrier is broken")
     mode, frame, start, bits = _CARRIER.unpack_from(body)
-    if len(body) - _CARRIER.size != (bits + 7) // 8 + (80 if mode == SEALED else 0):
+    bitmap = 0 if mode == INITIAL else (bits + 7) // 8 + (80 if mode == SEALED else 0)
+    if len(body) - _CARRIER.size != bitmap or (mode == INITIAL and (start % 8 or bits % 8)):
         raise Damaged("the carrier is broken")
     return Carrier(mode, frame, start, bits, body[_CARRIER.size :])
 

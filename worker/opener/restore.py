@@ -16,7 +16,11 @@ import numpy as np
 
 from codec.bitplane import Words
 from codec.blob import Frame
+from codec.errors import CodecError
+from codec.groupread import open_with
+from codec.lattice import Plane
 from codec.pixelformat import PixelFormat
+from codec.plainstack import PlainStack
 from stego.dictionary import DICTIONARY
 from worker.opener import objects, plan, zstd
 from worker.opener.carrier import Segment, frame_digest
@@ -62,10 +66,12 @@ class Chain:
 
     def __init__(self, sections: Sections, decoder: FrameDecoder) -> None:
         self.blobs = objects.read_frames(sections)
-        if objects.STACK in sections:
-            raise Damaged("this opener is older than the object: it has a stack of global parts")
+        self._stacks = objects.read_frames(sections, objects.STACK) if objects.STACK in sections else []
+        if self._stacks and len(self._stacks) != -(-len(self.blobs) // RUN):
+            raise Damaged("there is not one stack for every run of frames")
         self._shared, self._decoder = sections.get(objects.ADAPTER), decoder
         self._at, self._last = -1, None
+        self._run, self._uppers, self._initial = -1, list[list[Plane]](), b""
 
     def frame(self, index: int) -> Frame:
         """Frame `index`, from the independent one before it on."""
@@ -73,11 +79,30 @@ class Chain:
         found = self._last
         for at in range(start, index + 1):
             previous = found.words if found is not None and at % RUN else None
-            found = self._decoder.decode(self.blobs[at], previous=previous, shared=self._shared)
+            upper = self._opened(at // RUN)[at % RUN] if self._stacks else None
+            found = self._decoder.decode(self.blobs[at], previous=previous, shared=self._shared, upper=upper or None)
             self._at, self._last = at, found
         if found is None:
             raise Damaged("a frame is not there")
         return found
+
+    def initial(self, run: int) -> bytes:
+        """The bytes that a run's stack begins with."""
+        if not 0 <= run < len(self._stacks):
+            raise Damaged("there is no such stack")
+        self._opened(run)
+        return self._initial
+
+    def _opened(self, run: int) -> list[list[Plane]]:
+        """Planes of the global parts of a run's frames, out of its stack."""
+        if self._run != run:
+            try:
+                blobs = self.blobs[run * RUN : (run + 1) * RUN]
+                self._uppers, self._initial = open_with(PlainStack, blobs, self._stacks[run])
+            except CodecError as error:
+                raise Damaged(f"a stack cannot be decoded: {error}") from error
+            self._run = run
+        return self._uppers
 
 
 # --- seals (docs/payload-format.md, sections 1 to 6) ---
@@ -157,13 +182,15 @@ def _coded(sections: Sections, keys: Keys, chain: Chain) -> Opened:
     context, key = objects.part_of(sections, objects.CONTEXT), _data_key(sections, keys)
     carrier, span = objects.read_carrier(sections), objects.read_span(sections, len(chain.blobs))
     words: list[Words] = []
-    digests, segment, fmt = [], None, None
+    digests, segment, fmt, initial = [], None, None, b""
     for number, index in enumerate(span):
         frame = chain.frame(index)
         fmt = fmt or frame.fmt
         if frame.fmt != fmt:
             raise Damaged("frames of different formats")
-        if carrier.mode != objects.BESIDE and number == carrier.frame:
+        if carrier.mode == objects.INITIAL and index // RUN == carrier.frame:
+            initial = chain.initial(carrier.frame)[carrier.start // 8 : (carrier.start + carrier.bits) // 8]
+        if carrier.mode in (objects.SEGMENTED, objects.SEALED) and number == carrier.frame:
             segment = Segment(frame, carrier.start, carrier.bits)
             digests.append(segment.untouched())
         else:
@@ -171,7 +198,7 @@ def _coded(sections: Sections, keys: Keys, chain: Chain) -> Opened:
         words.append(frame.words)
     if fmt is None or sha256(b"".join(digests)).digest() != context[52:84]:
         raise Damaged("the seals belong to other pixels")
-    sealed = sections.get(objects.RECORD, b"")
+    sealed = initial + sections.get(objects.RECORD, b"")
     if segment is not None:
         sealed = segment.message(derive(key, context, "pos/v1"), context[22:38])
         words[carrier.frame] = segment.exact(_bitmap(carrier, key, context))
