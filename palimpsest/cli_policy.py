@@ -139,6 +139,11 @@ def _explained(made: DryRun) -> Iterator[str]:
     yield f"archive: rule '{archived.rule}'{_passing(archived.passed)}"
     how = f"sealed whole ({archived.reason})" if archived.reason else f"coded by {archived.coder}"
     yield f"  {how}, record {archived.carrier}; {archived.size} bytes, of these {archived.payload_bytes} of payload"
+    if archived.global_part:
+        lengths = archived.global_part
+        both = f"{lengths['causal_bytes']} bytes in the frames, {lengths['stack_bytes']} on a stack"
+        kept = f"on a stack with {lengths['record_bytes']} of the record" if lengths["frames"] else "in the frames"
+        yield f"  global part {both}: kept {kept}"
     if archived.not_tried:
         yield f"  and for {', '.join(archived.not_tried)}, whose keys are not used here"
     for each in made.delivered:

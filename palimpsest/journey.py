@@ -35,6 +35,7 @@ class Journey:
     forwards: tuple[ForwardRow, ...] = ()
     verdict: Verdict | None = None
     fetch_error: str = ""
+    global_part: dict[str, int] = field(default_factory=dict)  # both its lengths (worker.stacking.global_part)
     known_before: bool = False  # the gateway had exactly this data set already
     superseded: bool = False  # another version under the same UID is the current one
     _future: Future[None] | None = field(default=None, repr=False)
@@ -182,6 +183,7 @@ class Tracker:
         if journey.row is not None and journey.row.state in IN_ARCHIVE:
             journey.forwards = tuple(self._index.forwards(instance_id=journey.row.id))
             journey.superseded = not journey.row.current
+            journey.global_part = self._index.facts(journey.row.id).get("global_part") or {}
 
     def _has_arrived(self, journey: Journey) -> bool:
         row = journey.row

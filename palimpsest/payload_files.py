@@ -262,6 +262,7 @@ def _candidate_facts(made: Candidate) -> dict[str, str | int | float]:
         "coder": made.coder,
         "payload bytes": made.payload_bytes,
         "patient key": made.patient_key,
+        **{f"global part, {name.replace('_', ' ')}": count for name, count in made.global_part.items()},
         **({"why sealed whole": made.reason} if made.reason else {}),
     }
 

@@ -72,6 +72,10 @@ def _archive_facts(data: bytes) -> Facts:
         "sections": {kind.name.lower(): len(body) for kind, body in sections.items()},
         "bitstream SHA-256": envelope.bitstream_sha256,
     }  # fmt: skip
+    if SectionType.STACK in sections and SectionType.CARRIER in sections:
+        carrier = box.unpack_carrier(sections[SectionType.CARRIER])
+        initial = carrier.nbits // 8 if carrier.mode is box.CarrierMode.INITIAL else 0
+        facts["record bytes in a stack"] = initial
     return facts | ({"pixel SHA-256": envelope.pixel_sha256} if envelope.pixel_sha256 else {})
 
 

@@ -203,6 +203,7 @@ def _file(journey: Journey) -> dict[str, Any]:
     if row is not None:
         names = ("id", "modality", "state", "form", "reason", "coder", "carrier", "archived_size", "codec_bytes")
         facts |= {name: getattr(row, name) for name in (*names, "payload_bytes", "raw_pixel_bytes")}
+        facts["global_part"] = journey.global_part
     return facts
 
 

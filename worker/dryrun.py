@@ -35,7 +35,8 @@ class Passed:
 class Archived:
     """The archive object that would be made. form: CODED or PASSTHROUGH (then `reason` says why); size in bytes.
 
-    not_tried: names of recipients, whose keys this trial does not use; each makes the object a little larger.
+    global_part: both its lengths (`worker.stacking.global_part`). not_tried: names of recipients, whose keys this trial
+    does not use; each makes the object a little larger.
     """
 
     rule: str
@@ -46,6 +47,7 @@ class Archived:
     carrier: str
     size: int
     payload_bytes: int
+    global_part: dict[str, int]
     not_tried: tuple[str, ...]
 
 
@@ -137,7 +139,8 @@ def _archived(data: bytes, policy: Policy, ring: KeyRing, found: Mapping[str, st
     made = build_candidate(data, _FACTS, ring, rule=tried)
     return Archived(
         rule.name, _passed(policy.archive, rule, found), str(made.form), made.reason, made.coder, made.carrier,
-        len(made.envelope), made.payload_bytes, tuple(dict.fromkeys((*rule.recipients, *rule.cms))),
+        len(made.envelope), made.payload_bytes, dict(made.global_part),
+        tuple(dict.fromkeys((*rule.recipients, *rule.cms))),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import tracemalloc
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -79,12 +80,25 @@ def test_frames_and_wraps_come_back(blobs: list[bytes]) -> None:
 def test_carriers_come_back(mode: CarrierMode, frame: int, start: int, bitmap: bytes) -> None:
     sealed = bytes(BITMAP_OVERHEAD) if mode is CarrierMode.SEALED else b""
     carrier = Carrier(mode, frame, start, 8 * len(bitmap), sealed + bitmap)
+    if mode is CarrierMode.INITIAL:
+        for wrong in (replace(carrier, bitmap=b"", start=8 * frame + 1), replace(carrier, bitmap=b"", nbits=0)):
+            with pytest.raises(IntegrityError):
+                box.unpack_carrier(memoryview(box.pack_carrier(wrong)))
+        carrier = Carrier(mode, frame, 8 * (start // 8), 8 * (len(bitmap) + 1))
     if mode is CarrierMode.BESIDE:
         if carrier != Carrier(mode):
             with pytest.raises(IntegrityError):
                 box.unpack_carrier(memoryview(box.pack_carrier(carrier)))
         carrier = Carrier(mode)
     assert box.unpack_carrier(memoryview(box.pack_carrier(carrier))) == carrier
+
+
+def test_there_is_one_stack_for_every_run_of_frames() -> None:
+    packed = memoryview(box.pack_frames([b"", b"stack", b""]))
+    assert [bytes(each) for each in box.unpack_stacks(packed, 3)] == [b"", b"stack", b""]
+    for runs in (1, 2, 4):
+        with pytest.raises(IntegrityError):
+            box.unpack_stacks(packed, runs)
 
 
 def test_a_list_of_wraps_without_end_is_refused() -> None:
