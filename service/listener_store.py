@@ -16,6 +16,7 @@ from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Accepted
 from gateway.spool import StoredFile
+from gateway.transfer_syntaxes import MADE
 from gateway.uids import parse_sop_class, parse_sop_instance
 from service.listener_command import StoreCommand
 from service.listener_stream import Refuse, Store
@@ -38,15 +39,21 @@ def on_echo(event: Any) -> int:
 
 
 def on_requested(event: Any) -> None:
-    """Put every proposed context's transfer syntaxes in our order before they are negotiated.
+    """Put every proposed context's transfer syntaxes in our order before they are negotiated; of one in which the peer
+    only receives (C-GET) in its own, lossy ones last: what is not stored in one cannot be given in it.
 
     A context without any syntax is dropped: it violates PS3.8 9.3.2.2 and would break the negotiation of its
     neighbours.
     """
     request = event.assoc.requestor.primitive
     contexts = [cx for cx in request.presentation_context_definition_list if cx.transfer_syntax]
+    roles = event.assoc.requestor.role_selection
     for context in contexts:
-        context.transfer_syntax = sort_syntaxes(context.transfer_syntax)
+        role = roles.get(context.abstract_syntax)
+        if role is not None and role.scp_role and not role.scu_role:
+            context.transfer_syntax = sorted(context.transfer_syntax, key=lambda syntax: syntax not in MADE)
+        else:
+            context.transfer_syntax = sort_syntaxes(context.transfer_syntax)
     request.presentation_context_definition_list = contexts
 
 
