@@ -107,12 +107,19 @@ class Batcher:
 
     most: jobs in one launch. pause: seconds that an idle device waits for company after the first caller came.
     fallback: does the jobs when the device is lost; from then on it does them all. `lost`: why, None while all is well.
+    patience: seconds that a caller waits for its results (None: for ever); then the device is given up. `stuck`: it was
+    given up in the middle of something, and may hold this process's threads and memory until the process ends.
     """
 
-    def __init__(self, device: Device, fallback: Device, *, most: int = 1024, pause: float = 0.002) -> None:
+    def __init__(
+        self, device: Device, fallback: Device, *, most: int = 1024, pause: float = 0.002, patience: float | None = None
+    ) -> None:
         self.tally = Tally()
         self.lost: DeviceLost | None = None
+        self.stuck = False
         self._device, self._fallback, self._most, self._pause = device, fallback, most, pause
+        self._patience = patience
+        self._running: list[_Waiting[Any, Any]] = []
         self._queues: dict[str, list[_Waiting[Any, Any]]] = {"encode": [], "decode": []}
         self._changed = threading.Condition()
         self._ended = False
@@ -128,11 +135,19 @@ class Batcher:
         return self._ask("decode", jobs)
 
     def close(self) -> None:
-        """End the thread once what was asked for is done."""
+        """End the thread once what was asked for is done; a stuck one is left behind."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        self._thread.join()
+        if not self.stuck:
+            self._thread.join()
+
+    def give_up(self, reason: str) -> None:
+        """Wait for the device no longer: whoever waits, and asks from now on, is served by the fallback."""
+        with self._changed:
+            self.stuck = True
+            self.lost = self.lost or DeviceLost(reason)
+            self._release(self._running)
 
     def _ask(self, kind: str, jobs: Sequence[Any]) -> list[Any]:
         if not jobs:
@@ -146,7 +161,8 @@ class Batcher:
                 self._queues[kind].append(waiting)
                 self._changed.notify_all()
         if lost is None:
-            waiting.done.wait()
+            if not waiting.done.wait(self._patience):
+                self.give_up(f"the device gave no answer for {self._patience:g} s")
             lost = waiting.lost
         if lost is None:
             return waiting.results
@@ -161,12 +177,17 @@ class Batcher:
                 self._launch(*taken)
         finally:  # whatever ended it: nobody waits for ever
             with self._changed:
-                left = [waiting for queue in self._queues.values() for waiting in queue]
-                self._queues = {kind: [] for kind in self._queues}
-                self.lost = self.lost or (DeviceLost("the device's thread ended") if left else None)
-            for waiting in left:
-                waiting.lost = self.lost
-                waiting.done.set()
+                if any(self._queues.values()):
+                    self.lost = self.lost or DeviceLost("the device's thread ended")
+                self._release([])
+
+    def _release(self, running: Sequence[_Waiting[Any, Any]]) -> None:
+        """Tell who waits, and whose jobs are running, that the device is lost."""
+        left = [waiting for queue in self._queues.values() for waiting in queue]
+        self._queues = {kind: [] for kind in self._queues}
+        for waiting in (*left, *running):
+            waiting.lost = self.lost
+            waiting.done.set()
 
     def _take(self) -> tuple[str, list[_Waiting[Any, Any]]] | None:
         """The next batch: whole callers, in their order, up to `most` jobs; None at the end."""
@@ -183,6 +204,7 @@ class Batcher:
             while queue and (not batch or count + len(queue[0].jobs) <= self._most):
                 count += len(queue[0].jobs)
                 batch.append(queue.pop(0))
+            self._running = batch
             return kind, batch
 
     def _launch(self, kind: str, batch: list[_Waiting[Any, Any]]) -> None:
@@ -203,12 +225,14 @@ class Batcher:
         self, batch: list[_Waiting[Any, Any]], jobs: int, results: list[Any], lost: DeviceLost | None
     ) -> None:
         with self._changed:
-            self.lost = lost
+            if self.stuck:  # too late: they were told, and are served elsewhere
+                return
+            self.lost, self._running = lost, []
             if lost is None:
                 self.tally.launches += 1
                 self.tally.jobs += jobs
                 self.tally.largest = max(self.tally.largest, jobs)
-        for waiting in batch:
-            waiting.lost, waiting.results = lost, results[: len(waiting.jobs)]
-            results = results[len(waiting.jobs) :]
-            waiting.done.set()
+            for waiting in batch:
+                waiting.lost, waiting.results = lost, results[: len(waiting.jobs)]
+                results = results[len(waiting.jobs) :]
+                waiting.done.set()

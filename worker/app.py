@@ -37,8 +37,8 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
     app = celery_app(settings)
     if device is not None:  # a child that compiles kernels for a device is up when it has done so; the default is 4 s
         app.conf.worker_proc_alive_timeout = DEVICE_START_SECONDS
-    runtime = Runtime(settings, name, device)
     parent = os.getpid()
+    runtime = Runtime(settings, name, device, leave=lambda: os.kill(parent, signal.SIGTERM))
 
     def child_started(**_: object) -> None:
         die_with_parent(parent)

@@ -26,6 +26,8 @@ __all__ = ["Provers", "process_batch"]
 log = logging.getLogger(__name__)
 
 DEVICE_LOST = "device-lost"
+#: seconds that an instance waits for its tiles: a full launch takes a few
+PATIENCE = 120.0
 
 
 class Provers:
@@ -71,7 +73,11 @@ def process_batch(gw: Gateway, provers: Prover, instance_id: int, owner: str, de
         return {}
     rows = [row, *_mates(gw, row, owner)]
     # a time limit is raised here, in the main thread: those of the instances may hang, and must hold no row then
-    with released_on_failure(gw, rows[1:], owner), ThreadPoolExecutor(len(rows), "instance") as pool:
+    with (
+        released_on_failure(gw, rows[1:], owner),
+        _given_up_on_failure(device),
+        ThreadPoolExecutor(len(rows), "instance") as pool,
+    ):
         futures = [pool.submit(_carry, gw, provers, each, owner, device) for each in rows]
     _tell_if_lost(gw, device)
     for mate, future in zip(rows[1:], futures[1:], strict=True):
@@ -88,6 +94,16 @@ def _mates(gw: Gateway, row: InstanceRow, owner: str) -> Sequence[InstanceRow]:
     if row.attempts > 1 or row.series_uid is None or settings.gpu_batch == 1 or room <= 0:
         return ()
     return gw.index.claim_mates(row, owner, settings.lease_seconds, limit=settings.gpu_batch - 1, size_limit=room)
+
+
+@contextmanager
+def _given_up_on_failure(device: Batcher) -> Iterator[None]:
+    """Threads that the end of a batch leaves behind are no longer served: their process must end (`Batcher.stuck`)."""
+    try:
+        yield
+    except BaseException:
+        device.give_up("a batch was ended before its time")
+        raise
 
 
 def _carry(gw: Gateway, provers: Prover, row: InstanceRow, owner: str, device: Batcher) -> str:
@@ -109,5 +125,6 @@ def _record(gw: Gateway, row: InstanceRow, owner: str, future: Future[str]) -> N
 def _tell_if_lost(gw: Gateway, device: Batcher) -> None:
     """A lost device costs speed, no image: a person should know."""
     if device.lost is not None:
-        message = "a GPU worker lost its device and goes on with CPU kernels until it is started again"
+        then = "ends to be started again" if device.stuck else "goes on with CPU kernels until it is started again"
+        message = f"a GPU worker lost its device ({device.lost}) and {then}"
         gw.index.alert_raise(DEVICE_LOST, "gpu worker", message, "warning")

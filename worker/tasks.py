@@ -22,7 +22,7 @@ from gateway.instance import ForwardState
 from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
-from worker.gpubatch import Provers, process_batch
+from worker.gpubatch import PATIENCE, Provers, process_batch
 from worker.grouping import process_series
 from worker.indexing import index_by_door, index_instance
 from worker.pipeline import failure_reason, record_failure
@@ -39,11 +39,15 @@ Reply = dict[str, Any]
 class Runtime:
     """What one pool child owns: a Gateway and a Verifier, both made after the fork, and the name it signs leases
     with. device: number of the CUDA device that it codes on, opened after the fork, too; None: it codes by itself.
+    leave: ends the whole worker, warm; asked for when a device is stuck, which nothing but a new process heals.
     """
 
-    def __init__(self, settings: Settings, name: str, device: int | None = None) -> None:
+    def __init__(
+        self, settings: Settings, name: str, device: int | None = None, leave: Callable[[], None] | None = None
+    ) -> None:
         self.settings = settings
         self.device = device
+        self._leave = leave
         self._name = name
         self._owner = ""
         self._gateway: Gateway | None = None
@@ -82,8 +86,14 @@ class Runtime:
     def batcher(self) -> Batcher:
         """The device of a GPU worker. Raises NoDevice."""
         if self._batcher is None:
-            self._batcher = Batcher(open_device(self.device or 0), open_processor())
+            self._batcher = Batcher(open_device(self.device or 0), open_processor(), patience=PATIENCE)
         return self._batcher
+
+    def leave_if_stuck(self) -> None:
+        """End this worker once its task is done if its device hangs; whoever supervises it starts another."""
+        if self._leave is not None and self._batcher is not None and self._batcher.stuck:
+            log.warning("a GPU worker ends: its device is stuck")
+            self._leave()
 
     def _new_verifier(self) -> Verifier:
         # the memory that giving back will have, too; and time for a verdict before the task's own limit
@@ -125,7 +135,10 @@ def run_encode(runtime: Runtime, instance_id: int) -> Reply:
     if runtime.device is None:
         states = process_series(runtime.gw, runtime.verifier, instance_id, runtime.owner)
     else:
-        states = process_batch(runtime.gw, runtime.provers, instance_id, runtime.owner, runtime.batcher)
+        try:
+            states = process_batch(runtime.gw, runtime.provers, instance_id, runtime.owner, runtime.batcher)
+        finally:
+            runtime.leave_if_stuck()
     for each in states:
         for row in runtime.gw.index.forwards(each, ForwardState.WAITING):
             wake_up(runtime.gw, row.id)  # a message is found by its one argument

@@ -115,3 +115,34 @@ def test_the_device_in_use_is_that_of_the_block_and_of_the_thread() -> None:
         with using(None):
             assert current_device() is None
     assert current_device() is None and seen == [None]
+
+
+def test_a_stuck_device_is_given_up_and_its_late_answer_counts_for_nothing() -> None:
+    device, elsewhere = Doubling(), Doubling()
+    batcher = Batcher(device, elsewhere, pause=0, patience=0.2)
+    device.gate.clear()
+    with ThreadPoolExecutor(3) as pool:  # one is running, two wait behind it: all are served
+        first = pool.submit(batcher.encode, [1])
+        assert device.begun.wait(30)
+        rest = [pool.submit(batcher.encode, [n]) for n in (2, 3)]
+        assert [future.result(30) for future in (first, *rest)] == [[2], [4], [6]]
+    assert batcher.stuck and str(batcher.lost) == "the device gave no answer for 0.2 s"
+    assert sorted(elsewhere.seen) == [[1], [2], [3]] and len(device.seen) == 1
+    batcher.close()  # waits for nothing
+    assert batcher._thread.is_alive()
+    device.gate.set()
+    batcher._thread.join(30)
+    assert batcher.stuck and batcher.lost is not None and batcher.tally.launches == 0
+
+
+def test_who_waits_is_served_when_the_device_is_given_up() -> None:
+    device, elsewhere = Doubling(), Doubling()
+    batcher = Batcher(device, elsewhere, pause=0)
+    device.gate.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(batcher.encode, [5])
+        assert device.begun.wait(30)
+        batcher.give_up("enough")
+        assert waits.result(30) == [10] and elsewhere.seen == [[5]]
+    assert batcher.encode([7]) == [14]
+    device.gate.set()

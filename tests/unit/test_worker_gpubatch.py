@@ -39,15 +39,17 @@ OTHER_SERIES = "1.2.3.100.2"
 
 
 class Fake(Processor):
-    """A device that is this processor, or one that is lost as soon as it is asked."""
+    """A device that is this processor, one that is lost as soon as it is asked, or one that answers when let."""
 
-    def __init__(self, *, lost: bool = False) -> None:
-        self.lost = lost
+    def __init__(self, *, lost: bool = False, answers: threading.Event | None = None) -> None:
+        self.lost, self.answers = lost, answers
 
     def encode(self, jobs: Sequence[Any]) -> list[Any]:
         """See codec.gpu.Device."""
         if self.lost:
             raise DeviceLost("gone")
+        if self.answers is not None:
+            self.answers.wait(120)
         return super().encode(jobs)
 
 
@@ -203,6 +205,7 @@ def test_a_time_limit_gives_every_instance_back_even_if_their_threads_hang(
         with pytest.raises(TimeLimit):
             batch(gw, ids[0], device)
         mates = [gw.index.get(each) for each in ids[1:]]
+        assert device.stuck  # its process has to end: it has threads that hang
     finally:
         end.set()
         signal.signal(signal.SIGALRM, before)
@@ -217,6 +220,24 @@ def test_a_lost_device_is_told_and_costs_no_image(gw: Gateway) -> None:
     assert set(batch(gw, ids[0], lost)) == set(ids)
     assert [alert.kind for alert in gw.index.alerts()] == ["device-lost"]
     lost.close()
+
+
+def test_a_stuck_device_costs_no_image_and_ends_its_worker_once(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had is coded by CPU kernels after a bounded time; then the process leaves, for nothing else heals it."""
+    answers, left = threading.Event(), list[str]()
+    monkeypatch.setattr("worker.tasks.open_device", lambda number: Fake(answers=answers))
+    monkeypatch.setattr("worker.tasks.PATIENCE", 0.3)
+    runtime = Runtime(gw.settings, "gpu-0", device=0, leave=lambda: left.append("leave"))
+    runtime._gateway = gw
+    runtime._provers = InProcess(gw.keys)  # type: ignore[assignment]
+    ids = [take_in(gw, image(n)).row.id for n in range(3)]
+    assert run_encode(runtime, ids[0]) == {"state": "ARCHIVED"}
+    assert left == ["leave"] and states(gw, ids) == [State.ARCHIVED] * 3
+    assert all(row.lease_owner is None and row.attempts == 1 for row in map(gw.index.get, ids))
+    [alert] = gw.index.alerts()
+    assert alert.kind == "device-lost" and "no answer for 0.3 s" in alert.message and "ends to be" in alert.message
+    runtime.batcher.close()  # does not wait for the thread that hangs
+    answers.set()
 
 
 # --- a CPU worker takes over ---
