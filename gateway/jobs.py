@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from celery import Celery
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENCODE_TASK", "FORWARD_TASK", "GPU_QUEUE", "INDEX_TASK", "QUEUES", "QUEUE_OF", "RETRIEVE_TASK",
-    "CeleryQueue", "JobQueue", "MemoryQueue", "celery_app", "flush_outbox",
+    "CeleryQueue", "JobQueue", "MemoryQueue", "Message", "celery_app", "flush_outbox",
 ]  # fmt: skip
 
 GPU_QUEUE: Final = "gpu"  # encode messages, where there is a GPU worker (settings.encode_queue)
@@ -46,11 +47,24 @@ _LAST_POLL: Final = 0.05
 Args = Sequence[int | str]
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One task to be done. args: ids and machine words; priority: 0 (most urgent) to 9."""
+
+    task: str
+    args: tuple[int | str, ...]
+    queue: str
+    priority: int = 5
+
+
 class JobQueue(Protocol):
     """Sending tasks by name. Every method raises Unavailable ``queue-unavailable`` while the broker is away."""
 
     def send(self, task: str, args: Args, queue: str, priority: int = 5) -> None:
         """Hand a message over; it may be lost or delivered twice, so the database must know of the work as well."""
+
+    def send_many(self, messages: Sequence[Message]) -> None:
+        """Hand several over in one go; if it raises, some of them may have gone out."""
 
     def call(self, task: str, args: Args, queue: str, timeout: float, priority: int = 0) -> dict[str, Any]:
         """Send and wait for the answer, a JSON object. Raises Unavailable: ``task-timeout``, ``task-failed``."""
@@ -130,12 +144,24 @@ class CeleryQueue:
 
     def send(self, task: str, args: Args, queue: str, priority: int = 5) -> None:
         """See JobQueue."""
-        _check(args, queue)
+        self.send_many([Message(task, tuple(args), queue, priority)])
+
+    def send_many(self, messages: Sequence[Message]) -> None:
+        """See JobQueue. What `send_task` does, without its signals and events, and with one round trip for all."""
+        for message in messages:
+            _check(message.args, message.queue)
         if time.monotonic() < self._down_until:  # a door must not pay the connection timeout for every object
             raise Unavailable("queue-unavailable", "the job queue did not answer a moment ago")
         try:
-            with _broker_errors():
-                self._app.send_task(task, args=list(args), queue=queue, priority=priority, ignore_result=True)
+            with _broker_errors(), self._app.producer_pool.acquire(block=True) as producer, producer.batch():
+                for message in messages:
+                    task = self._app.amqp.as_task_v2(
+                        str(uuid.uuid4()), message.task, list(message.args), {}, ignore_result=True
+                    )
+                    producer.publish(
+                        task.body, headers=task.headers, exchange="", routing_key=message.queue,
+                        priority=message.priority, serializer="json", **task.properties,
+                    )  # fmt: skip
         except Unavailable:
             self._down_until = time.monotonic() + DOWN_SECONDS
             raise
@@ -197,6 +223,11 @@ class MemoryQueue:
         self.ping()
         heapq.heappush(self._waiting[queue], (priority, next(self._order), task, tuple(args)))
 
+    def send_many(self, messages: Sequence[Message]) -> None:
+        """See JobQueue."""
+        for message in messages:
+            self.send(message.task, message.args, message.queue, message.priority)
+
     def call(self, task: str, args: Args, queue: str, timeout: float, priority: int = 0) -> dict[str, Any]:
         """See JobQueue; the handler runs at once, in the caller's thread."""
         _check(args, queue)
@@ -251,18 +282,18 @@ def flush_outbox(
     """Send what the outbox holds (for these instances, if given), most urgent first; returns how many.
 
     encode_queue: where encodes go (settings.encode_queue); the row names the task's own queue and knows of no GPU.
-    A crash between sending and forgetting sends twice, which idempotent tasks allow. Raises Unavailable; what was sent
-    until then is forgotten first.
+    A crash, or an error, between sending and forgetting sends twice, which idempotent tasks allow. Raises Unavailable.
     """
-    sent: list[int] = []
-    try:
-        for message in index.outbox_due(limit, instances):
-            name = encode_queue if message.task == ENCODE_TASK else message.queue
-            queue.send(message.task, message.args, name, message.priority)
-            sent.append(message.id)
-    finally:
-        index.outbox_sent(sent)
-    return len(sent)
+    due = index.outbox_due(limit, instances)
+    if due:
+        queue.send_many(
+            [
+                Message(each.task, each.args, encode_queue if each.task == ENCODE_TASK else each.queue, each.priority)
+                for each in due
+            ]
+        )
+        index.outbox_sent([each.id for each in due])
+    return len(due)
 
 
 def _check(args: Args, queue: str) -> None:
