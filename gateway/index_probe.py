@@ -22,7 +22,8 @@ class Probes(Database):
             known = conn.execute(sa.update(probe).where(probe.c.destination == result.destination).values(**values))
             if not known.rowcount:
                 conn.execute(probe.insert().values(destination=result.destination, **values))
-            detail: Detail = {"destination": result.destination, **result.counts()}
+            counts = ", ".join(f"{word} {number}" for word, number in result.counts().items())
+            detail: Detail = {"destination": result.destination, "outcome": counts}
             audit.append(conn, AuditEvent("probed", actor, detail=detail), self.now())
 
     def probe_of(self, destination: str, place: str | None = None) -> ProbeResult | None:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care, cli_codec, cli_keys, cli_payload, cli_policy
+from palimpsest import cli_care, cli_codec, cli_keys, cli_payload, cli_policy, cli_probe
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -60,6 +60,7 @@ cli_care.register(app)
 cli_codec.register(app)
 cli_policy.register(app)
 cli_payload.register(app)
+cli_probe.register(app)
 
 
 def _settings(home: Path | None) -> Settings:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
@@ -15,38 +15,15 @@ from pynetdicom.presentation import build_context
 
 from gateway.part10 import peek
 from gateway.settings import Destination
+from worker.forward_status import classify_status
 from worker.sender import Delivery, NotReached
 
-__all__ = ["DicomSender", "classify_status"]
+__all__ = ["DicomSender"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 SENDING = "sending-"  # temporary files begin so; after a kill the sweep finds them by it
 MAX_CONTEXTS = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"  # Raw Data Storage, the envelope's SOP class
-
-#: C-STORE statuses by their class (PS3.4 B.2.3, PS3.7 C): the first match decides.  Coercion of elements (B000) and
-#: B007 are deliveries with a remark; discarded elements (B006) are none: the payload is an element.
-STATUS_CLASSES: tuple[tuple[range, Literal["done", "retry", "permanent"], str], ...] = (
-    (range(0x0000, 0x0001), "done", "stored"),
-    (range(0xB006, 0xB007), "permanent", "element-discarded"),
-    (range(0xB000, 0xC000), "done", "stored-with-warning"),
-    (range(0xA700, 0xA800), "retry", "peer-out-of-resources"),
-    (range(0xA900, 0xAA00), "permanent", "peer-dataset-mismatch"),
-    (range(0xC000, 0xD000), "permanent", "peer-cannot-understand"),
-    (range(0x0122, 0x0123), "permanent", "peer-sop-class-not-supported"),
-    (range(0x0117, 0x0118), "permanent", "peer-invalid-instance"),
-    (range(0x0000, 0x10000), "retry", "peer-failure"),
-)
-
-
-def classify_status(status: int | None) -> Delivery:
-    """The delivery that a C-STORE response status means; None: no answer before the connection ended."""
-    if status is None:
-        return Delivery("down", "no-response")
-    for codes, outcome, reason in STATUS_CLASSES:
-        if status in codes:
-            return Delivery(outcome, reason)
-    return Delivery("retry", "peer-failure")
 
 
 class DicomSender:

@@ -25,8 +25,9 @@ from tests.fakes import NoStego
 from tests.proving import InProcess
 from worker.candidate import build_passthrough
 from worker.delivery import destination_lock, forward_instance, record_forward_failure
-from worker.forward import DicomSender, classify_status
+from worker.forward import DicomSender
 from worker.forward_folder import FolderSender
+from worker.forward_status import classify_status
 from worker.identity import Provenance
 from worker.pipeline import process_instance
 from worker.sender import Delivery
