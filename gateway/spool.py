@@ -45,9 +45,9 @@ class Spool(BlobStore):
         self._watermark = settings.watermark_bytes
         self._max_object = settings.max_object_bytes
 
-    def receive(self, head: bytes) -> Receiving:
+    def receive(self, head: bytes, buffer: memoryview | None = None) -> Receiving:
         """Begin a file that arrives in pieces; see `Receiving`."""
-        return Receiving(self, head)
+        return Receiving(self, head, buffer or memoryview(bytearray(CHUNK)))
 
     def incoming(self) -> Path:
         """A new, empty temporary file (mode 0600) for something about to arrive. Raises OutOfResources."""
@@ -148,9 +148,13 @@ class Receiving:
     It refuses instead of growing without bound: after that further bytes are dropped, and `finish` says why.
     """
 
-    def __init__(self, spool: Spool, head: bytes) -> None:
-        """head: what stands before the data set (PS3.10 7.1). Raises OutOfResources, Unavailable."""
+    def __init__(self, spool: Spool, head: bytes, buffer: memoryview) -> None:
+        """head: what stands before the data set (PS3.10 7.1); buffer: memory to gather in, lent until the end.
+
+        Raises OutOfResources, Unavailable.
+        """
         self._spool = spool
+        self._buffer, self._filled = buffer, 0
         self.path = spool.incoming()
         with storage_errors():
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
@@ -160,8 +164,27 @@ class Receiving:
         self._refused: PalimpsestError | None = None
         self._append(head)
 
+    def room(self, count: int) -> memoryview:
+        """Where up to `count` of the next bytes of the data set may be put; at least one. Then call `took`."""
+        if self._filled == len(self._buffer):
+            self._flush()
+        return self._buffer[self._filled : self._filled + count]
+
+    def took(self, count: int) -> None:
+        """So many bytes were put there."""
+        self._filled += count
+
     def write(self, piece: bytes | memoryview) -> None:
-        """Take the next bytes of the data set, or drop them after a refusal. Never raises."""
+        """Take the next bytes of the data set. Never raises."""
+        while len(piece):
+            room = self.room(len(piece))
+            room[:] = piece[: len(room)]
+            self.took(len(room))
+            piece = piece[len(room) :]
+
+    def _flush(self) -> None:
+        """Write and measure what was gathered, in few large calls, or drop it after a refusal."""
+        piece, self._filled = self._buffer[: self._filled], 0
         self._append(piece)
         if self._refused is None:
             self._whole.update(piece)
@@ -169,6 +192,7 @@ class Receiving:
 
     def finish(self) -> StoredFile:
         """All has arrived: fsync. Raises OutOfResources, Unavailable: whatever went wrong on the way."""
+        self._flush()
         if self._refused is not None:
             raise self._refused
         with storage_errors():

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import socket
 import socketserver
+import ssl
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,6 +110,17 @@ class _Checkpoint(threading.Event):
                 return True
 
 
+def _set_idle_timeout(connection: socket.socket, seconds: float) -> None:
+    """Have the kernel count, where Python would ask it to poll before every read; TLS needs Python's way."""
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(seconds)
+        return
+    connection.settimeout(None)
+    interval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        connection.setsockopt(socket.SOL_SOCKET, option, interval)
+
+
 class SpoolingServer(ThreadedAssociationServer):
     """Association server whose associations receive through `AssociationStream`."""
 
@@ -137,7 +150,7 @@ class _SpoolingRequest(RequestHandler):
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it Nagle costs 40 ms an object
         assoc: Any = super()._create_association()
         server: SpoolingServer = self.server  # type: ignore[assignment]
-        request.settimeout(server.limits.idle_seconds)
+        _set_idle_timeout(request, server.limits.idle_seconds)
         stream = server.make_stream(assoc)
         checkpoint = _Checkpoint()
         assoc._reactor_checkpoint = checkpoint

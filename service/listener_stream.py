@@ -16,6 +16,7 @@ import os
 import queue
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable
@@ -29,13 +30,16 @@ from service.listener_command import StoreCommand, file_meta, parse_store, store
 
 __all__ = ["AssociationStream", "Store", "WakingQueue"]
 
-BUFFER_BYTES = 256 << 10
+BUFFER_BYTES = 1 << 20
 #: Longest command set, and longest data set of a message that is no C-STORE.
 MESSAGE_CAP_BYTES = 1 << 20
 #: How long a thread with nothing to do sleeps before it looks at its timers.
 IDLE_POLL_MS = 50
 CLOSED_PAUSE_SECONDS = 0.002
-P_DATA_TF = 0x04
+STEP_BYTES = 64 << 10
+P_DATA_TF, A_ABORT = 0x04, 0x07
+PDU_HEADER, PDV_HEADER = 6, 6  # bytes: type, reserved, length; length, context, control
+HEADERS_BYTES = PDU_HEADER + PDV_HEADER
 ESTABLISHED = "Sta6"  # PS3.8 9.2: association established and ready for data transfer
 
 #: (calling AE title, command, received file) -> (status, error comment, what to do once the answer is sent)
@@ -77,10 +81,10 @@ class AssociationStream:
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
         self._polled = -1
+        # Fill a buffer in one call; TLS has no such flag.
+        self._flags = 0 if isinstance(self._socket(), ssl.SSLSocket) else socket.MSG_WAITALL
         self._pushed = b""
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._head = b""
-        self._left = 0  # bytes of the PDV's data still to come
         self._context = self._control = 0
         self._command = bytearray()
         self._request: StoreCommand | None = None
@@ -114,10 +118,10 @@ class AssociationStream:
         found = bytearray(self._pushed[:count])
         self._pushed = self._pushed[count:]
         while len(found) < count:
-            got = self._socket().recv_into(self._buffer, min(count - len(found), len(self._buffer)))
-            if got == 0:
+            more = self._socket().recv(min(count - len(found), STEP_BYTES))
+            if not more:
                 break
-            found += self._buffer[:got]
+            found += more
         return found
 
     def turn(self) -> bool:
@@ -132,6 +136,8 @@ class AssociationStream:
             return self._elsewhere()
         try:
             self._take_pdu()
+            while self._request is not None and not self._dul._kill_thread:  # the rest of the message is on its way
+                self._take_pdu()
         except (OSError, ValueError):  # ValueError: the socket was closed under our hands
             self._dul.event_queue.put("Evt17")  # transport connection closed
         except ProtocolError as error:
@@ -162,51 +168,72 @@ class AssociationStream:
         return fd in ready
 
     def _take_pdu(self) -> None:
-        header = self.recv(6)
-        if len(header) < 6:
-            raise OSError("the connection ended")
-        if header[0] != P_DATA_TF:
-            self._pushed = bytes(header)
+        got = self._pushed + self._some(HEADERS_BYTES - len(self._pushed))
+        self._pushed = b""
+        while len(got) < PDU_HEADER or (got[0] == P_DATA_TF and len(got) < HEADERS_BYTES):
+            more = self._some(HEADERS_BYTES - len(got))
+            if not more:
+                raise OSError("the connection ended")
+            got += more
+        if got[0] != P_DATA_TF:
+            if self._request is not None and got[0] != A_ABORT:
+                raise ProtocolError("pdu-inside-a-data-set")
+            self._pushed = got
             self._dul._read_pdu_data()
+            self._request = None if got[0] == A_ABORT else self._request
             return
-        (length,) = struct.unpack_from(">L", header, 2)
-        if length > self._pdu_bytes:
+        (left,) = struct.unpack_from(">L", got, 2)
+        if left > self._pdu_bytes:
             raise OSError("a PDU declares more bytes than any peer may send")
-        while length:
-            got = self._socket().recv_into(self._buffer, min(length, len(self._buffer)))
+        if left < PDV_HEADER:
+            raise ProtocolError("pdu-without-a-value")
+        head = got[PDU_HEADER:]
+        while left:
+            if not head:
+                head = bytes(self.recv(PDV_HEADER))
+                if len(head) < PDV_HEADER:
+                    raise OSError("the connection ended inside a PDU")
+            length, self._context, self._control = struct.unpack(">LBB", head)
+            if not 2 <= length <= left - 4:
+                raise ProtocolError("pdv-longer-than-its-pdu")
+            left -= length + 4
+            head = b""
+            self._take_value(length - 2)
+
+    def _take_value(self, left: int) -> None:
+        """The bytes of one presentation data value, in pieces; an empty one is a piece, too."""
+        last = bool(self._control & 2)
+        receiving = self._receiving if not self._control & 1 else None
+        while True:
+            if receiving is None:
+                piece = self._buffer[: min(left, len(self._buffer))]
+                self._fill(piece)
+                self._fragment(piece, last=last and left == len(piece))
+            else:
+                piece = receiving.room(left)
+                self._fill(piece)
+                receiving.took(len(piece))
+            left -= len(piece)
+            if not left:
+                break
+        if receiving is not None and last:
+            self._stored(receiving)
+
+    def _some(self, count: int) -> bytes:
+        return self._socket().recv(count) if count else b""
+
+    def _fill(self, room: memoryview) -> None:
+        """Read until it is full. Raises OSError: timeout, or the connection ended."""
+        connection, at = self._socket(), 0
+        while at < len(room):
+            got = connection.recv_into(room[at:], 0, self._flags)
             if got == 0:
                 raise OSError("the connection ended inside a PDU")
-            length -= got
-            self._consume(self._buffer[:got], length)
-        if self._left or self._head:
-            raise ProtocolError("pdv-longer-than-its-pdu")
-
-    def _consume(self, data: memoryview, still: int) -> None:
-        """Take the next bytes of a PDU of which `still` more are to come."""
-        at = 0
-        while at < len(data):
-            if not self._left:
-                need = 6 - len(self._head)
-                self._head += bytes(data[at : at + need])
-                at = min(len(data), at + need)
-                if len(self._head) < 6:
-                    return
-                length, self._context, self._control = struct.unpack(">LBB", self._head)
-                self._head, self._left = b"", length - 2
-                if not 0 <= self._left <= len(data) - at + still:
-                    raise ProtocolError("pdv-longer-than-its-pdu")
-            piece = data[at : at + self._left]
-            at += len(piece)
-            self._left -= len(piece)
-            self._fragment(piece, last=bool(self._control & 2) and not self._left)
+            at += got
 
     def _fragment(self, piece: memoryview, *, last: bool) -> None:
         if self._control & 1:
             self._command_fragment(piece, last=last)
-        elif self._receiving is not None:
-            self._receiving.write(piece)
-            if last:
-                self._stored(self._receiving)
         elif self._request is not None:  # refused before there was a file: its bytes are read and dropped
             if last:
                 self._answer_refusal()
@@ -247,7 +274,7 @@ class AssociationStream:
             return
         try:
             head = file_meta(request.sop_class, request.sop_instance, str(context.transfer_syntax[0]))
-            self._receiving = self._spool.receive(head)
+            self._receiving = self._spool.receive(head, self._buffer)
         except PalimpsestError as error:
             self._refused = error
 
@@ -288,7 +315,7 @@ class AssociationStream:
 
     def _pass_on(self, control: int, data: bytes) -> None:
         primitive = P_DATA()
-        primitive.presentation_data_value_list = [[self._context, bytes((control,)) + data]]
+        primitive.presentation_data_value_list = [[self._context, bytes((control,)) + data]]  # type: ignore[list-item]
         self._assoc.dimse.receive_primitive(primitive)
 
     def _calling(self) -> str:
@@ -298,4 +325,4 @@ class AssociationStream:
         if self._receiving is not None:
             self._receiving.discard()
         self._request = self._receiving = self._refused = None
-        self._command, self._head, self._left, self._passing = bytearray(), b"", 0, False
+        self._command, self._passing = bytearray(), False
