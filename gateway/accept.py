@@ -18,6 +18,7 @@ from gateway.blobs import storage_errors
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
 from gateway.index_rows import Accepted, NewInstance
 from gateway.instance import State
+from gateway.jobs import flush_outbox
 from gateway.part10 import Peek, peek, pixel_digest
 from gateway.receipts import Receipt
 from gateway.spool import StoredFile
@@ -89,10 +90,10 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     return accepted
 
 
-def wake_up(gw: Gateway, instance_id: int) -> None:
-    """Hand an instance's outbox messages to the queue, best effort: the sweep sends what stays behind."""
+def wake_up(gw: Gateway, *instance_ids: int) -> None:
+    """Hand these instances' outbox messages to the queue, best effort: the sweep sends what stays behind."""
     try:
-        gw.wake_ups.submit(instance_id)
+        flush_outbox(gw.index, gw.queue, instances=instance_ids, encode_queue=gw.settings.encode_queue)
     except PalimpsestError as error:
         metrics.WAKE_UPS_FAILED.inc()
         log.warning("the queue could not be reached, the sweep will send", extra={"reason": error.reason})

@@ -36,6 +36,9 @@ DETAIL_FIELDS: Final = frozenset(
 )  # fmt: skip
 _EVENT: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _PAGE: Final = 2000
+# Built once: building an expression costs more than running it.
+LAST: Final = sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+INSERT: Final = audit.insert()
 
 Detail = Mapping[str, str | int | float | bool | None]
 AuditOutcome = Literal["success", "refused", "failure"]
@@ -82,7 +85,7 @@ def append_many(conn: Connection, events: Sequence[AuditEvent], now: float) -> i
     if not events:
         return 0
     used = keys_used()
-    last = conn.execute(sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
+    last = conn.execute(LAST).first()
     seq, previous = (last.seq, last.hash) if last else (0, GENESIS)
     rows = []
     for event in events:
@@ -101,7 +104,7 @@ def append_many(conn: Connection, events: Sequence[AuditEvent], now: float) -> i
         }
         previous = _hash(values, previous)
         rows.append({**values, "hash": previous})
-    conn.execute(audit.insert(), rows)
+    conn.execute(INSERT, rows)
     return seq
 
 
@@ -145,7 +148,7 @@ def tail(database: Database, limit: int = 100) -> list[dict[str, Any]]:
 def write_head(database: Database, path: Path) -> None:
     """Keep sequence number and hash of the last event in a file outside the database, durably and atomically."""
     with database.read() as conn:
-        last = conn.execute(sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)).first()
+        last = conn.execute(LAST).first()
     if last is None:
         return
     kept = _kept_head(path)

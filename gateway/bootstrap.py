@@ -16,7 +16,7 @@ from gateway.keyuse import note_use
 from gateway.masters import open_master
 from gateway.policy import Policy
 from gateway.policy_file import check_recipients, load_policy, policy_path
-from gateway.receipts import Receipt, receipts, wake_ups
+from gateway.receipts import Receipt, receipts
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
 
@@ -34,11 +34,9 @@ class Gateway:
     queue: JobQueue
     policy: Policy
     receipts: GroupCommit[Receipt, InstanceRow | None] = field(init=False)
-    wake_ups: GroupCommit[int, None] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "receipts", receipts(self.spool, self.index))
-        object.__setattr__(self, "wake_ups", wake_ups(self.index, self.queue, self.settings.encode_queue))
 
     def close(self) -> None:
         """Close database and broker connections."""

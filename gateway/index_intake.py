@@ -24,6 +24,11 @@ FORWARD_TASK: Final = "palimpsest.forward"
 RETRIEVE_TASK: Final = "palimpsest.retrieve"
 QUEUE_OF: Final = {INDEX_TASK: "index", ENCODE_TASK: "encode", FORWARD_TASK: "forward", RETRIEVE_TASK: "retrieve"}
 
+# Built once: building an expression costs more than running it.
+KNOWN_UIDS: Final = sa.select(instance.c.sop_uid).where(instance.c.sop_uid.in_(sa.bindparam("wanted", expanding=True)))
+INSERT_RETURNING: Final = instance.insert().returning(instance, sort_by_parameter_order=True)
+INSERT_OUTBOX: Final = outbox.insert()
+
 
 class Intake(Database):
     """Making instances known, and finding them."""
@@ -56,7 +61,7 @@ class Intake(Database):
         now = self.now()
         with self.write() as conn:
             wanted = [new.sop_uid for new in news]
-            known = set(conn.scalars(sa.select(instance.c.sop_uid).where(instance.c.sop_uid.in_(wanted))))
+            known = set(conn.scalars(KNOWN_UIDS, {"wanted": wanted}))
             fresh: list[NewInstance] = []
             for new in news:
                 if new.sop_uid not in known:
@@ -186,7 +191,7 @@ def put_outbox_many(conn: Connection, messages: Sequence[tuple[str, int, int]], 
         for task, row_id, priority in messages
     ]
     if values:
-        conn.execute(outbox.insert(), values)
+        conn.execute(INSERT_OUTBOX, values)
 
 
 def fetch(conn: Connection, instance_id: int) -> InstanceRow:

@@ -156,7 +156,13 @@ class CeleryQueue:
             with _broker_errors(), self._app.producer_pool.acquire(block=True) as producer, producer.batch():
                 for message in messages:
                     task = self._app.amqp.as_task_v2(
-                        str(uuid.uuid4()), message.task, list(message.args), {}, ignore_result=True
+                        str(uuid.uuid4()),
+                        message.task,
+                        list(message.args),
+                        {},
+                        ignore_result=True,
+                        argsrepr=str(message.args),
+                        kwargsrepr="{}",
                     )
                     producer.publish(
                         task.body, headers=task.headers, exchange="", routing_key=message.queue,

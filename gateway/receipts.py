@@ -1,4 +1,4 @@
-"""What many doors' threads make durable together: receipts of files, and wake-ups that follow them (`GroupCommit`)."""
+"""Receipts of files, which many threads of a door make durable together (`GroupCommit`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from gateway.groupcommit import GroupCommit
 from gateway.index import Index
 from gateway.index_rows import InstanceRow, NewInstance
-from gateway.jobs import JobQueue, flush_outbox
 from gateway.spool import Spool
 
-__all__ = ["Receipt", "receipts", "wake_ups"]
+__all__ = ["Receipt", "receipts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,3 @@ def receipts(spool: Spool, index: Index) -> GroupCommit[Receipt, InstanceRow | N
         return index.add_received_many([each.new for each in batch])
 
     return GroupCommit(store)
-
-
-def wake_ups(index: Index, queue: JobQueue, encode_queue: str) -> GroupCommit[int, None]:
-    """Sends the outbox messages of an instance, by its id. Raises Unavailable: the queue is away, they stay."""
-
-    def send(batch: Sequence[int]) -> list[None]:
-        flush_outbox(index, queue, instances=batch, encode_queue=encode_queue)
-        return [None] * len(batch)
-
-    return GroupCommit(send)

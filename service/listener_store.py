@@ -8,7 +8,10 @@ patient data.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import queue
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from gateway.accept import accept_instance, wake_up
@@ -29,6 +32,10 @@ SUCCESS = 0x0000
 UNEXPECTED = 0xC001  # PS3.4 B.2.3: Cxxx, cannot understand; ours: the log knows more
 #: DIMSE priority (PS3.7 9.1.1.1: 0 medium, 1 high, 2 low) to the queue's (0 most urgent, 9 least).
 QUEUE_PRIORITY = {1: 0, 0: 5, 2: 9}
+
+#: Wake-ups are gathered for so long, and so many.
+GATHER_SECONDS = 0.03
+WAKE_BATCH = 64
 
 log = logging.getLogger(__name__)
 
@@ -65,23 +72,47 @@ def on_rejected(event: Any, gateway: Gateway) -> None:
     record(gateway, "refused", actor=calling or "unknown", outcome="refused", reason=reason, source="dimse")
 
 
+class Waker:
+    """Sends wake-ups after the answers, many at once: a slow queue makes no sender wait. The sweep sends the rest."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="waker", daemon=True).start()
+
+    def wake(self, instance_id: int) -> None:
+        """Soon send the messages of this instance."""
+        self._waiting.put(instance_id)
+
+    def _run(self) -> None:
+        while True:
+            batch = [self._waiting.get()]
+            time.sleep(GATHER_SECONDS)
+            with suppress(queue.Empty):
+                while len(batch) < WAKE_BATCH:
+                    batch.append(self._waiting.get_nowait())
+            wake_up(self._gateway, *batch)
+
+
 def storing(gateway: Gateway) -> Store:
     """What the stream calls for a received C-STORE: Success means that bytes and row are durable and the receipt is in
     the audit trail; nothing less.
     """
 
-    def store(calling: str, request: StoreCommand, file: StoredFile) -> tuple[int, str, Callable[[], None] | None]:
+    waker = Waker(gateway)
+
+    def store(calling: str, request: StoreCommand, file: StoredFile) -> tuple[int, str]:
         try:
             accepted = _accept(gateway, calling, request, file)
         except PalimpsestError as error:
             log.warning("instance refused", extra={"reason": error.reason, "source": "dimse"})
-            return error.dimse_status, error.reason, None
+            return error.dimse_status, error.reason
         except Exception as error:  # noqa: BLE001  the DIMSE edge: one bad object must not end the association
             log.error("unexpected error in C-STORE", extra={"reason": type(error).__name__})
-            return UNEXPECTED, "internal-error", None
-        if accepted.outcome == "duplicate":
-            return SUCCESS, "", None
-        return SUCCESS, "", lambda: wake_up(gateway, accepted.row.id)
+            return UNEXPECTED, "internal-error"
+        if accepted.outcome != "duplicate":
+            waker.wake(accepted.row.id)
+        return SUCCESS, ""
 
     return store
 
@@ -114,5 +145,5 @@ def _accept(gateway: Gateway, calling: str, request: StoreCommand, file: StoredF
         expected_sop_class=sop_class,
         expected_sop_instance=sop_instance,
         stored=file,
-        wake=False,  # after the answer: a slow queue must not make a sender wait
+        wake=False,
     )

@@ -42,8 +42,8 @@ PDU_HEADER, PDV_HEADER = 6, 6  # bytes: type, reserved, length; length, context,
 HEADERS_BYTES = PDU_HEADER + PDV_HEADER
 ESTABLISHED = "Sta6"  # PS3.8 9.2: association established and ready for data transfer
 
-#: (calling AE title, command, received file) -> (status, error comment, what to do once the answer is sent)
-Store = Callable[[str, StoreCommand, StoredFile], tuple[int, str, Callable[[], None] | None]]
+#: (calling AE title, command, received file) -> (status, error comment)
+Store = Callable[[str, StoreCommand, StoredFile], tuple[int, str]]
 Refuse = Callable[[str, PalimpsestError], tuple[int, str]]
 
 log = logging.getLogger(__name__)
@@ -288,13 +288,9 @@ class AssociationStream:
             self._receiving, self._refused = None, error
             self._answer_refusal()
             return
-        status, reason, afterwards = self._store(self._calling(), request, file)
+        status, reason = self._store(self._calling(), request, file)
         self._request = self._receiving = None  # the file is the index's now, or gone
-        try:
-            self._answer(request, status, reason)
-        finally:
-            if afterwards is not None:
-                afterwards()
+        self._answer(request, status, reason)
 
     def _answer_refusal(self) -> None:
         request, error = self._request, self._refused
