@@ -57,7 +57,8 @@ class Sizes(NamedTuple):
 class Layers:
     """Whole numbers as float32: weights [out, in] (1/64), biases (1/4096), gains (1/64), basis [codes, modulated].
 
-    The last layer's inputs are the hidden values of the first layer, then those of the second.
+    The last layer's inputs are the hidden values of the first layer, then those of the second. In a pass over groups w3
+    may be [G, out, in], a last layer for each group; its gradient is still that of what they have in common.
     """
 
     w1: Floats
@@ -152,7 +153,7 @@ def forward(layers: Layers, x: Floats, codes: Floats, sizes: Sizes, lib: Any = n
     sums2 += biases2[:, None, :]
     hidden2, inside2 = squash(sums2, gains2, lib)
     hidden = lib.concatenate([hidden1, hidden2], axis=2)
-    outputs = hidden @ layers.w3.T
+    outputs = hidden @ lib.swapaxes(layers.w3, -1, -2)
     outputs += biases3[:, None, :]
     return Pass(x, gains1, gains2, sums1, sums2, hidden, inside1, inside2, inside, outputs)
 
@@ -165,10 +166,10 @@ def backward_modulation(
     `slope`: gradient by the outputs [G, S, O]. All in the integers' units.
     """
     first = layers.w1.shape[0]
-    into2 = (slope @ layers.w3[:, first:]) * done.inside2
+    into2 = (slope @ layers.w3[..., first:]) * done.inside2
     gain2 = lib.einsum("gsh,gsh->gh", into2, done.sums2) * (1 / SUM_UNIT)
     into2 *= done.gains2[:, None, :] * (1 / SUM_UNIT)
-    into1 = (into2 @ layers.w2 + slope @ layers.w3[:, :first]) * done.inside1
+    into1 = (into2 @ layers.w2 + slope @ layers.w3[..., :first]) * done.inside1
     gain1 = lib.einsum("gsh,gsh->gh", into1, done.sums1) * (1 / SUM_UNIT)
     into1 *= done.gains1[:, None, :] * (1 / SUM_UNIT)
     inside1, inside2 = done.gain_inside[:, :first], done.gain_inside[:, first:]

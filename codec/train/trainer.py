@@ -40,6 +40,8 @@ UNITS: Final = {
     "w1": WEIGHT_UNIT, "b1": SUM_UNIT, "g1": GAIN_UNIT, "w2": WEIGHT_UNIT, "b2": SUM_UNIT, "g2": GAIN_UNIT,
     "w3": WEIGHT_UNIT, "b3": SUM_UNIT, "basis": 64.0,
 }  # fmt: skip
+HEAD_SAMPLES: Final = 128  # after which the last layer of an image held out learns
+HEAD_LIMIT: Final = 8191 / (1 << 24)  # of the gradient that it learns by
 BOUNDS: Final = {"w1": 127, "w2": 127, "w3": 127, "basis": 127, "g1": HIGHEST_GAIN, "g2": HIGHEST_GAIN}
 
 Parameters = dict[str, Floats]
@@ -67,6 +69,8 @@ class Plan:
     rate: float = 3e-3
     dropout: float = 0.4  # of codes, so that the network without one is good
     decay: float = 1e-4  # of codes
+    head: float = 0.0  # rate at which images' own last layers learn, in that of the law at R = 8; 0: they have none
+    forget: float = 0.005  # share of an image's visits at which its last layer begins anew
     seed: int = 1
     check: int = 500  # steps between checks on the sources held out
     patience: int = 8  # checks without a better one at which training stops
@@ -82,6 +86,7 @@ class State:
     first: Parameters  # Adam's moments
     second: Parameters
     bits: Floats  # running mean of every image's bits per sample, 0 where none was seen
+    heads: Floats  # what every image's last layer has learned beside the common one (1/64), [images, outputs, hidden]
     best: Parameters
     best_bits: float
     best_step: int
@@ -128,11 +133,38 @@ def rounded_codes(codes: Floats, lib: Any = np) -> Floats:
 PROCESSOR: Final = Processor()
 
 
-def mean_bits(layers: Layers, image: Sampled, code: Floats, sizes: Sizes, on: Machine = PROCESSOR) -> float:
-    """Bits per sample of all of an image's samples under a code [codes] (1/32); layers and code lie on `on`."""
-    x = on.put(image.x[None, :, : sizes.inputs].astype(np.float32))
-    done = forward(layers, x, code[None], sizes, on.lib)
-    return float(mixture_bits(flat(done.outputs), facts_on(on, image.facts), on.lib)[0].mean())
+def mean_bits(
+    layers: Layers, image: Sampled, code: Floats, sizes: Sizes, on: Machine = PROCESSOR, head: float = 0.0
+) -> float:
+    """Bits per sample of all of an image's samples under a code [codes] (1/32); layers and code lie on `on`.
+
+    head: rate at which the last layer learns on the way, see Plan.
+    """
+    lib, total, count = on.lib, 0.0, len(image.x)
+    own, step = layers.w3, HEAD_SAMPLES if head else count
+    for first in range(0, count, step):
+        x = on.put(image.x[None, first : first + step, : sizes.inputs].astype(np.float32))
+        done = forward(replace(layers, w3=lib.floor(own)), x, code[None], sizes, lib)
+        bits, slope = mixture_bits(flat(done.outputs), facts_on(on, image.facts[first : first + step]), lib)
+        total += float(bits.sum())
+        if head:
+            own = own + head_step(slope[None], done.hidden, lib)[0] * head
+    return total / count
+
+
+def head_step(slope: Floats, hidden: Floats, lib: Any) -> Floats:
+    """What a last layer (1/64) learns of samples at R = 8: [G, outputs, hidden], of the gradients of their bits by the
+    outputs [G, S, outputs] and the hidden values [G, S, hidden].
+
+    The law adds 2^24 times the gradient, at most HEAD_LIMIT, times the hidden value, to 2^(16 + R) times the weight.
+    Its gradients of offsets and widths leave out the ratio of component and scale, which is near 1.
+    """
+    return lib.swapaxes(lib.clip(slope, -HEAD_LIMIT, HEAD_LIMIT), 1, 2) @ hidden * -1.0
+
+
+def flat_rows(array: Floats) -> Floats:
+    """[G, everything else]."""
+    return array.reshape(array.shape[0], -1)
 
 
 def facts_on(machine: Machine, table: NDArray[np.int32]) -> Facts:
@@ -158,7 +190,8 @@ class Trainer:
         values |= start or {}
         first, second = ({name: np.zeros_like(value) for name, value in values.items()} for _ in range(2))
         zero = np.zeros(len(images), np.float32)
-        self.state = self._there(State(0, values, first, second, zero, values, np.inf, 0))
+        heads = np.zeros((len(images) if plan.head else 0, *values["w3"].shape), np.float32)
+        self.state = self._there(State(0, values, first, second, zero, heads, values, np.inf, 0))
         self._counts = np.array([len(image.x) for image in images])
         self._starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]])
         self._x = on.put(np.concatenate([image.x[:, : plan.sizes.inputs] for image in images]))
@@ -189,7 +222,9 @@ class Trainer:
         groups = ({name: move(value) for name, value in group.items()} for group in (
             state.values, state.first, state.second, state.best))  # fmt: skip
         values, first, second, best = groups
-        return replace(state, values=values, first=first, second=second, best=best, bits=move(state.bits))
+        return replace(
+            state, values=values, first=first, second=second, best=best, bits=move(state.bits), heads=move(state.heads)
+        )
 
     def _there(self, state: State) -> State:
         """A state of NumPy arrays on the machine that trains."""
@@ -221,7 +256,7 @@ class Trainer:
         plan, state, sizes, on, lib = self._plan, self.state, self._plan.sizes, self._on, self._on.lib
         chosen, places, kept = on.put(images), on.put(samples), on.put(coded)
         codes = rounded_codes(state.values["code"][chosen], lib) * kept
-        layers = rounded(state.values, lib)
+        layers = self._headed(rounded(state.values, lib), images)
         x = on.rows(self._x, places).reshape(plan.groups, plan.samples, -1)
         done = forward(layers, x, codes, sizes, lib)
         bits, slope = mixture_bits(flat(done.outputs), self._facts.take(places), lib)
@@ -229,12 +264,26 @@ class Trainer:
         fresh = lib.where(seen > 0, seen * 0.9 + per_image * 0.1, per_image)[on.put(last_of(images))]
         state.bits[chosen] = fresh
         share = 1 / (fresh + FLOOR_BITS) / (plan.groups * plan.samples)
-        slope = slope.reshape(plan.groups, plan.samples, -1) * share[:, None, None]
+        slope = slope.reshape(plan.groups, plan.samples, -1)
+        if plan.head:
+            learned = flat_rows(head_step(slope, done.hidden, lib) * plan.head)
+            state.heads = state.heads + on.summed(len(self._images), chosen, learned).reshape(state.heads.shape)
+        slope = slope * share[:, None, None]
         gradient, by_code = backward(layers, done, codes, slope, sizes, lib)
         scaled = {name: value * UNITS[name] for name, value in gradient.items()}
         code = on.summed(len(self._images), chosen, by_code * kept * CODE_UNIT)
         scaled["code"] = code + plan.decay / (len(self._images) * sizes.codes) * state.values["code"]
         return scaled
+
+    def _headed(self, layers: Layers, images: NDArray[np.int64]) -> Layers:
+        """The layers with the last ones of a step's images; some of these are forgotten first."""
+        plan, heads, on = self._plan, self.state.heads, self._on
+        if not plan.head:
+            return layers
+        kept = np.ones((len(self._images), 1, 1), np.float32)
+        kept[images[self._rng.random(plan.groups) < plan.forget]] = 0
+        self.state.heads = heads = heads * on.put(kept)
+        return replace(layers, w3=layers.w3[None] + on.lib.floor(heads[on.put(images)]))
 
     def _adam(self, gradient: Parameters) -> None:
         plan, state = self._plan, self.state
@@ -255,7 +304,7 @@ class Trainer:
     def _check(self, tell: Callable[[str], None]) -> None:
         state, sizes, on = self.state, self._plan.sizes, self._on
         layers, none = rounded(state.values, on.lib), on.put(np.zeros(sizes.codes, np.float32))
-        held = [mean_bits(layers, image, none, sizes, on) for image in self._held]
+        held = [mean_bits(layers, image, none, sizes, on, self._plan.head) for image in self._held]
         score = float(np.mean(np.log2(np.array(held) + FLOOR_BITS))) if held else 0.0
         bits = on.take(state.bits)
         trained = float(np.mean(np.log2(bits[bits > 0] + FLOOR_BITS)))
@@ -277,7 +326,7 @@ class Trainer:
         text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         fresh = path.with_suffix(".part")
         with fresh.open("wb") as file:
-            np.savez(file, facts=text, bits=state.bits, **arrays)
+            np.savez(file, facts=text, bits=state.bits, heads=state.heads, **arrays)
         fresh.replace(path)
 
     def _load(self, path: Path) -> None:
@@ -288,12 +337,12 @@ class Trainer:
                 group, _, name = key.partition(".")
                 if name:
                     groups[group][name] = stored[key]
-            bits = stored["bits"]
+            bits, heads = stored["bits"], stored["heads"]
         if facts["plan"] != json.loads(json.dumps(asdict(self._plan))) or len(bits) != len(self._images):
             raise ValueError(f"{path} is a checkpoint of another training")
         curve = [(int(step), float(a), float(b)) for step, a, b in facts["curve"]]
         self.state = self._there(State(
-            facts["step"], groups["value"], groups["first"], groups["second"], bits, groups["best"],
+            facts["step"], groups["value"], groups["first"], groups["second"], bits, heads, groups["best"],
             facts["best_bits"], facts["best_step"], curve, facts["seconds"],
         ))  # fmt: skip
         self._rng.bit_generator.state = facts["rng"]

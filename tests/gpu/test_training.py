@@ -30,7 +30,7 @@ def test_gradients(cuda: Machine) -> None:
 
 
 def test_training(cuda: Machine) -> None:
-    check_training(cuda)
+    check_training(cuda, 1.0)
 
 
 def test_handing_over(cuda: Machine, tmp_path: Path) -> None:

@@ -175,6 +175,38 @@ def test_training_resumes_where_it_was_killed(tmp_path: Path) -> None:
         Trainer(replace(SMALL, seed=2), every, every[:1]).run(lines.append, checkpoint)
 
 
+def test_last_layers_of_images_learn_as_in_the_law() -> None:
+    """What an image gains by its own last layer in training's sums is about what it gains in the kernel."""
+    plane = smooth(21, 160, 128, noise=9.0).astype(np.int32)
+    plane -= plane.min()
+    highest, none = int(plane.max()), np.zeros(SIZES.codes, np.float32)
+    every = images(4)
+    layers = rounded(Trainer(SMALL, every, []).run(lambda line: None).best)
+    predictors = fit_plane(plane, None, 4, 1, 3)
+    setting = Setting(highest, highest.bit_length(), 0, predictors, network(layers), 1)
+    x, facts = features_tile(plane, 0, None, None, setting, SIZES.inputs, 1)
+    image = Sampled("i", "s", "MR", x, np.concatenate([facts[:, :5], np.full((len(x), 1), highest)], axis=1))
+    own = [mean_bits(layers, image, none, SIZES, head=head) * len(x) for head in (0.0, 1.0)]
+    kernel = [count_tile(plane, 0, None, None, replace(setting, rate=rate)) for rate in (0, 8)]
+    assert kernel[0] - kernel[1] > 0.004 * kernel[0]
+    assert own[0] - own[1] == pytest.approx(kernel[0] - kernel[1], rel=0.25)
+
+
+def test_training_with_last_layers_of_images_is_resumed_exactly(tmp_path: Path) -> None:
+    every, plan, lines = images(3), replace(SMALL, head=1.0, forget=0.1), list[str]()
+    whole = Trainer(plan, every, every[:1]).run(lines.append)
+    assert np.abs(whole.heads).max() > 1 and len(whole.heads) == len(every)
+
+    def kill(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(plan, every, every[:1]).run(kill, tmp_path / "c.npz")
+    resumed = Trainer(plan, every, every[:1]).run(lines.append, tmp_path / "c.npz")
+    assert (whole.heads == resumed.heads).all()
+    assert all((whole.best[name] == resumed.best[name]).all() for name in whole.best)
+
+
 def test_training_stops_when_the_sources_held_out_gain_no_more() -> None:
     every = images(2)
     plan = replace(SMALL, steps=400, rate=0.0, patience=2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +57,12 @@ def held_bits(state: State, image: Sampled) -> float:
     return mean_bits(rounded(state.best), image, np.zeros(SIZES.codes, np.float32), SIZES)
 
 
-def check_training(on: Machine) -> None:
+def check_training(on: Machine, head: float) -> None:
     """The same steps: released whole numbers hardly differ (one unit where rounding is on the edge), bits do not."""
-    every = images(6)
-    mine = Trainer(SMALL, every[2:], every[:2]).run(lambda line: None)
-    theirs = Trainer(SMALL, every[2:], every[:2], on=on).run(lambda line: None)
-    again = Trainer(SMALL, every[2:], every[:2], on=on).run(lambda line: None)
+    every, plan = images(6), replace(SMALL, head=head)
+    mine = Trainer(plan, every[2:], every[:2]).run(lambda line: None)
+    theirs = Trainer(plan, every[2:], every[:2], on=on).run(lambda line: None)
+    again = Trainer(plan, every[2:], every[:2], on=on).run(lambda line: None)
     assert all((theirs.values[name] == again.values[name]).all() for name in theirs.values)
     assert (mine.step, mine.best_step) == (theirs.step, theirs.best_step) and len(theirs.curve) == 3
     for part in fields(Layers):
@@ -98,8 +98,9 @@ def test_gradients(on: Machine) -> None:
     check_gradients(on)
 
 
-def test_training(on: Machine) -> None:
-    check_training(on)
+@pytest.mark.parametrize("head", [0.0, 1.0])
+def test_training(on: Machine, head: float) -> None:
+    check_training(on, head)
 
 
 def test_handing_over(on: Machine, tmp_path: Path) -> None:
