@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from functools import cache
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,7 +52,24 @@ class Settings(BaseSettings):
     query_max_matches: int = Field(
         default=20_000, ge=1, le=65_535, description="of one C-FIND; beyond them the answer ends with 0xA700"
     )
+    address_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated CIDR networks; empty: any in the demo profile, this machine elsewhere"
+    )
     max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
+    max_associations_per_peer: int = Field(default=0, ge=0, description="by address; 0: as many as there are")
+    listener_processes: int = Field(default=1, ge=1, le=16, description="behind one port; they share max_associations")
+    dicom_plain: Literal["", "allow"] = Field(
+        default="", description="'allow': the plain DICOM port is open outside the demo profile, too"
+    )
+    dicom_tls_port: int = Field(
+        default=2762, ge=0, le=65535, description="dicom-tls; open where there is a certificate"
+    )
+    dicom_tls_cert: Path | None = Field(default=None, description="PEM chain: ours, as server and as client")
+    dicom_tls_key: Path | None = Field(default=None, description="PEM private key of it, without a passphrase")
+    dicom_tls_ca: Path | None = Field(default=None, description="PEM: who may have signed a peer's certificate")
+    dicom_tls_bind_ae: bool = Field(
+        default=False, description="the calling AE title must be the certificate's CN or one of its DNS names"
+    )
     max_pdu: int = Field(default=0, ge=0, description="bytes announced (PS3.8 D.1); 0: the listener's choice, 1 MiB")
     max_object_bytes: int = Field(
         default=GIB, ge=1, le=2 * GIB - 1,
@@ -139,12 +157,17 @@ class Settings(BaseSettings):
     )
     demo_destination_port: int = Field(default=11113, ge=0, le=65535)
 
-    @field_validator("calling_ae_allow", "query_ae_allow", mode="before")
+    @field_validator("calling_ae_allow", "query_ae_allow", "address_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("address_allow", mode="after")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(each, strict=False)) for each in value)
 
     @field_validator("gpu_devices", mode="before")
     @classmethod
@@ -161,7 +184,15 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "redis_url", "database_url", "vault_ca_file", "vault_token_file", "vault_secret_id_file", mode="before"
+        "redis_url",
+        "database_url",
+        "vault_ca_file",
+        "vault_token_file",
+        "vault_secret_id_file",
+        "dicom_tls_cert",
+        "dicom_tls_key",
+        "dicom_tls_ca",
+        mode="before",
     )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
@@ -171,6 +202,26 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    def allows_address(self, address: str) -> bool:
+        """True if a DICOM peer may connect from there; IPv4 addresses also in their IPv6 form."""
+        if not self.address_allow and self.profile == "demo":
+            return True
+        found = ip_address(address.partition("%")[0])
+        found = getattr(found, "ipv4_mapped", None) or found
+        if not self.address_allow:
+            return found.is_loopback
+        return any(found in ip_network(each) for each in self.address_allow)
+
+    @property
+    def listens_plain(self) -> bool:
+        """True if the DICOM port without TLS is open."""
+        return self.profile == "demo" or self.dicom_plain == "allow"
+
+    @property
+    def listens_tls(self) -> bool:
+        """True if there is a certificate, and so a DICOM port with TLS."""
+        return self.dicom_tls_cert is not None
 
     def allows_calling_ae(self, ae_title: str) -> bool:
         """True if this calling AE title may open an association (gateway.md: allow-list outside the demo profile)."""
@@ -313,6 +364,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     env["PALIMPSEST_HOME"] = str(settings.home)
     env["PALIMPSEST_PROFILE"] = settings.profile
     env["PALIMPSEST_DICOM_PORT"] = str(settings.dicom_port)
+    env["PALIMPSEST_DICOM_TLS_PORT"] = str(settings.dicom_tls_port)
     env["PALIMPSEST_HTTP_PORT"] = str(settings.http_port)
     env["PALIMPSEST_CODEC_PROFILE"] = settings.codec_profile
     env["PALIMPSEST_CODEC_ADAPT"] = settings.codec_adapt
