@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from codec.adapter import FRAME, VOLUME
+from codec.frame import LEARNING_RATES
 from codec.train.machine import Machine, Processor
 from codec.train.release import SIZES, VOLUME_INPUTS, weight_file
 from codec.train.samples import View, restore, sample_shot, store
@@ -23,9 +24,10 @@ from worker.training_card import Trained, model_card
 
 SAMPLES = 8000  # of a frame as it is; half as many of the same turned, and split
 SPLIT_EVERY, MOST_SPLIT = 3, 6
-CHANGES = 3  # of a view, see View.change
+FIRST_CHANGES, MORE_CHANGES = 3, 5  # of a view, see View.change: each frame has one of the first and two of the others
 VOLUME_SHARE = 0.6  # of the steps, for the network with a previous frame: it starts from the other
 CARD = "model-card.md"
+HEAD = 1.0  # see Plan.head
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Recipe:
 
     def plan(self, profile: str) -> Plan:
         """The plan of a profile's network for frames."""
-        return Plan(SIZES[profile], self.steps, self.groups, self.samples, seed=self.seed)
+        head = HEAD if any(LEARNING_RATES[profile]) else 0.0
+        return Plan(SIZES[profile], self.steps, self.groups, self.samples, head=head, seed=self.seed)
 
 
 @dataclass
@@ -88,7 +91,8 @@ def read_data(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None]
 def _views(number: int, rng: np.random.Generator) -> list[View]:
     """How the number-th frame is looked at."""
     views = [View(0, 0, SAMPLES), View(1 + number % 7, 0, SAMPLES // 2)]
-    views.append(View(int(rng.integers(8)), 0, SAMPLES // 2, 1 + number % CHANGES))
+    for change in (number % FIRST_CHANGES, *(FIRST_CHANGES + (number + step) % MORE_CHANGES for step in (0, 2))):
+        views.append(View(int(rng.integers(8)), 0, SAMPLES // 2, 1 + change))
     if number % SPLIT_EVERY == 0:
         views.append(View(0, int(rng.integers(1, MOST_SPLIT)), SAMPLES // 2))
     return views

@@ -23,8 +23,10 @@ from codec.wave import features_tile
 
 MOST_SAMPLES: Final = 1 << 19  # of a plane: the middle of larger ones is used
 LEAST_SIDE: Final = 16
+SHARPENING: Final = 0.7
 
 Plane = NDArray[np.int32]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Shot:
 class View:
     """How a frame is looked at: turned (0..7), split at k bits below its highest (0: unsplit), samples wanted.
 
-    `change`: 0 as it is, 1 halved in size (means of four), 2 two bits fewer, 3 with noise as strong as its texture:
-    more kinds of statistics than there are sources.
+    `change`: 0 as it is, 1 halved in size (means of four), 2 two bits fewer, 3 with noise as strong as its texture,
+    4 its middle enlarged by a half (cubic), 5 enlarged twice (linear), 6 square roots of its levels, 7 smoothed,
+    8 sharpened: more kinds of statistics than there are sources.
     """
 
     turn: int
@@ -104,7 +107,42 @@ def changed(plane: Plane, change: int, highest: int, rng: np.random.Generator) -
         texture = float(np.abs(np.diff(plane.astype(np.float32), axis=1)).mean())
         noise = rng.standard_normal(plane.shape, np.float32) * np.float32(texture)
         return np.asarray(np.clip(plane + np.rint(noise), 0, highest), np.int32)
-    return plane
+    if change == 0:
+        return plane
+    levels = plane.astype(np.float64)
+    if change in (4, 5):
+        levels = _enlarged(_enlarged(levels, change == 4).T, change == 4).T
+    elif change == 6:
+        levels = np.sqrt(levels * highest)
+    else:
+        soft = _smoothed(levels)
+        levels = soft if change == 7 else levels + SHARPENING * (levels - soft)
+    return np.asarray(np.clip(np.rint(levels), 0, highest), np.int32)
+
+
+def _enlarged(plane: Floats, cubic: bool) -> Floats:
+    """The middle rows of a plane interpolated to as many as it has: two thirds (Catmull-Rom), or half (linear)."""
+    rows = plane.shape[0]
+    kept = max(1, rows * 2 // 3 if cubic else rows // 2)
+    part = plane[(rows - kept) // 2 : (rows - kept) // 2 + kept]
+    place = (np.arange(rows) + 0.5) * kept / rows - 0.5
+    first = np.floor(place).astype(np.int64)
+    t = (place - first)[:, None]
+    weights = {0: 1 - t, 1: t}
+    if cubic:
+        weights = {
+            -1: ((2 - t) * t - 1) * t / 2, 0: ((3 * t - 5) * t * t + 2) / 2, 1: ((4 - 3 * t) * t + 1) * t / 2,
+            2: (t - 1) * t * t / 2,
+        }  # fmt: skip
+    parts = [weight * part[np.clip(first + offset, 0, kept - 1)] for offset, weight in weights.items()]
+    return np.asarray(sum(parts))
+
+
+def _smoothed(plane: Floats) -> Floats:
+    """Binomial weights 1 2 1 in rows and columns."""
+    wide = np.pad(plane, 1, mode="edge")
+    rows = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) / 4
+    return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4)
 
 
 def sample_plane(
