@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from codec import gpu_kernel, gpu_lanes, gpu_steps
+from codec import gpu_kernel, gpu_lanes
 from codec.gpu import DeviceLost, NoDevice
 from codec.gpu_jobs import DecodeJob, EncodeJob, Processor
 from codec.gpu_kernel import LATE_ROOM, PART_ROOM
@@ -48,9 +48,7 @@ def kernels(cuda: Any) -> tuple[Callable[..., None], Callable[..., None]]:
     def add_at(array: Any, place: Any, value: Any) -> None:
         cuda.atomic.add(array, place, value)
 
-    port = Port(
-        cuda.jit(device=True), {"fitted_predictions": gpu_steps.fitted_gathered}, {"meet": barrier, "add_at": add_at}
-    )
+    port = Port(cuda.jit(device=True), {"meet": barrier, "add_at": add_at})
     encode_block, decode_block = port(gpu_kernel.encode_block), port(gpu_kernel.decode_block)
 
     def encode(tiles: Any, pool: Any, samples: Any, starts: Any, freqs: Any, words: Any, results: Any, slow: Any,

@@ -3,7 +3,7 @@
 Same names, same results. A vector of 16 becomes one value of one thread: `S` int32 (wraps), `W` float64, `B` a bit;
 what `codec.lanes` reads and writes for 16 lanes at once, each thread reads and writes for its own. What is written here
 is plain LLVM: for CUDA (numba.cuda), and also for this processor, where `LANE` says which lane runs; so the arithmetic
-is tested without a GPU. `pick`, which looks across lanes, has no twin.
+is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -192,6 +192,17 @@ def gather(typing: Any, array: Any, place: Any) -> Any:
         return builder.load(_address(context, builder, sig.args[0], args[0], builder.sext(args[1], I64)))
 
     return S(array, S), emit
+
+
+@intrinsic
+def pick(typing: Any, array: Any, first: Any, place: Any) -> Any:
+    """array[first + (place & 15)] (int32), the place being S."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        place = builder.add(args[1], builder.zext(builder.and_(args[2], I32(15)), I64))
+        return builder.load(_address(context, builder, sig.args[0], args[0], place))
+
+    return S(array, types.int64, S), emit
 
 
 @intrinsic

@@ -22,15 +22,11 @@ __all__ = ["Port"]
 class Port:
     """`compile`: njit or numba.cuda.jit(device=True), as a function of a Python function.
 
-    replaced: by name, functions (not compiled yet) that take the place of kernels wherever these are used.
     given: by name, what takes the place of a global as it is.
     """
 
-    def __init__(
-        self, compile: Callable[[Any], Any], replaced: Mapping[str, Any], given: Mapping[str, Any] | None = None
-    ) -> None:
-        self._compile = compile
-        self._replaced, self._given = dict(replaced), dict(given or {})
+    def __init__(self, compile: Callable[[Any], Any], given: Mapping[str, Any] | None = None) -> None:
+        self._compile, self._given = compile, dict(given or {})
         self._namespaces: dict[str, dict[str, Any]] = {}
         self._done: dict[tuple[str, str], Any] = {}
 
@@ -41,12 +37,10 @@ class Port:
     def plain(self, kernel: Any) -> FunctionType:
         """The same, not compiled."""
         source = getattr(kernel, "py_func", kernel)
-        source = self._replaced.get(source.__name__, source)
         return FunctionType(source.__code__, self._namespace(source.__module__), source.__name__)
 
     def _ported(self, kernel: Any) -> Any:
         source = getattr(kernel, "py_func", kernel)
-        source = self._replaced.get(source.__name__, source)
         key = (source.__module__, source.__name__)
         if key not in self._done:
             self._done[key] = self._compile(self.plain(source))

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.gpu_lanes import LANES, dot2_lower, dot2_upper, gather, lane_number, load, plain, splat, splat_at, store
-from codec.gpu_lanes import select as choose
+from codec.gpu_lanes import LANES, dot2_lower, dot2_upper, lane_number, load, plain, splat, splat_at, store
 from codec.rans import LOWEST, PRECISION, TOTAL
-from codec.wavelaw import around, clamp, mark_errors, neighbour, ring
+from codec.wavelaw import clamp, mark_errors, ring
 from codec.wavemix import below, find_symbols, set_mixture, slot_scale
 from codec.wavenet import pack
 from codec.wavetables import (
@@ -26,7 +25,6 @@ from codec.wavetables import (
     LEVEL_STRIDE,
     SKEW,
     SLOTS,
-    TAP_OFFSETS,
 )
 from codec.wavetile import interval, known_slots, view
 
@@ -75,38 +73,6 @@ class Room(NamedTuple):
     parts: NDArray[np.float64]
     counts: NDArray[np.int64]
     state: NDArray[np.int64]
-
-
-@for_lanes
-def fitted_gathered(level: Any, at: Any, activity: Any, direction: Any, previous: Any, step: Any, thresholds: Any,
-                    taps: Any, sets: Any, guess: Any) -> None:  # fmt: skip
-    """codec.wavelaw.fitted_predictions with the taps of a lane's own set looked up one by one."""
-    if sets == 0:
-        store(guess, 192, load(guess, 112))
-        store(guess, 208, load(guess, 128))
-        return
-    own = splat(0)
-    if sets > 1:
-        directions = (sets - 1) // (thresholds.size + 1)
-        own = splat(1)
-        for j in range(thresholds.size):
-            own = own + choose(activity > splat_at(thresholds, j), splat(directions), splat(0))
-        if directions > 1:
-            own = own + direction
-    base = neighbour(level, at, 0, -1) + neighbour(level, at, -1, 0)
-    first, second = splat(0), splat(0)
-    for j in range(TAP_OFFSETS.size):
-        far = (load(level, at + TAP_OFFSETS[j]) << 1) - base
-        first = first + far * splat_at(taps, j * 16)
-        second = second + far * gather(taps, own + j * 16)
-    if previous.size > 0:
-        for j in range(9):
-            far = (around(previous, step, j // 3 - 1, j % 3 - 1) << 1) - base
-            p = (TAP_OFFSETS.size + j) * 16
-            first = first + far * splat_at(taps, p)
-            second = second + far * gather(taps, own + p)
-    store(guess, 192, (base << 5) + (first >> 5))
-    store(guess, 208, (base << 5) + (second >> 5))
 
 
 # --- the way to the law ---

@@ -259,19 +259,20 @@ def dot2(typing: Any, total: Any, x: Any, y: Any) -> Any:
 
 
 @intrinsic
-def pick(typing: Any, table: Any, place: Any) -> Any:
-    """table[place & 15]: a look-up in 16 values held in a register."""
+def pick(typing: Any, array: Any, first: Any, place: Any) -> Any:
+    """array[first + (place & 15)] of int32, lane by lane: a look-up in 16 values that are held in a register."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        table = builder.load(address(context, builder, sig.args[0], args[0], args[1], VI), align=4)
         if WIDE:
-            return call(builder, "llvm.x86.avx512.permvar.si.512", VI, list(args))
+            return call(builder, "llvm.x86.avx512.permvar.si.512", VI, [table, args[2]])
         out = ir.Constant(VI, ir.Undefined)
         for lane in range(LANES):
-            index = builder.and_(builder.extract_element(args[1], I32(lane)), I32(15))
-            out = builder.insert_element(out, builder.extract_element(args[0], index), I32(lane))
+            index = builder.and_(builder.extract_element(args[2], I32(lane)), I32(15))
+            out = builder.insert_element(out, builder.extract_element(table, index), I32(lane))
         return out
 
-    return V(V, V), emit
+    return V(array, types.int64, V), emit
 
 
 @intrinsic

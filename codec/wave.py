@@ -1,6 +1,6 @@
 """Tiles of the learned local path: encode, decode, what they cost, and what training needs of them.
 
-docs/bitstream.md, part 2, section 5. Every function releases the GIL for nearly all of its time.
+docs/bitstream.md, part 2, section 4. Every function releases the GIL for nearly all of its time.
 """
 
 from __future__ import annotations

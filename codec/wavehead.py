@@ -1,6 +1,6 @@
 """The network's last layer, which learns as it codes: 16 samples give it one exact integer gradient step.
 
-docs/bitstream.md, part 2, section 5.8. The weights lie with the 16 outputs innermost; float64 only ever holds
+docs/bitstream.md, part 2, section 4.7. The weights lie with the 16 outputs innermost; float64 only ever holds
 integers below 2^53 and quotients of such, whose floors are exact.
 """
 

@@ -126,13 +126,13 @@ def fitted_predictions(level: Any, at: Any, activity: Any, direction: Any, previ
     for j in range(TAP_OFFSETS.size):
         far = (load(level, at + TAP_OFFSETS[j]) << 1) - base
         first = first + far * splat_at(taps, j * 16)
-        second = second + far * pick(load(taps, j * 16), own)
+        second = second + far * pick(taps, j * 16, own)
     if previous.size > 0:
         for j in range(9):
             far = (around(previous, step, j // 3 - 1, j % 3 - 1) << 1) - base
             p = (TAP_OFFSETS.size + j) * 16
             first = first + far * splat_at(taps, p)
-            second = second + far * pick(load(taps, p), own)
+            second = second + far * pick(taps, p, own)
     store(guess, 192, (base << 5) + (first >> 5))
     store(guess, 208, (base << 5) + (second >> 5))
 

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import config, njit
 from numpy.typing import NDArray
 
 from codec.tables import LOGISTIC, TAPS, Z_LAST, Z_LIMIT, Z_STEPS
 
 
-def _stamp() -> str:
-    """SHA-256 of everything that the kernels are made from."""
-    here = Path(__file__).parent
-    files = [*sorted(here.glob("wave*.py")), *(here / f"{name}.py" for name in ("lanes", "network", "rans", "tables"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
 def _compiler(**options: Any) -> Any:
-    """A decorator like numba.njit, whose cache is good only as long as no file of the kernels changes.
+    """A decorator like numba.njit that caches only in a folder that was named for it.
 
-    Numba compares a function's own file only; a kernel with an old constant of another file in it would go astray.
+    numba compares a kernel's own file and not those that it takes constants and other kernels from: one folder for all
+    versions of the sources (beside them, by default) would give old kernels. gateway.settings names one for each.
     """
-    make: Any = njit(nogil=True, cache=True, error_model="numpy", **options)
-
-    def compiled(function: Any) -> Any:
-        kernel = make(function)
-        kernel._cache._cache_file._source_stamp = STAMP
-        return kernel
-
-    return compiled
+    make: Any = njit
+    known: Any = config  # numba's settings have no types
+    return make(nogil=True, cache=bool(known.CACHE_DIR), error_model="numpy", **options)
 
 
-STAMP = _stamp()
 outer = _compiler()
 # Kernels that hand arrays around without counting references (a quarter of the time otherwise), and so allocate none.
 bare = _compiler(_nrt=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from codec import gpu_kernel, gpu_steps
+from codec import gpu_kernel
 from codec.gpu_jobs import DecodeJob, EncodeJob
 from codec.gpu_kernel import PART_ROOM
 from codec.gpu_lanes import LANE, LANES
@@ -77,7 +77,7 @@ class BlockThreads:
     def __init__(self, threads: int = 2 * LANES) -> None:
         self.threads = threads
         self.baton: Baton | None = None
-        port = Port(self._compile, {"fitted_predictions": gpu_steps.fitted_gathered}, {"meet": self._meet})
+        port = Port(self._compile, {"meet": self._meet})
         self.bodies = {kind: port(getattr(gpu_kernel, f"{kind}_block")) for kind in ("encode", "decode")}
 
     def encode(self, jobs: Sequence[EncodeJob]) -> list[Any]:

@@ -45,7 +45,7 @@ def compile_lane(function: Any) -> Any:
     return njit(nogil=True, error_model="numpy")(function)
 
 
-port = Port(compile_lane, {"fitted_predictions": gpu_steps.fitted_gathered})
+port = Port(compile_lane)
 law_of, room_of, fill_room = port(gpu_kernel.law_of), port(gpu_kernel.room_of), port(gpu_kernel.fill_room)
 move_window, run_layer = port(gpu_kernel.move_window), port(gpu_kernel.run_layer)
 enter, look, weigh, note = (port(getattr(gpu_steps, name)) for name in ("enter", "look", "weigh", "note"))
