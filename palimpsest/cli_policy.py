@@ -1,9 +1,9 @@
-"""`palimpsest policy`: is the policy file in order, what may stand in it, and what would it do to a given file."""
+"""`palimpsest policy`: is the policy file in order, what may stand in it, what would it do to a file or an instance."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,10 +54,10 @@ def policy_check(
     if not path.exists():
         console.print(f"there is no policy file ({path}): the defaults hold", highlight=False, soft_wrap=True)
         return
-    for kind, rules in (("archive", found.archive), ("delivery", found.delivery)):
+    for kind, rules in (("archive", found.archive), ("route", found.route), ("delivery", found.delivery)):
         if rules:
             console.print(_table(kind, rules))
-    count = f"{len(found.archive)} archive rules, {len(found.delivery)} delivery rules"
+    count = f"{len(found.archive)} archive rules, {len(found.route)} route rules, {len(found.delivery)} delivery rules"
     line = f"{escape(str(path))} is [green]in order[/green]: {count}, then the defaults"
     console.print(line, highlight=False, soft_wrap=True)
 
@@ -100,7 +100,11 @@ def _effects(rule: Rule) -> str:
 
 @policy.command("explain")
 def policy_explain(
-    file: Annotated[Path, typer.Argument(help="A DICOM file, as it would be received.")],
+    file: Annotated[Path | None, typer.Argument(help="A DICOM file, as it would be received.")] = None,
+    instance: Annotated[
+        int | None, typer.Option(help="Instead of a file: an instance that was received, by its number.")
+    ] = None,
+    calling_ae: Annotated[str | None, typer.Option(help="Who would send it; of an instance: who did.")] = None,
     destination: Annotated[
         list[str] | None, typer.Option(help="Only this destination (repeatable); it need not be configured.")
     ] = None,
@@ -112,28 +116,52 @@ def policy_explain(
 ) -> None:
     """Dry run: which rules match this file, what they would make of it, and what each destination would get.
 
-    Everything is really made, with throw-away keys; nothing is stored, sent or recorded, and no key ring is needed.
+    Everything is really made, with throw-away keys; nothing is stored, sent or recorded. A file needs no key ring.
     """
     from gateway.bootstrap import read_policy
-    from gateway.errors import NotFound
+    from gateway.settings import use_numba_cache
+
+    use_numba_cache()
     from worker.dryrun import dry_run
 
+    if (file is None) == (instance is None):
+        raise typer.BadParameter("name a file, or an instance by --instance")
     settings = _settings(home, policy_file)
     found = read_policy(settings)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise NotFound("unreadable", f"{file} cannot be read ({type(error).__name__})") from None
-    names = destination or [each.name for each in settings.destinations]
-    made = dry_run(data, found, names)
+    data, sender = _read_file(file) if file is not None else _read_instance(settings, instance or 0)
+    names = destination or [each.name for each in settings.destinations if each.forward]
+    made = dry_run(data, found, names, calling_ae if calling_ae is not None else sender)
     if json_out:
         typer.echo(json.dumps(asdict(made), indent=1))
         return
-    for line in _explained(made):
+    for line in _explained(made, asked=bool(destination)):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _explained(made: DryRun) -> Iterator[str]:
+def _read_file(file: Path) -> tuple[bytes, str]:
+    from gateway.errors import NotFound
+
+    try:
+        return file.read_bytes(), ""
+    except OSError as error:
+        raise NotFound("unreadable", f"{file} cannot be read ({type(error).__name__})") from None
+
+
+def _read_instance(settings: Settings, number: int) -> tuple[bytes, str]:
+    """The file as it is given back, and who sent it. Raises NotFound, Gone."""
+    from gateway.bootstrap import build
+    from worker.retrieve import original_bytes
+
+    gateway = build(settings)
+    try:
+        row = gateway.index.get(number)
+        return original_bytes(gateway, row), row.calling_ae
+    finally:
+        gateway.close()
+
+
+def _explained(made: DryRun, *, asked: bool) -> Iterator[str]:
+    """asked: the destinations were named by hand, and are shown though nothing would be routed to them."""
     yield f"{made.size} bytes, SOP class {_keyword(made.sop_class)}, modality {made.modality or '(none)'}"
     archived = made.archived
     yield f"archive: rule '{archived.rule}'{_passing(archived.passed)}"
@@ -146,7 +174,12 @@ def _explained(made: DryRun) -> Iterator[str]:
         yield f"  global part {both}: kept {kept}"
     if archived.not_tried:
         yield f"  and for {', '.join(archived.not_tried)}, whose keys are not used here"
+    yield f"route: rule '{made.routed.rule}'{_passing(made.routed.passed)}, by {_facts(made.routed.found)}"
     for each in made.delivered:
+        if not each.routed:
+            yield f"not to {each.destination} (route '{made.routed.rule}')" + ("; if it were:" if asked else "")
+            if not asked:
+                continue
         yield f"to {each.destination}: rule '{each.rule}'{_passing(each.passed)}"
         yield from (f"  {_attempt(tried)}" for tried in each.tried)
         yield f"  would be sent: {each.sent}" if each.sent else "  would not be sent: dead letter with the first reason"
@@ -158,11 +191,15 @@ def _attempt(tried: Tried) -> str:
     if tried.reason:
         return f"{tried.representation}: cannot be made ({tried.reason})"
     if tried.changed is None:
-        return f"{tried.representation}: {tried.size} bytes"
+        return f"{tried.representation}: {tried.size} bytes" + (f", syntax {tried.syntax}" if tried.syntax else "")
     return (
         f"{tried.representation}: {tried.size} bytes; {tried.changed} samples changed by at most {tried.max_change}, "
         f"PSNR {tried.psnr:.1f} dB; opened again, and gave the file back"
     )
+
+
+def _facts(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value or '(none)'}" for name, value in found.items() if name != "sop_class")
 
 
 def _passing(passed: Sequence[Passed]) -> str:

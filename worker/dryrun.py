@@ -18,7 +18,7 @@ from worker.routing import route_facts
 from worker.rules import modality_of
 from worker.stegoframe import Mode
 from worker.stegoobject import make_stego
-from worker.viewable import profile_of, viewable_copies
+from worker.viewable import candidates, profile_of, viewable_copies
 
 _FACTS = Provenance("1970-01-01T00:00:00+00:00", "dry-run", "DRYRUN", "palimpsest")
 
@@ -165,7 +165,9 @@ def _tried(data: bytes, ring: KeyRing, rule: DeliveryRule, form: Representation)
     if form in ("self-contained", "hidden"):
         return _carrying(data, ring, rule, form)
     try:
-        made = next(viewable_copies(data, form, rule, ring.pseudonym_key()))
+        found = peek(data)
+        syntaxes = candidates(found.sop_class_uid, found.transfer_syntax, rule, None)
+        made = next(viewable_copies(data, form, rule, ring.pseudonym_key(), syntaxes))
     except (Unsupported, InvalidInstance) as error:
         return Tried(form, error.reason)
     return Tried(form, "", len(made.part10), syntax=made.syntax)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gateway.policy import ArchiveRule, DeliveryRule, Policy
+from gateway.policy import ArchiveRule, DeliveryRule, Policy, RouteRule
 from gateway.policy_file import parse_policy
 from palimpsest.cli import app
 from tests.object_makers import image, noisy
@@ -47,7 +47,19 @@ def test_the_example_is_in_order_and_does_what_its_comments_say() -> None:
     assert policy.delivery_rule("research", MR, "MR").attempts == ("hidden",)
     assert policy.delivery_rule("research", MR, "US").attempts == ("self-contained", "envelope")
     assert policy.delivery_rule("viewer", MR, "US").restoration == "inline"
-    assert policy.delivery_rule("pacs", MR, "MR").representation == "envelope"
+    assert policy.delivery_rule("pacs", MR, "MR").representation == "viewable"
+    assert policy.delivery_rule("elsewhere", MR, "MR").representation == "envelope"
+    facts = {
+        "sop_class": MR,
+        "modality": "MR",
+        "body_part": "",
+        "station": "",
+        "study_description": "",
+        "calling_ae": "MR1",
+    }
+    assert policy.route_rule(facts).destinations == ("viewer", "pacs")
+    assert policy.route_rule(facts | {"study_description": "Lung, TRIAL 7"}).name == "trial"
+    assert policy.route_rule(facts | {"calling_ae": "QA-7"}).destinations == ()
 
 
 def test_the_part_of_the_example_that_is_commented_out_is_in_order_too() -> None:
@@ -59,7 +71,7 @@ def test_the_part_of_the_example_that_is_commented_out_is_in_order_too() -> None
 
 def test_the_example_explains_every_field_and_every_word() -> None:
     text = EXAMPLE.read_text("utf-8")
-    for model in (ArchiveRule, DeliveryRule):
+    for model in (ArchiveRule, RouteRule, DeliveryRule):
         for name, field in model.model_json_schema(mode="serialization")["properties"].items():
             assert re.search(rf"(?m)^#   {name} ", text), name
             for word in field.get("enum", field.get("items", {}).get("enum", ())):
@@ -79,7 +91,7 @@ def test_check_says_what_is_in_force(home: Path) -> None:
         "magnetic-resonance",
         "sop_class: MRImageStorage",
         "seal_bitmap = true",
-        "2 archive rules, 3 delivery",
+        "2 archive rules, 3 route rules, 5 delivery",
     ):
         assert words in said
     assert f"{home / 'policy.toml'} is in order" in said
@@ -133,7 +145,9 @@ def test_explain_makes_everything_and_keeps_nothing(home: Path, picture: Path) -
     )  # fmt: skip
     assert research["tried"][0]["restored"] and research["tried"][0]["max_change"] == 1
     assert [passed["rule"] for passed in viewer["passed"]] == ["study-group", "research-rest"]
-    assert (pacs["rule"], pacs["sent"]) == ("default", "envelope")
+    assert (pacs["rule"], pacs["sent"], pacs["routed"]) == ("own-pacs", "viewable", True)
+    assert (pacs["tried"][0]["syntax"], research["routed"]) == ("1.2.840.10008.1.2.4.90", False)
+    assert said["routed"]["rule"] == "clinical" and said["routed"]["destinations"] == ["viewer", "pacs"]
     assert list(home.iterdir()) == []
     assert "Quastenflosser" not in json.dumps(said)
 
