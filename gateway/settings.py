@@ -441,7 +441,7 @@ def kernel_sources() -> str:
 def use_numba_cache(settings: Settings | None = None) -> None:
     """Point numba's cache at the home folder, without settings at the user's cache folder.
 
-    Call before the first kernel is imported (installs may be read-only, and see `kernel_sources`).
+    Call before the first kernel is imported: the coder's are compiled each time where no folder is named.
     """
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = settings.numba_cache_dir if settings else user / "palimpsest" / "numba" / kernel_sources()

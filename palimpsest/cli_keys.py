@@ -138,6 +138,9 @@ def keys_drill(
     home: Home = None,
 ) -> None:
     """Prove that a backup alone opens the archive: restore it beside, open random objects with it, remove it again."""
+    from gateway.settings import use_numba_cache
+
+    use_numba_cache()
     from palimpsest.drill import drill
 
     with open_gateway(home) as gateway:
