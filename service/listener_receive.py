@@ -12,9 +12,9 @@ import socket
 import socketserver
 import ssl
 import struct
+import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
 from io import BytesIO
 from typing import Any
 
@@ -23,29 +23,19 @@ from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from gateway.spool import Spool
-from service.listener_stream import MESSAGE_CAP_BYTES, AssociationStream, Refuse, Store, WakingQueue
+from gateway.tls import FreshContext
+from service.listener_stream import MESSAGE_CAP_BYTES, AssociationStream, Door, WakingQueue
 
-__all__ = ["MIB", "PDU_CAP_BYTES", "BoundedProvider", "ReceiveLimits", "SpoolingServer"]
+__all__ = ["BoundedProvider", "SpoolingServer", "tls_reason"]
 
-MIB = 1 << 20
-#: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
-#: (PS3.8 D.1).
-PDU_CAP_BYTES = 64 * MIB
+#: How long one open association lets the other processes of a shared port go first, and how many count.
+YIELD_SECONDS, MOST_YIELDED = 0.003, 10
 #: C-CANCELs kept for requests that nobody has asked about yet.
 CANCELS_KEPT = 10
 #: How long an association's thread without work sleeps before it looks at its timers.
 IDLE_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ReceiveLimits:
-    """Bounds of one association: seconds without a byte, and bytes of one PDU."""
-
-    idle_seconds: float
-    pdu_bytes: int = PDU_CAP_BYTES
 
 
 class BoundedProvider(DIMSEServiceProvider):
@@ -122,36 +112,101 @@ def _set_idle_timeout(connection: socket.socket, seconds: float) -> None:
 
 
 class SpoolingServer(ThreadedAssociationServer):
-    """Association server whose associations receive through `AssociationStream`."""
+    """Association server whose associations receive through `AssociationStream`.
 
-    request_queue_size = 64
+    door: what its connections share with those of the process's other ports. listening: a bound socket that several
+    processes share; default: one of its own.
+    """
+
+    request_queue_size = 128
     daemon_threads = True
 
     def __init__(
-        self, *args: Any, limits: ReceiveLimits, spool: Spool, store: Store, refuse: Refuse, **kwargs: Any
+        self,
+        *args: Any,
+        door: Door,
+        tls: FreshContext | None = None,
+        listening: socket.socket | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.limits = limits
-        self.make_stream: Callable[[Any], AssociationStream] = lambda assoc: AssociationStream(
-            assoc, spool, store, refuse, limits.pdu_bytes
-        )
+        self.door = door
+        self.tls = tls
+        self._listening = listening
         super().__init__(*args, **kwargs | {"request_handler": _SpoolingRequest})
+
+    def server_bind(self) -> None:
+        """See AssociationServer; a shared socket is bound already."""
+        if self._listening is None:
+            super().server_bind()
+            return
+        assert self.socket is not None
+        self.socket.close()
+        self.socket = self._listening
+        self.socket.setblocking(False)  # another process may be first
+        self.server_address = self.socket.getsockname()
+
+    def server_activate(self) -> None:
+        """See TCPServer."""
+        if self._listening is None:
+            super().server_activate()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The next connection. Of several processes a busy one lets the others go first."""
+        if self._listening is not None:
+            time.sleep(min(MOST_YIELDED, self.door.connections.associated) * YIELD_SECONDS)
+        connection, address = super().get_request()
+        connection.setblocking(True)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """False, and the connection is closed before anything of it was read, if it may not stay."""
+        reason = self.door.connections.admit(client_address)
+        if reason:
+            self.door.refusals.refuse(reason, str(client_address[0]))
+        return not reason
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """No association came of a connection."""
+        self.door.connections.gone(client_address)
+        error = sys.exception()
+        if isinstance(error, ssl.SSLError):
+            self.door.refusals.refuse(tls_reason(error), str(client_address[0]))
+        else:
+            log.warning("a connection ended at once", extra={"reason": type(error).__name__})
 
     def shutdown(self) -> None:
         """Stop accepting and close the listening socket; running associations go on."""
         socketserver.BaseServer.shutdown(self)  # pynetdicom's own also looks for the server in a list that it is not in
-        self.server_close()
+        if self._listening is None:
+            self.server_close()
+        else:  # shutting it down would end it for the other processes, too
+            self._listening.close()
+
+
+def tls_reason(error: ssl.SSLError) -> str:
+    """A machine word for a handshake that failed: OpenSSL's own, in our spelling."""
+    word = (error.reason or type(error).__name__).lower().replace("_", "-")
+    return f"tls-{word}"[:64]
 
 
 class _SpoolingRequest(RequestHandler):
-    """Sets up one association: TCP_NODELAY, idle timeout, bounded receive, and the clean-up at its thread's end."""
+    """Sets up one association: TLS, TCP_NODELAY, timeouts, bounded receive, and the clean-up at its thread's end."""
+
+    server: SpoolingServer
+
+    def setup(self) -> None:
+        """The TLS handshake, in this connection's own thread: a slow peer holds up nobody else."""
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it Nagle costs 40 ms an object
+        if self.server.tls is not None:
+            self.request.settimeout(self.server.door.artim_seconds)
+            self.request = self.server.tls.get().wrap_socket(self.request, server_side=True)
 
     def _create_association(self) -> Any:
         request: socket.socket = self.request
-        request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # without it Nagle costs 40 ms an object
         assoc: Any = super()._create_association()
-        server: SpoolingServer = self.server  # type: ignore[assignment]
-        _set_idle_timeout(request, server.limits.idle_seconds)
-        stream = server.make_stream(assoc)
+        door = self.server.door
+        _set_idle_timeout(request, door.idle_seconds)
+        stream = AssociationStream(assoc, door)
         checkpoint = _Checkpoint()
         assoc._reactor_checkpoint = checkpoint
         assoc.dimse = BoundedProvider(assoc)
@@ -161,11 +216,10 @@ class _SpoolingRequest(RequestHandler):
         dul.to_provider_queue = WakingQueue(stream.wake)
         dul._is_transport_event = stream.turn
         dul._run_loop_delay = 0  # `turn` waits
-        assert dul.socket is not None
         dul.socket.recv = stream.recv
         # Neither thread may keep a stopped process alive.
         assoc.daemon = dul.daemon = True
-        serve = assoc.run
+        serve, peer = assoc.run, self.client_address
 
         def run() -> None:
             try:
@@ -173,7 +227,9 @@ class _SpoolingRequest(RequestHandler):
             finally:
                 dul.join(timeout=5)
                 stream.close()
+                door.connections.gone(peer)
 
         assoc.run = run
         assoc.discard_leftovers = stream.close
+        assoc.peer = peer
         return assoc

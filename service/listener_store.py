@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import ssl
 import threading
 import time
 from contextlib import suppress
@@ -18,15 +19,22 @@ from gateway.accept import accept_instance, wake_up
 from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Accepted
+from gateway.settings import Settings
 from gateway.spool import StoredFile
+from gateway.tls import certificate_names
 from gateway.transfer_syntaxes import MADE
 from gateway.uids import parse_sop_class, parse_sop_instance
 from service.listener_command import StoreCommand
+from service.listener_limits import Connections, RefusalTrail
 from service.listener_stream import Refuse, Store
 from service.listener_syntax import sort_syntaxes
-from service.trail import record, refused
+from service.trail import refused
 
-__all__ = ["on_echo", "on_rejected", "on_requested", "refusing", "storing"]
+__all__ = ["on_echo", "on_limits", "on_rejected", "on_requested", "refusing", "storing"]
+
+#: result, source, diagnostic of an A-ASSOCIATE-RJ (PS3.8 9.3.4)
+LOCAL_LIMIT_EXCEEDED = (0x02, 0x03, 0x02)
+CALLING_AE_UNKNOWN = (0x01, 0x01, 0x03)
 
 SUCCESS = 0x0000
 UNEXPECTED = 0xC001  # PS3.4 B.2.3: Cxxx, cannot understand; ours: the log knows more
@@ -52,6 +60,8 @@ def on_requested(event: Any) -> None:
     A context without any syntax is dropped: it violates PS3.8 9.3.2.2 and would break the negotiation of its
     neighbours.
     """
+    if event.assoc.is_rejected:
+        return
     request = event.assoc.requestor.primitive
     contexts = [cx for cx in request.presentation_context_definition_list if cx.transfer_syntax]
     roles = event.assoc.requestor.role_selection
@@ -64,12 +74,24 @@ def on_requested(event: Any) -> None:
     request.presentation_context_definition_list = contexts
 
 
-def on_rejected(event: Any, gateway: Gateway) -> None:
-    """An association was refused: unknown calling AE title, or too many at once."""
-    calling = str(event.assoc.requestor.ae_title)
-    reason = "too-many-associations" if gateway.settings.allows_calling_ae(calling) else "calling-ae-unknown"
-    log.warning("association rejected", extra={"reason": reason})
-    record(gateway, "refused", actor=calling or "unknown", outcome="refused", reason=reason, source="dimse")
+def on_limits(event: Any, connections: Connections, refusals: RefusalTrail, settings: Settings) -> None:
+    """An association is asked for: reject it if there are too many, or if its certificate is another's."""
+    assoc = event.assoc
+    calling = str(assoc.requestor.primitive.calling_ae_title)
+    reason, rejection = connections.associate(assoc.peer), LOCAL_LIMIT_EXCEEDED
+    connection = assoc.dul.socket.socket
+    bound = settings.dicom_tls_bind_ae and isinstance(connection, ssl.SSLSocket)
+    if not reason and bound and calling.strip().upper() not in certificate_names(connection.getpeercert()):
+        reason, rejection = "calling-ae-not-in-certificate", CALLING_AE_UNKNOWN
+    if reason:
+        refusals.refuse(reason, str(assoc.peer[0]), calling)
+        assoc.acse.send_reject(*rejection)
+        assoc.kill()  # once the peer has it, or ARTIM ran out
+
+
+def on_rejected(event: Any, refusals: RefusalTrail) -> None:
+    """pynetdicom rejected an association: its calling AE title is not in our list."""
+    refusals.refuse("calling-ae-unknown", str(event.assoc.peer[0]), str(event.assoc.requestor.ae_title))
 
 
 class Waker:

@@ -20,6 +20,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pynetdicom.pdu_primitives import P_DATA
@@ -27,12 +28,18 @@ from pynetdicom.pdu_primitives import P_DATA
 from gateway.errors import InvalidInstance, PalimpsestError
 from gateway.spool import Receiving, Spool, StoredFile
 from service.listener_command import StoreCommand, file_meta, parse_store, store_response
+from service.listener_limits import Connections, RefusalTrail
 
-__all__ = ["AssociationStream", "Store", "WakingQueue"]
+__all__ = ["MIB", "PDU_CAP_BYTES", "AssociationStream", "Door", "Refuse", "Store", "WakingQueue"]
 
-BUFFER_BYTES = 1 << 20
+MIB = 1 << 20
+#: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
+#: (PS3.8 D.1).
+PDU_CAP_BYTES = 64 * MIB
+
+BUFFER_BYTES = MIB
 #: Longest command set, and longest data set of a message that is no C-STORE.
-MESSAGE_CAP_BYTES = 1 << 20
+MESSAGE_CAP_BYTES = MIB
 #: How long a thread with nothing to do sleeps before it looks at its timers.
 IDLE_POLL_MS = 50
 CLOSED_PAUSE_SECONDS = 0.002
@@ -41,12 +48,26 @@ P_DATA_TF, A_ABORT = 0x04, 0x07
 PDU_HEADER, PDV_HEADER = 6, 6  # bytes: type, reserved, length; length, context, control
 HEADERS_BYTES = PDU_HEADER + PDV_HEADER
 ESTABLISHED = "Sta6"  # PS3.8 9.2: association established and ready for data transfer
+BEFORE_REQUEST = ("Sta1", "Sta2")  # ARTIM runs until the whole A-ASSOCIATE-RQ is there, however slowly it drips
 
 #: (calling AE title, command, received file) -> (status, error comment)
 Store = Callable[[str, StoreCommand, StoredFile], tuple[int, str]]
 Refuse = Callable[[str, PalimpsestError], tuple[int, str]]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Door:
+    """What all associations of one process share."""
+
+    spool: Spool
+    store: Store
+    refuse: Refuse
+    connections: Connections
+    refusals: RefusalTrail
+    idle_seconds: float
+    artim_seconds: float = 30.0
 
 
 class ProtocolError(Exception):
@@ -69,13 +90,13 @@ class WakingQueue(queue.Queue[Any]):
 class AssociationStream:
     """The reading side of one association. `turn` is called by the DUL thread only; `close` once, when it has ended."""
 
-    def __init__(self, assoc: Any, spool: Spool, store: Store, refuse: Refuse, pdu_bytes: int) -> None:
+    def __init__(self, assoc: Any, door: Door) -> None:
         self._assoc = assoc
         self._dul = assoc.dul
-        self._spool = spool
-        self._store = store
-        self._refuse = refuse
-        self._pdu_bytes = pdu_bytes
+        self._spool = door.spool
+        self._store = door.store
+        self._refuse = door.refuse
+        self._asked_until = time.monotonic() + door.artim_seconds
         self._elsewhere: Callable[[], bool] = self._dul._is_transport_event
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
@@ -113,7 +134,7 @@ class AssociationStream:
 
         Raises OSError: timeout, broken connection, or a length that no peer may declare.
         """
-        if count > self._pdu_bytes:
+        if count > PDU_CAP_BYTES:
             raise OSError("a PDU declares more bytes than any peer may send")
         found = bytearray(self._pushed[:count])
         self._pushed = self._pushed[count:]
@@ -122,6 +143,8 @@ class AssociationStream:
             if not more:
                 break
             found += more
+            if self._dul.state_machine.current_state in BEFORE_REQUEST and time.monotonic() > self._asked_until:
+                raise OSError("the association request takes too long")
         return found
 
     def turn(self) -> bool:
@@ -183,7 +206,7 @@ class AssociationStream:
             self._request = None if got[0] == A_ABORT else self._request
             return
         (left,) = struct.unpack_from(">L", got, 2)
-        if left > self._pdu_bytes:
+        if left > PDU_CAP_BYTES:
             raise OSError("a PDU declares more bytes than any peer may send")
         if left < PDV_HEADER:
             raise ProtocolError("pdu-without-a-value")

@@ -37,8 +37,7 @@ from gateway.instance import State
 from gateway.jobs import MemoryQueue
 from gateway.settings import child_environment, load_settings
 from service.listener import Listener
-from service.listener_receive import PDU_CAP_BYTES
-from service.listener_stream import AssociationStream
+from service.listener_stream import PDU_CAP_BYTES, AssociationStream, Door
 from tests.running import WAIT_SECONDS, until
 
 pytestmark = [
@@ -251,7 +250,7 @@ def test_an_unknown_calling_title_is_rejected(make_gateway: Any, listen: Any) ->
 
 
 def test_production_without_an_allow_list_rejects_everybody(make_gateway: Any, listen: Any) -> None:
-    port = listen(make_gateway(profile="production")).port
+    port = listen(make_gateway(profile="production", dicom_plain="allow")).port
     assert associate(port, [(Verification, [ImplicitVRLittleEndian])]).is_rejected
 
 
@@ -336,9 +335,14 @@ def test_a_pdu_of_4_gib_is_not_believed(make_gateway: Any, listen: Any) -> None:
 
 def test_a_declared_length_costs_no_memory_before_its_bytes_come(gw: Gateway) -> None:
     ours, theirs = socket.socketpair()
-    dul = SimpleNamespace(socket=SimpleNamespace(socket=ours), _is_transport_event=lambda: False)
-    limits: Any = (gw.spool, None, None, PDU_CAP_BYTES)
-    with ours, theirs, closing(AssociationStream(SimpleNamespace(dul=dul), *limits)) as stream:
+    dul = SimpleNamespace(
+        socket=SimpleNamespace(socket=ours),
+        _is_transport_event=lambda: False,
+        state_machine=SimpleNamespace(current_state="Sta2"),
+    )
+    nothing: Any = None
+    door = Door(gw.spool, nothing, nothing, nothing, nothing, idle_seconds=60.0)
+    with ours, theirs, closing(AssociationStream(SimpleNamespace(dul=dul), door)) as stream:
         theirs.sendall(b"x" * 100)
         theirs.shutdown(socket.SHUT_WR)
         tracemalloc.start()
