@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from gateway.bootstrap import Gateway
+from gateway.circuit import read_circuit
+from gateway.destination import Destination
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Counts
 from gateway.instance import ForwardState, State
 from service.health import readiness
 
-__all__ = ["overview", "queue_depths"]
+__all__ = ["destinations", "overview", "queue_depths"]
 
 DEAD_LETTERS_SHOWN = 50
 
@@ -67,13 +70,51 @@ def _destinations(gateway: Gateway, counts: Counts) -> list[dict[str, Any]]:
     for name in sorted(configured.keys() | counts.forwards.keys()):
         by_state = counts.forwards.get(name, {})
         destination = configured.get(name)
-        where = "not configured any more"
-        if destination is not None:
-            where = (
-                f"{destination.ae_title} {destination.host}:{destination.port}"
-                if destination.kind == "dicom"
-                else "folder"
-            )
         numbers = {state.value.lower(): by_state.get(state.value, 0) for state in ForwardState}
-        rows.append({"name": name, "where": where, **numbers})
+        rows.append(
+            {
+                "name": name,
+                "kind": destination.kind if destination else None,
+                "where": destination.where if destination else "not configured any more",
+                **numbers,
+                "circuit": _circuit(gateway, name),
+                "probe": _probe(gateway, destination) if destination else None,
+            }
+        )
+    return rows
+
+
+def _circuit(gateway: Gateway, name: str) -> dict[str, Any]:
+    """Whether the destination is being left alone, since how many failures and why, and until when."""
+    state = read_circuit(gateway.settings.run_dir, name)
+    return {
+        "open": state.is_open,
+        "failures": state.failures,
+        "reason": state.reason or None,
+        "until": state.open_until if state.is_open else None,
+    }
+
+
+def _probe(gateway: Gateway, destination: Destination) -> dict[str, Any] | None:
+    """When it was probed last and with what result; `current` is false once its address is another."""
+    result = gateway.index.probe_of(destination.name)
+    if result is None:
+        return None
+    return {
+        "at": result.at,
+        "when": datetime.fromtimestamp(result.at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "current": result.place == destination.place,
+        "counts": result.counts(),
+        "summary": ", ".join(f"{number} {word}" for word, number in result.counts().items()),
+        "ways": dict(result.ways),
+    }
+
+
+def destinations(gateway: Gateway) -> list[dict[str, Any]]:
+    """The same rows, each with the findings of its probe."""
+    rows = _destinations(gateway, gateway.index.counts())
+    for row in rows:
+        result = gateway.index.probe_of(row["name"])
+        if row["probe"] is not None and result is not None:
+            row["probe"]["findings"] = [asdict(each) for each in result.findings]
     return rows

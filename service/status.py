@@ -21,6 +21,7 @@ from gateway.instance import ForwardState
 from gateway.metrics import exposition
 from gateway.uids import parse_sop_instance
 from service.access import RouteSpec, principal_of
+from service.overview import destinations as overview_of_destinations
 from service.overview import overview, queue_depths
 from service.problems import HttpProblem
 
@@ -102,6 +103,12 @@ async def failures(request: Request) -> Response:
     return JSONResponse({"failures": [asdict(group) for group in groups]})
 
 
+async def destinations(request: Request) -> Response:
+    """GET /api/destinations: each with its backlog, its circuit, and what its probe found, object by object."""
+    rows = await run_in_threadpool(overview_of_destinations, request.app.state.gateway)
+    return JSONResponse({"destinations": rows})
+
+
 async def forwards(request: Request) -> Response:
     """GET /api/forwards?state=WAITING|SENT|DEAD: dead letters unless another state is asked for."""
     wanted = request.query_params.get("state", ForwardState.DEAD.value).upper()
@@ -154,26 +161,46 @@ def replay_failures(gateway: Gateway, actor: str, *, reason: Any = None, instanc
 
 
 async def forwards_replay(request: Request) -> Response:
-    """POST /api/forwards/replay {"forward": id} or {"destination": name}: dead letters are sent again."""
+    """POST /api/forwards/replay: dead letters are sent again. {"forward": id}, {"forwards": [id, ...]}, {"destination":
+    name} and/or {"reason": word}, or {"all": true}.
+    """
     body = await _body(request)
     actor = principal_of(request).subject
-    count = await run_in_threadpool(
-        replay_forwards,
-        request.app.state.gateway,
-        actor,
-        forward_id=body.get("forward"),
-        destination=body.get("destination"),
-    )
+    count = await run_in_threadpool(_replay_asked, request.app.state.gateway, actor, body)
     return JSONResponse({"replayed": count})
 
 
-def replay_forwards(gateway: Gateway, actor: str, *, forward_id: Any = None, destination: Any = None) -> int:
-    """Replay dead letters, one or all of a destination. Raises NotFound if there are none."""
+def _replay_asked(gateway: Gateway, actor: str, body: dict[str, Any]) -> int:
+    named = body.get("forwards")
+    if isinstance(named, list):
+        numbers = [row_number(each) for each in named]
+        if None in numbers or not numbers:
+            raise HttpProblem(400, "bad-id", "forwards is a list of numbers.")
+        return sum(replay_forwards(gateway, actor, forward_id=number) for number in numbers)
+    everything = body.get("all") is True
+    return replay_forwards(
+        gateway, actor, forward_id=body.get("forward"), destination=body.get("destination"), reason=body.get("reason"),
+        everything=everything,
+    )  # fmt: skip
+
+
+def replay_forwards(
+    gateway: Gateway,
+    actor: str,
+    *,
+    forward_id: Any = None,
+    destination: Any = None,
+    reason: Any = None,
+    everything: bool = False,
+) -> int:
+    """Replay dead letters: one, those of a destination and/or for a reason, or all. NotFound if there are none."""
+    ids: list[int] = []
     if (number := row_number(forward_id)) is not None:
         ids = [number]
-    else:
-        dead = gateway.index.forwards(state=ForwardState.DEAD, limit=1000)
-        ids = [row.id for row in dead if row.destination == destination]
+    elif everything or isinstance(destination, str) or isinstance(reason, str):
+        ids = gateway.index.dead_letters(
+            destination if isinstance(destination, str) else None, reason if isinstance(reason, str) else None
+        )
     if not ids:
         raise NotFound("no-such-dead-letter", "There is no dead letter of that kind to replay.")
     for number in ids:
@@ -225,6 +252,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     ("POST", "/api/instances/choose", choose),
     ("GET", "/api/failures", failures),
     ("POST", "/api/failures/replay", failures_replay),
+    ("GET", "/api/destinations", destinations),
     ("GET", "/api/forwards", forwards),
     ("POST", "/api/forwards/replay", forwards_replay),
     ("GET", "/api/audit", audit_export),
