@@ -251,3 +251,99 @@ def test_keywords_are_those_of_the_standard() -> None:
     known = {row[4]: uid for uid, row in UID_dictionary.items() if row[1] == "SOP Class" and not row[3]}
     assert {keyword: known.get(keyword) for keyword in STORAGE_CLASSES} == STORAGE_CLASSES
     assert STORAGE_CLASSES["CTImageStorage"] == CT and len(STORAGE_CLASSES) > 150
+
+
+# --- routes, and one identity for each destination ---
+
+FACTS = {"calling_ae": "CT1", "sop_class": CT, "modality": "CT", "body_part": "CHEST", "station": "CT-NORTH",
+         "study_description": "Thorax, low dose (TRIAL)"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("condition", "matches"),
+    [
+        ('calling_ae = "CT*"', True), ('calling_ae = "ct1"', False), ('calling_ae = ["MR1", "CT?"]', True),
+        ('sop_class = "CTImageStorage"', True), ('modality = "MR"', False), ('body_part = ["HEAD", "CHEST"]', True),
+        ('station = "*NORTH"', True), ('study_description = "thorax trial"', True),
+        ('study_description = "thor"', False), ('study_description = ["knee", "LOW dose"]', True),
+        ('study_description = "thorax knee"', False),
+    ],
+)  # fmt: skip
+def test_a_route_matches_by_who_sent_it_and_what_it_shows(condition: str, matches: bool) -> None:
+    policy, problems = parse_policy(f"version=1\n[[route]]\nname='r'\ndestinations='pacs'\n{condition}\n")
+    assert policy is not None, problems
+    rule = policy.route_rule(FACTS)
+    assert rule.name == ("r" if matches else "default")
+    assert rule.chosen(["a", "pacs"]) == (("pacs",) if matches else ("a", "pacs"))
+    if not matches:
+        assert policy.route[0].mismatch(**FACTS) == condition.split(" ")[0]
+
+
+def test_a_route_to_nowhere_keeps_an_object_here() -> None:
+    policy, _ = parse_policy("version=1\n[[route]]\nname='r'\ndestinations=[]\n")
+    assert policy is not None and policy.route_rule(FACTS).chosen(["a", "b"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("destinations='pacs'\nstudy_description='...'", "matches nothing"),
+        ("destinations='pacs'\ncalling_ae=''", "matches nothing"),
+        ("destinations=['*','pacs']", "stands alone"),
+        ("", "destinations is missing"),
+        ("destinations='pacs'\npatient_id='1'", "not known"),
+        ("destinations='pacs'\nmodality='ct'", "capitals"),
+    ],
+)
+def test_a_wrong_route_is_named(text: str, said: str) -> None:
+    [problem] = problems_of(f"version=1\n[[route]]\nname='r'\n{text}\n")
+    assert "[[route]] rule 'r'" in problem and said in problem
+
+
+def delivery(*rules: str) -> str:
+    return "version=1\n" + "".join(f"[[delivery]]\nname='r{n}'\n{rule}\n" for n, rule in enumerate(rules))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["destination='pacs'\nrepresentation='viewable'\nmodality='CT'"],  # the rest: envelopes, by default
+        ["destination='pacs'\nrepresentation='deidentified'\nmodality='CT'", "representation='viewable'"],
+        ["representation='viewable'\nmodality='CT'"],
+        ["destination='pacs'\nrepresentation='viewable'\nunsuitable='envelope'"],
+    ],
+)  # fmt: skip
+def test_one_destination_never_gets_identified_and_pseudonymous_objects(rules: list[str]) -> None:
+    problems = problems_of(delivery(*rules))
+    assert len(problems) == 1 and "pseudonym" in problems[0], problems
+
+
+def test_one_kind_for_each_destination_is_in_order() -> None:
+    text = delivery(
+        "destination='pacs'\nrepresentation='viewable'\nmodality='CT'\nsyntax='jpeg-ls'",
+        "destination='pacs'\nrepresentation='viewable'",
+        "destination='lake'\nrepresentation='deidentified'",
+    )
+    policy, problems = parse_policy(text)
+    assert policy is not None, problems
+    assert policy.delivery_rule("pacs", CT, "CT").attempts == ("viewable",)
+    assert policy.delivery_rule("lake", CT, "CT").attempts == ("deidentified", "envelope")
+    assert [rule.name for rule in policy.delivery_rules("pacs")] == ["r0", "r1"]
+    assert [rule.name for rule in policy.delivery_rules("other")] == ["default"]
+
+
+def test_options_that_do_nothing_are_refused() -> None:
+    for rule, word in (
+        ("representation='viewable'\ndeidentify='retain-uids'", "deidentify"),
+        ("representation='deidentified'\nrestoration='inline'", "restoration"),
+        ("representation='self-contained'\nsyntax='jpeg-ls'", "syntax"),
+        ("representation='envelope'\nsyntax='jpeg-ls'", "syntax"),
+    ):
+        [problem] = problems_of(delivery(rule))
+        assert word in problem
+
+
+def test_routes_know_the_destinations(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text("version=1\n[[route]]\nname='r'\ndestinations='pcs'\n")
+    with pytest.raises(BadPolicy, match=r"rule 'r': no destination 'pcs' is configured; there are: pacs"):
+        load_policy(None, tmp_path, ["pacs"])
