@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.destination import Destination
-from gateway.errors import PolicyRefused
+from gateway.errors import Unavailable
 from gateway.settings import Settings
 
 __all__ = ["FreshContext", "certificate_names", "client_context", "server_context"]
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def server_context(settings: Settings) -> ssl.SSLContext:
     """For the listener: a peer without a certificate that our CA file vouches for is not let in.
 
-    Raises PolicyRefused ``bad-tls-files``: one is missing, unreadable, or does not fit the others.
+    Raises Unavailable ``bad-tls-files``: one is missing, unreadable, or does not fit the others.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context)
@@ -44,7 +44,7 @@ def server_context(settings: Settings) -> ssl.SSLContext:
 def client_context(settings: Settings, destination: Destination) -> ssl.SSLContext:
     """For associations that we open; the peer's certificate must name the host that we call (RFC 9525).
 
-    The destination's own files count, those that it leaves out are the listener's. Raises PolicyRefused as
+    The destination's own files count, those that it leaves out are the listener's. Raises Unavailable as
     `server_context`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -74,20 +74,20 @@ def _harden(context: ssl.SSLContext) -> None:
 
 def _load_identity(context: ssl.SSLContext, certificate: Path | None, key: Path | None, what: str) -> None:
     if certificate is None or key is None:
-        raise PolicyRefused("bad-tls-files", f"{what}: DICOM over TLS needs a certificate and its private key")
+        raise Unavailable("bad-tls-files", f"{what}: DICOM over TLS needs a certificate and its private key")
     try:
         context.load_cert_chain(certificate, key, password=_no_passphrase)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise PolicyRefused("bad-tls-files", f"{what}: cannot be used ({_reason(error)})") from None
+        raise Unavailable("bad-tls-files", f"{what}: cannot be used ({_reason(error)})") from None
 
 
 def _load_authorities(context: ssl.SSLContext, authorities: Path | None, what: str) -> None:
     if authorities is None:
-        raise PolicyRefused("bad-tls-files", f"{what}: nobody's certificate could be checked without it")
+        raise Unavailable("bad-tls-files", f"{what}: nobody's certificate could be checked without it")
     try:
         context.load_verify_locations(authorities)
     except (OSError, ValueError) as error:
-        raise PolicyRefused("bad-tls-files", f"{what}: cannot be used ({_reason(error)})") from None
+        raise Unavailable("bad-tls-files", f"{what}: cannot be used ({_reason(error)})") from None
 
 
 def _no_passphrase() -> str:
@@ -118,7 +118,7 @@ class FreshContext:
                 try:
                     self._context = self._make()
                     log.info("TLS files were read again")
-                except PolicyRefused as error:
+                except Unavailable as error:
                     log.error("changed TLS files cannot be used, the old ones stay", extra={"reason": error.reason})
             return self._context
 
