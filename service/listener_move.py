@@ -15,14 +15,15 @@ from typing import Any, Final
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
-from gateway.errors import PalimpsestError
+from gateway.errors import PalimpsestError, Unavailable
 from gateway.index_search import Retrievable
 from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE
 from gateway.settings import Destination, Settings
+from gateway.tls import client_context
 from service.listener_exchange import Exchange
 from service.listener_suboperation import LOSSLESS_OFFERED
 
-__all__ = ["Batch", "Unreachable", "batches", "destination_of"]
+__all__ = ["Batch", "Unreachable", "UnknownDestination", "batches", "destination_of"]
 
 MAX_CONTEXTS: Final = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 _CONNECT_SECONDS: Final = 10.0
@@ -98,9 +99,10 @@ class Batch:
 def _security(settings: Settings, destination: Destination) -> dict[str, Any]:
     if not destination.tls:
         return {}
-    from gateway.tls import client_context
-
-    return {"tls_args": (client_context(settings, destination), destination.host)}
+    try:
+        return {"tls_args": (client_context(settings, destination), destination.host)}
+    except Unavailable as error:
+        raise Unreachable(error.reason) from None
 
 
 def batches(wanted: Sequence[Retrievable]) -> Iterator[Batch]:

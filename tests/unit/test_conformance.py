@@ -8,14 +8,21 @@ from pathlib import Path
 import pytest
 
 from gateway import errors
+from gateway.matching import COLUMNS, LISTED
 from gateway.settings import Settings
-from service import listener_syntax
+from service import listener_exchange, listener_retrieve, listener_syntax
 from service.access import RULES
+from service.listener_identifier import MODELS, BadIdentifier
+from service.listener_move import UnknownDestination
 from service.listener_store import UNEXPECTED
 from worker.deid_profile import METHOD_CODES
 from worker.deid_table import table
 from worker.deid_values import MAX_SHIFT
 
+STATUSES = {
+    "SUCCESS", "PENDING", "PENDING_PARTIAL", "CANCELLED", "OUT_OF_RESOURCES", "CANNOT_COUNT", "UNABLE_TO_PERFORM",
+    "WARNINGS", "SOP_CLASS_NOT_SUPPORTED", "UNABLE_TO_PROCESS",
+}  # fmt: skip
 TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text("utf-8")
 
 
@@ -42,6 +49,17 @@ def test_every_status_of_the_door_is_documented() -> None:
             errors.OutOfResources, errors.Unavailable, errors.Unsupported, errors.IntegrityError)  # fmt: skip
     documented = {int(row[0], 16) for row in rows("status")}
     assert documented == {0x0000, UNEXPECTED} | {error.dimse_status for error in door}
+
+
+def test_query_retrieve_models_keys_and_statuses_are_those_of_the_code() -> None:
+    assert {row[0]: (row[1], row[2]) for row in rows("models")} == MODELS
+    homes = {keyword: level for keyword, (_, level, _) in COLUMNS.items()} | dict.fromkeys(LISTED, "study")
+    assert {key.strip(): row[0] for row in rows("keys") for key in row[1].split(",")} == homes
+    answered = {
+        value for name, value in (vars(listener_exchange) | vars(listener_retrieve)).items() if name in STATUSES
+    }
+    answered |= {BadIdentifier.dimse_status, UnknownDestination.dimse_status, errors.PolicyRefused.dimse_status}
+    assert {int(row[0], 16) for row in rows("query statuses")} == answered
 
 
 def test_dicomweb_routes_and_roles_are_those_served() -> None:
