@@ -205,7 +205,7 @@ def token(
 
 @app.command(rich_help_panel="Single processes")
 def listen(home: Home = None) -> None:
-    """Run only the DICOM listener (C-STORE, C-ECHO)."""
+    """Run only the DICOM listener (C-STORE, C-ECHO, C-FIND, C-MOVE, C-GET)."""
     _settings(home)
     from service.listener import main
 
