@@ -68,13 +68,14 @@ class DataSet:
             raise Unsupported("header", "an image attribute does not hold one 16-bit number")
         return int(struct.unpack(">H" if self.big else "<H", value)[0])
 
-    def integer_string(self, tag: int, default: int) -> int:
-        """An IS value. Raises Unsupported ``header`` when it is no number from 1 to 2^31 - 1."""
+    def integer_string(self, tag: int, default: int, least: int = 1) -> int:
+        """An IS value (PS3.5 6.2). Raises Unsupported ``header`` when it is no number from `least` to 2^31 - 1."""
         text = self.ascii(tag)
         if not text:
             return default
-        if not (text.isascii() and text.isdigit() and len(text) <= 12 and 1 <= int(text) < 1 << 31):
-            raise Unsupported("header", "an integer string is no positive number")
+        digits = text[1:] if text[0] in "+-" else text
+        if not (digits.isascii() and digits.isdigit() and len(text) <= 12 and least <= int(text) < 1 << 31):
+            raise Unsupported("header", f"an integer string is no number from {least} on")
         return int(text)
 
 

@@ -49,6 +49,8 @@ __all__ = ["process_series", "released_on_failure"]
 
 MOST_MATES = 255
 MIN_GROUP = 2
+#: samples a second that are coded and proven at the least: profile max, one core without AVX-512, others at work
+SLOWEST = 100_000
 #: why a group is not made, or not as one, so that its members go alone
 REFUSALS = (Unsupported, InvalidInstance, CodecError, CarrierError, MemoryError)
 
@@ -88,9 +90,17 @@ def _mates(gw: Gateway, row: InstanceRow, owner: str) -> list[InstanceRow]:
     if all(rule.group == "off" for rule in gw.policy.archive):
         return []
     room = MAX_GROUP_BYTES - (MOST_MATES + 1) * MEMBER_ROOM - row.size
-    if room <= 0 or _member(gw, row) is None:
+    member = _member(gw, row) if room > 0 else None
+    limit = 0 if member is None else _mates_in_time(gw, member)
+    if limit < 1:
         return []
-    return gw.index.claim_mates(row, owner, gw.settings.lease_seconds, limit=MOST_MATES, size_limit=room)
+    return gw.index.claim_mates(row, owner, gw.settings.lease_seconds, limit=limit, size_limit=room)
+
+
+def _mates_in_time(gw: Gateway, member: _Member) -> int:
+    """How many of its like one task has time for beside it: the limit on a task is one for the whole group."""
+    seconds = gw.settings.object_time_limit_seconds - (member.rule.fit_seconds or gw.settings.codec_fit_seconds)
+    return min(MOST_MATES, int(seconds * SLOWEST / max(1, member.slice.samples)) - 1)
 
 
 def _together(gw: Gateway, verifier: GroupProver, rows: Sequence[InstanceRow], owner: str) -> dict[int, str]:

@@ -17,6 +17,7 @@ PATIENT_ID, STUDY, SERIES, INSTANCE_NUMBER = 0x00100020, 0x0020000D, 0x0020000E,
 POSITION, ORIENTATION, FRAMES = 0x00200032, 0x00200037, 0x00280008
 # samples, rows, columns, bits allocated and stored, high bit, sign: frames of another format are no context
 FORMAT = (0x00280002, 0x00280010, 0x00280011, 0x00280100, 0x00280101, 0x00280102, 0x00280103)
+LEAST_NUMBER = -(1 << 31)  # of an IS: scanners count from 0, and below
 SAME_PLACE = 1e-3  # mm: slices nearer than this lie in one place
 
 
@@ -33,6 +34,11 @@ class Slice:
     position: tuple[float, ...] | None
     normal: tuple[float, ...] | None
 
+    @property
+    def samples(self) -> int:
+        """Of its frame: samples per pixel, rows, columns, which stand in `kind` after patient, study and series."""
+        return math.prod(part for part in self.kind[3:6] if isinstance(part, int))
+
 
 def slice_of(data: Data) -> Slice | None:
     """A file as a slice; None for what has several frames, or no header to tell."""
@@ -43,7 +49,7 @@ def slice_of(data: Data) -> Slice | None:
         shape = [header.number(tag) for tag in FORMAT]
         if header.integer_string(FRAMES, 1) != 1 or None in shape[:4]:
             return None
-        number = header.integer_string(INSTANCE_NUMBER, 0)
+        number = header.integer_string(INSTANCE_NUMBER, 0, LEAST_NUMBER)
     except Unsupported:
         return None
     study, series = header.ascii(STUDY), header.ascii(SERIES)

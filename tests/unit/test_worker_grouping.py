@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def prover(gw: Gateway) -> Prover:
 def slice_file(number: int, **changes: object) -> bytes:
     place = {"ImagePositionPatient": [0, 0, 100 - 2.5 * number], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
     named = {"SOPInstanceUID": f"1.2.3.4.{number}", "InstanceNumber": number}
-    pixels = changes.pop("pixels", noisy(40, 40, seed=number))
+    pixels = changes.pop("pixels", noisy(40, 40, seed=number % 1000))
     return image([pixels], stored=16, **{**place, **named, **changes})  # type: ignore[list-item]
 
 
@@ -167,6 +168,37 @@ def test_neighbours_in_space_are_coded_one_after_another(gw: Gateway, prover: Pr
     found = {gw.index.get(each).member: pydicom.dcmread(io.BytesIO(data)) for each, data in files.items()}
     numbers = {member: data.InstanceNumber for member, data in found.items()}
     assert [numbers[at] for at in range(18)] == list(range(1, 19))
+
+
+def test_a_group_is_no_larger_than_the_limit_on_a_task_has_time_for(
+    gw: Gateway, prover: Prover, codec: ContextCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit of 8 s, 4 of them for a fit, at two frames a second: what is left over is the next group."""
+    monkeypatch.setattr(grouping, "SLOWEST", 2 * 40 * 40)
+    gw = replace(gw, settings=gw.settings.model_copy(update={"object_time_limit_seconds": 8.0}))
+    files = series(gw, 11)
+    ids = sorted(files)
+    assert set(process_series(gw, prover, ids[0], OWNER)) == set(ids[:8])
+    assert {gw.index.get(each).attempts for each in ids[8:]} == {0}
+    assert set(process_series(gw, prover, ids[8], OWNER)) == set(ids[8:])
+    assert prover.groups == 2
+    assert_given_back(gw, files)
+    gw = replace(gw, settings=gw.settings.model_copy(update={"object_time_limit_seconds": 1.0}))  # less than a fit
+    alone = [take_in(gw, slice_file(number)) for number in (20, 21)]
+    assert process_series(gw, prover, alone[0], OWNER) == {alone[0]: "ARCHIVED"} and prover.groups == 2
+
+
+def test_instances_may_be_numbered_from_zero_and_below(gw: Gateway, prover: Prover, codec: ContextCodec) -> None:
+    numbers = {-2: slice_file(-2, SOPInstanceUID="1.2.3.4.98"), 0: slice_file(0, SOPInstanceUID="1.2.3.4.99")}
+    numbers[1] = slice_file(1)
+    for number, data in numbers.items():
+        found = slice_of(data)
+        assert found is not None and found.number == number and found.samples == 1600
+    files = {take_in(gw, data): data for data in numbers.values()}
+    assert process_series(gw, prover, next(iter(files)), OWNER) == dict.fromkeys(files, "ARCHIVED")
+    assert prover.groups == 1
+    assert [gw.index.get(each).member for each in files] == [0, 1, 2]
+    assert_given_back(gw, files)
 
 
 def test_giving_back_one_slice_decodes_at_most_fifteen_others(gw: Gateway, prover: Prover, codec: ContextCodec) -> None:
