@@ -127,7 +127,7 @@ class _Job:
         finally:
             gateway.close()
         lines = [
-            f"DICOM     {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port} (C-STORE, C-FIND, C-MOVE, C-GET, C-ECHO)",
+            f"DICOM     {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port} (in and out)",
             f"DICOMweb  {base_url(settings)}/dicomweb   (tokens: palimpsest token --role clinician)",
             f"Admin     {base_url(settings)}/admin",
             f"  token   {token}" if settings.profile == "demo" else "  token   palimpsest token --role admin",
