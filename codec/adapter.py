@@ -4,7 +4,9 @@ An adapter is bytes inside the object that needs it: u8 kind | 128 when it is fo
  kind 1: u8 number of a centre, a code that the weight file holds;
  kind 2: a code, int8[1..codes] (1/32); numbers that are missing are 0;
  kind 3: u8 length of the code, the code (may be empty), u8 rank 1..8, then for w1, w2 and w3 the factors
-         int8[outputs, rank] and int8[rank, inputs] of what is added to the weights.
+         int8[outputs, rank] and int8[rank, inputs] of what is added to the weights;
+ kind 4: u8 number of an entry of the weight file's bank, whose factors are added; then a code that stands in place of
+         the entry's own, or nothing.
 A code times the weight file's basis shifts gains and biases. A network of the other kind stays as it is.
 docs/bitstream.md, part 2, section 1.1.
 """
@@ -22,12 +24,12 @@ from numpy.typing import NDArray
 
 from codec.errors import CorruptBitstream
 from codec.network import Network
-from codec.weights import Weights, load
+from codec.weights import BANK, MAX_RANK, Weights, load
 
 FRAME, VOLUME = "frame", "volume"  # names of the networks for frames without and with a previous one
-CENTRE, CODE, LOW_RANK = 1, 2, 3
+CENTRE, CODE, LOW_RANK, ENTRY = 1, 2, 3, 4
 FOR_VOLUME: Final = 128
-MOST_RANK: Final = 8
+MOST_RANK: Final = MAX_RANK
 MOST_BYTES: Final = 65535
 GAIN_SHIFT, GAIN_LIMIT = 6, 255
 BIAS_SHIFT, BIAS_LIMIT = 1, (1 << 17) - 1
@@ -41,18 +43,22 @@ Factors = tuple[Code, Code]  # int8[outputs, rank], int8[rank, inputs]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A parsed adapter. centre: its number, or None; code: int8, may be empty; factors: of w1, w2, w3, or none."""
+    """A parsed adapter. centre, entry: their numbers, or None; code: int8, may be empty (with an entry: its own);
+    factors: of w1, w2, w3, or none."""
 
     previous: bool
     centre: int | None
     code: Code
     factors: tuple[Factors, ...] = ()
+    entry: int | None = None
 
     def pack(self) -> bytes:
         """Its bytes."""
         flag = FOR_VOLUME if self.previous else 0
         if self.centre is not None:
             return struct.pack("BB", CENTRE | flag, self.centre)
+        if self.entry is not None:
+            return struct.pack("BB", ENTRY | flag, self.entry) + self.code.tobytes()
         if not self.factors:
             return bytes([CODE | flag]) + self.code.tobytes()
         head = bytes([LOW_RANK | flag, self.code.size]) + self.code.tobytes() + bytes([self.factors[0][0].shape[1]])
@@ -74,6 +80,8 @@ def parse(data: bytes, weights: Weights) -> Adapter:
         if len(data) != 2 or centres is None or data[1] >= len(centres):
             raise CorruptBitstream("an adapter names no centre")
         return Adapter(previous, data[1], empty)
+    if kind == ENTRY and data[1] < weights.entries(name) and len(data) - 2 <= codes:
+        return Adapter(previous, None, np.frombuffer(data, np.int8, offset=2), entry=data[1])
     if kind == CODE and len(data) - 1 <= codes:
         return Adapter(previous, None, np.frombuffer(data, np.int8, offset=1))
     if kind == LOW_RANK and data[1] <= codes and len(data) > data[1] + 2:
@@ -114,7 +122,12 @@ def materialise(weights: Weights, adapter: bytes, previous: bool) -> Network:
 
 def _adapt(layers: dict[str, NDArray[np.int32]], adapter: Adapter, weights: Weights, name: str) -> None:
     """Apply an adapter to a network's layers, in place."""
-    code = adapter.code if adapter.centre is None else weights.array(f"{name}.centres")[adapter.centre]
+    code, factors = adapter.code, adapter.factors
+    if adapter.centre is not None:
+        code = weights.array(f"{name}.centres")[adapter.centre]
+    elif adapter.entry is not None:
+        own, factors = entry_of(weights, name, adapter.entry)
+        code = code if code.size else own
     basis = weights.array(f"{name}.basis").astype(np.int32)
     shift = code.astype(np.int32) @ basis[: code.size]
     for part in ("g1", "b1", "g2", "b2", "b3"):
@@ -123,9 +136,15 @@ def _adapt(layers: dict[str, NDArray[np.int32]], adapter: Adapter, weights: Weig
             layers[part] = np.clip(layers[part] + (own >> GAIN_SHIFT), 0, GAIN_LIMIT).astype(np.int32)
         else:
             layers[part] = np.clip(layers[part] + (own << BIAS_SHIFT), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
-    for part, (left, right) in zip(MATRICES, adapter.factors, strict=False):
+    for part, (left, right) in zip(MATRICES, factors, strict=False):
         added = (left.astype(np.int32) @ right.astype(np.int32) + (1 << (DELTA_SHIFT - 1))) >> DELTA_SHIFT
         layers[part] = np.clip(layers[part] + added, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int32)
+
+
+def entry_of(weights: Weights, name: str, number: int) -> tuple[Code, tuple[Factors, ...]]:
+    """The code and the factors of an entry of a network's bank. Raises NoSuchArray when it has no bank."""
+    code, *parts = (np.asarray(weights.array(f"{name}.{part}")[number], np.int8) for part in BANK)
+    return code, tuple(zip(parts[::2], parts[1::2], strict=True))
 
 
 @lru_cache(maxsize=16)
@@ -135,10 +154,13 @@ def network_of(weights: bytes, adapter: bytes, previous: bool) -> Network:
 
 
 def candidates(weights: Weights, prior: tuple[str, str, str], previous: bool) -> list[bytes]:
-    """Adapters worth trying for an anatomical prior (Modality, BodyPartExamined, model): centres, the closest first."""
-    name = VOLUME if previous else FRAME
-    keys = weights.facts.get("centres", {}).get(name, [])
-    return [Adapter(previous, place, np.zeros(0, np.int8)).pack() for place in _closest(keys, prior)]
+    """Adapters worth trying for an anatomical prior (Modality, BodyPartExamined, model): entries of the bank, then
+    centres, the closest first."""
+    name, empty = VOLUME if previous else FRAME, np.zeros(0, np.int8)
+    entries, centres = (weights.facts.get(kind, {}).get(name, []) for kind in ("bank", "centres"))
+    found = [Adapter(previous, None, empty, entry=place) for place in _closest(entries, prior)]
+    found += [Adapter(previous, place, empty) for place in _closest(centres, prior)]
+    return [each.pack() for each in found]
 
 
 def _closest(keys: Iterable[Iterable[str]], prior: tuple[str, str, str]) -> list[int]:

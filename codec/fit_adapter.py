@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.adapter import DELTA_SHIFT, FRAME, MATRICES, VOLUME, WEIGHT_LIMIT, Adapter, candidates, materialise
+from codec.adapter import FRAME, MATRICES, VOLUME, Adapter, candidates, entry_of, materialise, parse
 from codec.bitplane import Words
 from codec.fit_pace import CODE_BATCH, DELTA_BATCH, Pace
 from codec.frame import LEARNING_RATES
@@ -40,6 +40,7 @@ from codec.train.gradient import (
     forward,
     mixture_bits,
 )
+from codec.train.lowrank import Adam, added, by_factors, first_factors, packed
 from codec.train.samples import MOST_SAMPLES, Shot, blank_network, middle, planes_of
 from codec.wave import count_tile, features_tile
 from codec.weights import UnknownWeights, Weights, current
@@ -181,28 +182,13 @@ def _judged(plane: Plane, seen: Plane, around: Plane | None, setting: Setting, s
     return Judged(part, before, setting, plane.size / part.size)
 
 
-@dataclass
-class _Adam:
-    """Adam's moments for some arrays."""
+@dataclass(frozen=True)
+class _Start:
+    """What a code is fitted on: layers, a first code, and the entry of the bank that the layers hold."""
 
-    values: list[Floats]
-    rate: float
-    turn: int = 0
-
-    def __post_init__(self) -> None:
-        self.first = [np.zeros_like(value) for value in self.values]
-        self.second = [np.zeros_like(value) for value in self.values]
-
-    def step(self, gradients: Sequence[Floats], share: float) -> None:
-        """One step in place; `share` of the steps are done."""
-        self.turn += 1
-        rate = self.rate * min(1.0, self.turn / 8) * (1 - 0.95 * share)
-        rate *= np.sqrt(1 - 0.99**self.turn) / (1 - 0.9**self.turn)
-        for value, gradient, one, two in zip(self.values, gradients, self.first, self.second, strict=True):
-            one += np.float32(0.1) * (gradient - one)
-            two += np.float32(0.01) * (gradient * gradient - two)
-            value -= np.float32(rate) * one / (np.sqrt(two) + np.float32(1e-12))
-            np.clip(value, -127, 127, out=value)
+    layers: Layers
+    code: Floats
+    entry: int | None
 
 
 class _Fit:
@@ -225,16 +211,16 @@ class _Fit:
     def run(self, prior: tuple[str, str, str]) -> bytes:
         """The adapter with the least bits, its own counted."""
         tried = {b"": self._cost(b"")}
-        code = np.zeros(self._sizes.codes, np.float32)
-        centre = self._best_centre(prior)
-        if centre:
-            tried[centre] = self._cost(centre)
-            if tried[centre] < tried[b""]:
-                name = VOLUME if self._previous else FRAME
-                code = self._weights.array(f"{name}.centres")[centre[1]].astype(np.float32)
+        start = _Start(self._layers, np.zeros(self._sizes.codes, np.float32), None)
+        known = self._best_known(prior)
+        if known:
+            tried[known] = self._cost(known)
+            if tried[known] < tried[b""]:
+                start = self._start(known)
+        code = start.code
         if self._pace.code:
-            code = self._fit_code(code)
-            short = Adapter(self._previous, None, np.rint(code).astype(np.int8)).pack()
+            code = self._fit_code(start)
+            short = Adapter(self._previous, None, np.rint(code).astype(np.int8), entry=start.entry).pack()
             tried[short] = self._cost(short)
         rank = next((rank for size, rank in RANKS if tried[b""] >= 8 * size), 0)
         if rank and self._pace.deltas and not self._pace.late():
@@ -247,14 +233,23 @@ class _Fit:
         network = materialise(self._weights, adapter, self._previous)
         return sum(one.bits(network) for one in self._judged) + 8 * (len(adapter) + 1 if adapter else 0)
 
-    def _best_centre(self, prior: tuple[str, str, str]) -> bytes:
-        """The centre that codes some samples shortest, b'' when there is none."""
+    def _start(self, known: bytes) -> _Start:
+        """What an adapter out of the weight file makes of the network, for a fit to go on from."""
+        name, parsed = VOLUME if self._previous else FRAME, parse(known, self._weights)
+        if parsed.entry is None:
+            code = self._weights.array(f"{name}.centres")[parsed.centre or 0]
+            return _Start(self._layers, code.astype(np.float32), None)
+        own, factors = entry_of(self._weights, name, parsed.entry)
+        whole = [part.astype(np.float32) for pair in factors for part in pair]
+        return _Start(added(self._layers, whole), own.astype(np.float32), parsed.entry)
+
+    def _best_known(self, prior: tuple[str, str, str]) -> bytes:
+        """The adapter out of the weight file that codes some samples shortest, b'' when there is none."""
         some = self._learned.take(self._rng.integers(0, len(self._learned.x), CENTRE_SAMPLES))
         best, least = b"", np.inf
         for adapter in candidates(self._weights, prior, self._previous):
-            name = VOLUME if self._previous else FRAME
-            code = self._weights.array(f"{name}.centres")[adapter[1]].astype(np.float32)
-            done = forward(self._layers, some.x[None], code[None], self._sizes)
+            start = self._start(adapter)
+            done = forward(start.layers, some.x[None], start.code[None], self._sizes)
             bits = float((mixture_bits(flat(done.outputs), some.facts)[0] * some.counts).sum())
             if bits < least:
                 best, least = adapter, bits
@@ -269,50 +264,28 @@ class _Fit:
         slope *= (part.counts / np.float32(part.counts.sum()))[:, None]
         return done, slope[None]
 
-    def _fit_code(self, start: Floats) -> Floats:
+    def _fit_code(self, start: _Start) -> Floats:
         """The code (1/32) that codes the samples shortest, from a first one."""
-        adam = _Adam([start.astype(np.float32).copy()], RATE)
+        adam = Adam([start.code.copy()], RATE)
         for step in range(self._pace.code):
             if self._pace.late():
                 break
             code = adam.values[0]
-            done, slope = self._slope(self._layers, np.rint(code)[None], CODE_BATCH)
-            mixed = by_basis(backward_modulation(self._layers, done, slope)[0], self._sizes)
+            done, slope = self._slope(start.layers, np.rint(code)[None], CODE_BATCH)
+            mixed = by_basis(backward_modulation(start.layers, done, slope)[0], self._sizes)
             adam.step([(mixed @ self._layers.basis.T)[0]], step / self._pace.code)
         return adam.values[0]
 
     def _fit_deltas(self, code: Floats, rank: int) -> Adapter:
         """A code and low-rank deltas of all weights, together."""
-        values = [code.copy()]
-        for part in MATRICES:
-            outputs, inputs = getattr(self._layers, part).shape
-            values += [
-                (self._rng.standard_normal((outputs, rank)) * 16).astype(np.float32),
-                np.zeros((rank, inputs), np.float32),
-            ]
-        adam = _Adam(values, DELTA_RATE)
+        adam = Adam([code.copy(), *first_factors(self._layers, rank, self._rng)], DELTA_RATE)
         for step in range(self._pace.deltas):
             if self._pace.late():
                 break
-            whole = [np.rint(value) for value in adam.values]
-            layers = self._added(whole[1:])
-            done, slope = self._slope(layers, whole[0][None], DELTA_BATCH)
-            gradient, by_code = backward(layers, done, whole[0][None], slope, self._sizes)
-            parts: list[Floats] = [by_code[0]]
-            for place, part in enumerate(MATRICES):
-                left, right = whole[1 + 2 * place], whole[2 + 2 * place]
-                scaled = gradient[part] * np.float32(1 / (1 << DELTA_SHIFT))
-                parts += [scaled @ right.T, left.T @ scaled]
-            adam.step(parts, step / self._pace.deltas)
-        small = [np.rint(value).astype(np.int8) for value in adam.values]
-        factors = tuple((small[1 + 2 * place], small[2 + 2 * place]) for place in range(len(MATRICES)))
-        return Adapter(self._previous, None, small[0], factors)
-
-    def _added(self, factors: Sequence[Floats]) -> Layers:
-        """The layers with low-rank deltas, as `adapter.materialise` adds them."""
-        changed = {}
-        for place, part in enumerate(MATRICES):
-            product = factors[2 * place] @ factors[2 * place + 1]
-            added = np.floor((product + (1 << (DELTA_SHIFT - 1))) / (1 << DELTA_SHIFT))
-            changed[part] = np.clip(getattr(self._layers, part) + added, -WEIGHT_LIMIT, WEIGHT_LIMIT)
-        return replace(self._layers, **changed)
+            own, *factors = adam.whole()
+            layers = added(self._layers, factors)
+            done, slope = self._slope(layers, own[None], DELTA_BATCH)
+            gradient, by_code = backward(layers, done, own[None], slope, self._sizes)
+            adam.step([by_code[0], *by_factors(gradient, factors)], step / self._pace.deltas)
+        own, *factors = adam.whole()
+        return Adapter(self._previous, None, own.astype(np.int8), packed(factors))

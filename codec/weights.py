@@ -47,6 +47,10 @@ MAX_UNITS: Final = 512  # inputs of a layer, so hidden units of both layers toge
 MAX_INPUTS: Final = 256
 MAX_COMPONENTS: Final = 5  # logistics, three outputs each
 MAX_CODES: Final = 255
+MAX_ENTRIES: Final = 256  # of a bank
+MAX_RANK: Final = 8
+#: arrays of a network's bank of low-rank deltas, entry by entry: codes, then two factors each for w1, w2 and w3
+BANK: Final = ("bank_codes", "bank_w1a", "bank_w1b", "bank_w2a", "bank_w2b", "bank_w3a", "bank_w3b")
 UNIT_BLOCK: Final = 8  # hidden units that a kernel computes together
 _HEAD: Final = struct.Struct("<4sB3sI")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,47}")
@@ -115,6 +119,11 @@ class Weights:
         Raises NoSuchArray when there is no such network.
         """
         return {part: self.array(f"{network}.{part}").astype(np.int32) for part in LAYERS}
+
+    def entries(self, network: str) -> int:
+        """How many entries a network's bank has, 0 without a bank."""
+        codes = self.arrays.get(f"{network}.{BANK[0]}")
+        return 0 if codes is None else len(codes)
 
     def array(self, name: str) -> Array:
         """One array as stored. Raises NoSuchArray when there is none of that name."""
@@ -253,6 +262,25 @@ def _check_adapters(arrays: Mapping[str, Array], network: str) -> None:
             raise BadWeights(f"network {network} has a basis that does not fit it")
     if centres is not None and (centres.ndim != 2 or centres.dtype != np.int8 or centres.shape[1] != codes):
         raise BadWeights(f"network {network} has centres that do not fit its basis")
+    _check_bank(arrays, network, codes)
+
+
+def _check_bank(arrays: Mapping[str, Array], network: str, codes: int) -> None:
+    """All arrays of a bank or none, of as many entries and one rank."""
+    bank = [arrays.get(f"{network}.{part}") for part in BANK]
+    if all(part is None for part in bank):
+        return
+    entries, rank = (bank[1].shape[0], bank[1].shape[-1]) if bank[1] is not None and bank[1].ndim == 3 else (0, 0)
+    shapes: list[tuple[int, ...]] = [(entries, codes)]
+    for matrix in ("w1", "w2", "w3"):
+        outputs, inputs = arrays[f"{network}.{matrix}"].shape
+        shapes += [(entries, outputs, rank), (entries, rank, inputs)]
+    whole = all(
+        part is not None and part.dtype == np.int8 and part.shape == shape
+        for part, shape in zip(bank, shapes, strict=True)
+    )
+    if not whole or not codes or not 0 < entries <= MAX_ENTRIES or not 0 < rank <= MAX_RANK:
+        raise BadWeights(f"network {network} has a bank that does not fit it")
 
 
 # --- writing (training, tests) ---

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 
 from codec.adapter import FRAME, VOLUME
 from codec.frame import LEARNING_RATES
+from codec.train.bank import Entry, learn_bank
 from codec.train.machine import Machine, Processor
 from codec.train.release import SIZES, VOLUME_INPUTS, weight_file
 from codec.train.samples import View, restore, sample_shot, store
-from codec.train.trainer import Parameters, Plan, Sampled, State, Trainer, widened
+from codec.train.trainer import Parameters, Plan, Sampled, State, Trainer, rounded, widened
 from gateway.errors import InvalidInstance
 from worker.training import Found, held_sources, read_shots
 from worker.training_card import Trained, model_card
@@ -28,6 +30,7 @@ FIRST_CHANGES, MORE_CHANGES = 3, 5  # of a view, see View.change: each frame has
 VOLUME_SHARE = 0.6  # of the steps, for the network with a previous frame: it starts from the other
 CARD = "model-card.md"
 HEAD = 1.0  # see Plan.head
+PLAIN = "t0s0c0"  # ends the names of images that are seen as they are
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,12 @@ def train(data: Path, out: Path, recipe: Recipe, tell: Callable[[str], None], on
     trained: list[Trained] = []
     for profile in recipe.profiles:
         networks, facts = _train_profile(profile, got, held, recipe, out, tell, machine)
-        content = weight_file(profile, networks, facts)
+        banks = _banks(profile, networks, recipe, tell)
+        content = weight_file(profile, networks, facts, banks)
         path = out / f"{profile}-{sha256(content).hexdigest()[:8]}.bin"
         path.write_bytes(content)
         made.append(path)
-        trained.append(Trained(path.name, sha256(content).hexdigest(), len(content), profile, facts))
+        trained.append(Trained(path.name, sha256(content).hexdigest(), len(content), profile, facts, banks))
         (out / CARD).write_text(model_card(got.sources, held, got.skipped, trained), "utf-8")
     return made
 
@@ -137,7 +141,7 @@ def _train_profile(
     plan, start = recipe.plan(profile), None
     for name, images in ((FRAME, got.frames), (VOLUME, got.volumes)):
         learned = [image for image in images if image.source not in held]
-        stopped = [image for image in images if image.source in held and image.name.endswith("t0s0c0")]
+        stopped = [image for image in images if image.source in held and image.name.endswith(PLAIN)]
         if not learned:
             break
         if name == VOLUME:
@@ -146,13 +150,31 @@ def _train_profile(
             start = widened(networks[FRAME][0], plan, len(learned))
         trainer = Trainer(plan, learned, stopped, start, machine)
 
-        def tell_network(line: str, name: str = name) -> None:
-            tell(f"{profile} {name}: {line}")
-
-        state = trainer.run(tell_network, out / f"checkpoint-{profile}-{name}.npz")
+        state = trainer.run(partial(_prefixed, tell, f"{profile} {name}: "), out / f"checkpoint-{profile}-{name}.npz")
         networks[name] = (state.best, learned)
         facts[name] = _facts(state, plan, learned, stopped)
     return networks, facts
+
+
+def _banks(
+    profile: str,
+    networks: Mapping[str, tuple[Parameters, Sequence[Sampled]]],
+    recipe: Recipe,
+    tell: Callable[[str], None],
+) -> dict[str, list[Entry]]:
+    """A bank for each network, out of its images as they are."""
+    found: dict[str, list[Entry]] = {}
+    plan = recipe.plan(profile)
+    for name, (values, images) in networks.items():
+        sizes = plan.sizes if name == FRAME else plan.sizes._replace(inputs=VOLUME_INPUTS)
+        plain = [image for image in images if image.name.endswith(PLAIN)]
+        lines = partial(_prefixed, tell, f"{profile} {name}: ")
+        found[name] = learn_bank(rounded(values), plain, sizes, plan.head, recipe.seed, lines)
+    return found
+
+
+def _prefixed(tell: Callable[[str], None], prefix: str, line: str) -> None:
+    tell(prefix + line)
 
 
 def _facts(state: State, plan: Plan, learned: Sequence[Sampled], stopped: Sequence[Sampled]) -> Mapping[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.adapter import FRAME, VOLUME
+from codec.adapter import FRAME, VOLUME, Adapter, materialise
+from codec.train.bank import Entry, bank_arrays, bank_facts
 from codec.train.gradient import Floats, Sizes
 from codec.train.trainer import Parameters, Sampled, rounded, rounded_codes
-from codec.weights import write_weights
+from codec.weights import parse, write_weights
 
 #: inputs of the kernel: 62 own, 6 of adaptive contexts, 6 of the global part, 16 of the previous frame
 OWN_INPUTS, FRAME_INPUTS, VOLUME_INPUTS = 62, 74, 90
@@ -82,14 +83,26 @@ def network_arrays(name: str, values: Parameters, found: NDArray[np.int8]) -> di
 
 
 def weight_file(
-    profile: str, networks: Mapping[str, tuple[Parameters, Sequence[Sampled]]], facts: Mapping[str, Any]
+    profile: str,
+    networks: Mapping[str, tuple[Parameters, Sequence[Sampled]]],
+    facts: Mapping[str, Any],
+    banks: Mapping[str, Sequence[Entry]] | None = None,
 ) -> bytes:
-    """A profile's weight file: networks 'frame' and 'volume' with their parameters and the images of their codes."""
+    """A profile's weight file: networks 'frame' and 'volume' with their parameters and the images of their codes, and
+    their banks. Raises CorruptBitstream when an entry makes a network that could overflow."""
     arrays: dict[str, NDArray[Any]] = {}
     keys: dict[str, list[Key]] = {}
     for name in (FRAME, VOLUME):
         if name in networks:
             values, images = networks[name]
             keys[name], found = centres(values["code"], images)
-            arrays |= network_arrays(name, values, found)
-    return write_weights(profile, SERVES[profile], arrays, {**facts, "centres": keys})
+            arrays |= network_arrays(name, values, found) | bank_arrays(name, (banks or {}).get(name, ()))
+    told = {**facts, "centres": keys, **bank_facts(banks or {})}
+    made = write_weights(profile, SERVES[profile], arrays, told)
+    weights = parse(made)
+    for name, entries in (banks or {}).items():
+        for place in range(len(entries)):
+            materialise(
+                weights, Adapter(name == VOLUME, None, np.zeros(0, np.int8), entry=place).pack(), name == VOLUME
+            )
+    return made

@@ -159,7 +159,8 @@ def head_step(slope: Floats, hidden: Floats, lib: Any) -> Floats:
     The law adds 2^24 times the gradient, at most HEAD_LIMIT, times the hidden value, to 2^(16 + R) times the weight.
     Its gradients of offsets and widths leave out the ratio of component and scale, which is near 1.
     """
-    return lib.swapaxes(lib.clip(slope, -HEAD_LIMIT, HEAD_LIMIT), 1, 2) @ hidden * -1.0
+    learned: Floats = lib.swapaxes(lib.clip(slope, -HEAD_LIMIT, HEAD_LIMIT), 1, 2) @ hidden * -1.0
+    return learned
 
 
 def flat_rows(array: Floats) -> Floats:

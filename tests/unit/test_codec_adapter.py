@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec import fit_adapter
+from codec import fit_adapter, fit_pace
 from codec.adapter import MATRICES, Adapter, candidates, materialise, parse
 from codec.errors import CorruptBitstream
 from codec.fit_adapter import NOTHING, Evidence, _Fit, fit, gather
@@ -21,7 +21,9 @@ from codec.learneddecode import Setting
 from codec.learnedfit import fit_plane
 from codec.network import Network
 from codec.pixelformat import PixelFormat
+from codec.train.bank import Entry, bank_arrays, bank_facts
 from codec.train.gradient import Sizes
+from codec.train.lowrank import added
 from codec.train.release import network_arrays
 from codec.train.samples import Shot, View, planes_of, sample_shot
 from codec.train.trainer import Plan, Sampled, Trainer
@@ -31,8 +33,9 @@ from codec.weights import parse as parse_weights
 
 SIZES = Sizes(74, 12, 10, 3, 6)
 KEYS = [["MR", "", ""], ["MR", "HEAD", ""], ["CT", "", ""], ["", "", ""]]
+BANK_KEYS = [("MR", "HEAD", "X"), ("CT", "", ""), ("MR", "", "")]
 EMPTY = np.zeros(0, np.int8)
-UNHURRIED = Pace(MOST_CODE, MOST_DELTAS, math.inf)
+UNHURRIED = Pace(MOST_CODE, 120, math.inf)
 
 
 def texture(seed: int, noise: float, rows: int = 96, columns: int = 80) -> np.ndarray:
@@ -57,7 +60,9 @@ def weights() -> Iterator[Weights]:
     values = Trainer(plan, images, []).run(lambda line: None).best
     centres = np.clip(rng.normal(0, 30, (len(KEYS), SIZES.codes)), -127, 127).astype(np.int8)
     arrays = network_arrays("frame", values, centres) | network_arrays("volume", values, centres)
-    facts = {"centres": {"frame": KEYS, "volume": KEYS}}
+    entries = [Entry(key, centres[3 - place], factors(place, 2), 9, 2, 0.01) for place, key in enumerate(BANK_KEYS)]
+    arrays |= bank_arrays("frame", entries)
+    facts = {"centres": {"frame": KEYS, "volume": KEYS}, **bank_facts({"frame": entries})}
     yield parse_weights(write_weights("adapters-test", ("default",), arrays, facts))
 
 
@@ -84,9 +89,10 @@ def test_every_kind_packs_and_parses(weights: Weights, previous: bool) -> None:
         Adapter(previous, None, code),
         Adapter(previous, None, code, factors(1, 2)),
         Adapter(previous, None, EMPTY, factors(2, 8)),
+        *([] if previous else [Adapter(False, None, EMPTY, entry=2), Adapter(False, None, code, entry=0)]),
     ):
         found = parse(adapter.pack(), weights)
-        assert (found.previous, found.centre) == (previous, adapter.centre)
+        assert (found.previous, found.centre, found.entry) == (previous, adapter.centre, adapter.entry)
         assert (found.code == adapter.code).all() and len(found.factors) == len(adapter.factors)
         assert found.pack() == adapter.pack()
 
@@ -110,6 +116,15 @@ def test_a_centre_is_its_code_and_missing_numbers_are_zero(weights: Weights) -> 
     )
 
 
+def test_an_entry_of_the_bank_is_its_code_and_factors(weights: Weights) -> None:
+    centres, code = weights.array("frame.centres"), np.array([3, -7, 0, 90, 1, 1], np.int8)
+    own = materialise(weights, Adapter(False, None, EMPTY, entry=1).pack(), False)
+    assert same(own, materialise(weights, Adapter(False, None, centres[2], factors(1, 2)).pack(), False))
+    other = materialise(weights, Adapter(False, None, code, entry=1).pack(), False)
+    assert same(other, materialise(weights, Adapter(False, None, code, factors(1, 2)).pack(), False))
+    assert not same(own, other) and len(Adapter(False, None, EMPTY, entry=1).pack()) == 2
+
+
 def test_what_an_adapter_adds(weights: Weights) -> None:
     """The rules of docs/bitstream.md, written out once more with Python's integers."""
     code, deltas = [3, -50, 127, -128, 1, 9], factors(4, 3)
@@ -129,7 +144,19 @@ def test_what_an_adapter_adds(weights: Weights) -> None:
 
 def test_broken_adapters_are_refused(weights: Weights) -> None:
     good = Adapter(False, None, np.array([1, 2], np.int8), factors(5, 2)).pack()
-    for bad in (b"\1", b"\0\0", b"\1\4", b"\1\0\0", b"\2" + bytes(7), good[:-1], good + b"\0", b"\4" + good[1:]):
+    for bad in (
+        b"\4\3",
+        b"\4\0" + bytes(7),
+        b"\x84\0",
+        b"\1",
+        b"\0\0",
+        b"\1\4",
+        b"\1\0\0",
+        b"\2" + bytes(7),
+        good[:-1],
+        good + b"\0",
+        b"\4" + good[1:],
+    ):
         with pytest.raises(CorruptBitstream):
             parse(bad, weights)
     for rank in (0, 9, 255):
@@ -140,7 +167,7 @@ def test_broken_adapters_are_refused(weights: Weights) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_bytes_give_a_network_that_cannot_overflow_or_an_error(weights: Weights, data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from([0, 1, 2, 3, 129, 130, 131, 200]))
+    kind = data.draw(st.sampled_from([0, 1, 2, 3, 4, 129, 130, 131, 132, 200]))
     if kind in (3, 131):
         rank = data.draw(st.integers(1, 2))
         size = rank * sum((12 + 74, 10 + 12, 9 + 22))
@@ -159,8 +186,9 @@ def test_any_bytes_give_a_network_that_cannot_overflow_or_an_error(weights: Weig
 
 
 def test_candidates_begin_with_the_closest_prior(weights: Weights) -> None:
-    found = [raw[1] for raw in candidates(weights, ("MR", "HEAD", "X"), False)]
-    assert found == [1, 0, 3]
+    found = [tuple(raw) for raw in candidates(weights, ("MR", "HEAD", "X"), False)]
+    assert found == [(4, 0), (4, 2), (1, 1), (1, 0), (1, 3)]
+    assert [tuple(raw) for raw in candidates(weights, ("CT", "HEAD", ""), False)] == [(4, 1), (1, 2), (1, 3)]
     assert [raw[1] for raw in candidates(weights, ("PT", "", ""), True)] == [3]
     assert candidates(weights, ("MR", "", ""), True)[0][0] == 128 | 1
 
@@ -218,7 +246,7 @@ def test_fitting_computes_with_the_materialised_integers(weights: Weights) -> No
     assert evidence is not None
     task = _Fit(weights, False, evidence, judged, UNHURRIED)
     deltas = factors(6, 2)
-    layers = task._added([part.astype(np.float32) for pair in deltas for part in pair])
+    layers = added(task._layers, [part.astype(np.float32) for pair in deltas for part in pair])
     network = materialise(weights, Adapter(False, None, EMPTY, deltas).pack(), False)
     assert all((getattr(layers, part) == getattr(network, part)).all() for part in MATRICES)
 
@@ -231,6 +259,8 @@ def test_a_fit_does_what_its_seconds_are_nominally_worth_whatever_the_clock_says
     words[::3] += np.random.default_rng(4).integers(0, 30, words[::3].shape).astype(np.uint16)
     frame = (words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None)
     monkeypatch.setattr(fit_adapter, "RANKS", ((1, 1),))
+    monkeypatch.setattr(fit_pace, "MOST_CODE", LEAST_CODE)
+    monkeypatch.setattr(fit_pace, "MOST_DELTAS", LEAST_DELTAS)
     add(weights.data)
     try:
         found = []

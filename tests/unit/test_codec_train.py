@@ -12,6 +12,8 @@ from codec.learneddecode import Setting
 from codec.learnedfit import fit_plane
 from codec.network import Network
 from codec.pixelformat import PixelFormat
+from codec.train import bank
+from codec.train.bank import learn_bank
 from codec.train.gradient import Facts, Floats, Layers, Sizes, backward, facts_of, forward, mixture_bits
 from codec.train.release import weight_file
 from codec.train.samples import Shot, View, changed, planes_of, restore, sample_shot, store, turned
@@ -275,3 +277,49 @@ def test_many_images_of_a_source_count_less_each() -> None:
     chance = chances([few, *many])
     assert chance.sum() == pytest.approx(1)
     assert chance[0] == pytest.approx(3 * chance[1])
+
+
+def bank_images(count: int, source: str, model: str, spikes: int) -> list[Sampled]:
+    """Images whose rows are not alike, as those of no other key."""
+    rng, found = np.random.default_rng(len(source) + spikes), list[Sampled]()
+    for seed in range(count):
+        words = smooth(100 + seed, noise=2.0)
+        words[::2] += rng.integers(0, spikes, words[::2].shape).astype(np.uint16)
+        one = Shot(
+            f"b{seed}", source, f"CT|CHEST|{model}", words, PixelFormat(*words.shape, 1, 16, 16, 15, False), None
+        )
+        found += sample_shot(one, (View(0, 0, 2000),), SIZES.inputs, rng)
+    return found
+
+
+def parts(entry: bank.Entry) -> list[np.ndarray]:
+    return [part for pair in entry.factors for part in pair]
+
+
+def test_a_bank_keeps_what_holds_for_images_that_were_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "STEPS", 60)
+    layers = rounded(Trainer(SMALL, images(4), []).run(lambda line: None).best)
+    every = [*bank_images(5, "one", "A", 40), *bank_images(5, "two", "A", 40)]
+    every += [replace(image, kind="MR||B", source="three") for image in images(5)]
+    lines: list[str] = []
+    found = learn_bank(layers, every, SIZES, 1.0, 1, lines.append)
+    again = learn_bank(layers, every, SIZES, 1.0, 1, lines.append)
+    told = [line.split(":")[0] for line in lines[: len(lines) // 2]]
+    assert told[:3] == ["bank CT | - | -", "bank CT | CHEST | -", "bank CT | CHEST | A"]
+    assert "bank MR | - | -" not in told  # one source: nothing to say about a Modality
+    kept = {entry.key: entry for entry in found}
+    assert kept["CT", "CHEST", "A"].sources == 2 and kept["CT", "", ""].gain > 0.01
+    assert all(
+        (one.code == other.code).all() and all((a == b).all() for a, b in zip(parts(one), parts(other), strict=True))
+        for one, other in zip(found, again, strict=True)
+    )
+
+    values = Trainer(SMALL, every, []).state.values
+    weights = parse(weight_file("default", {"frame": (values, every)}, {}, {"frame": found}))
+    assert weights.facts["bank"]["frame"] == [list(entry.key) for entry in found]
+    assert weights.entries("frame") == len(found)
+
+
+def test_folds_are_sources_or_the_halves_of_one() -> None:
+    assert bank._folds([3, 5, 8], ["b", "a", "b"]) == [{5}, {3, 8}]
+    assert bank._folds([3, 5, 8, 9], ["a"] * 4) == [{3, 5}, {8, 9}]

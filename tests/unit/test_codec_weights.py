@@ -117,6 +117,34 @@ def test_adapters_of_another_shape_than_their_network_are_refused(changed: dict[
         write_weights("wrong", (), arrays | changed)
 
 
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        ("bank_codes", np.zeros((2, 4), np.int8)),
+        ("bank_codes", np.zeros((3, 5), np.int8)),
+        ("bank_w1a", np.zeros((3, 16, 9), np.int8)),
+        ("bank_w1a", np.zeros((16, 2), np.int8)),
+        ("bank_w2b", np.zeros((3, 2, 17), np.int8)),
+        ("bank_w3a", np.zeros((3, 9, 2), np.int16)),
+        ("bank_w3b", None),
+    ],
+)
+def test_banks_of_another_shape_than_their_network_are_refused(part: str, other: Array | None) -> None:
+    arrays = {f"frame.{name}": array for name, array in layers(1, 74).items()}
+    arrays |= {"frame.basis": np.zeros((4, MODULATED), np.int8), "frame.bank_codes": np.zeros((3, 4), np.int8)}
+    for matrix in ("w1", "w2", "w3"):
+        outputs, inputs = arrays[f"frame.{matrix}"].shape
+        arrays[f"frame.bank_{matrix}a"] = np.zeros((3, outputs, 2), np.int8)
+        arrays[f"frame.bank_{matrix}b"] = np.zeros((3, 2, inputs), np.int8)
+    assert parse(write_weights("right", (), arrays)).entries("frame") == 3
+    if other is None:
+        del arrays[f"frame.{part}"]
+    else:
+        arrays[f"frame.{part}"] = other
+    with pytest.raises(BadWeights, match="bank"):
+        write_weights("wrong", (), arrays)
+
+
 def test_added_weights_are_found_and_forgotten(added: Weights) -> None:
     assert weights.load(added.id) is weights.load(added.sha256) is weights.load("test") is added
     assert weights.add(DATA) is added
