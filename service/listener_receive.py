@@ -219,7 +219,13 @@ class _SpoolingRequest(RequestHandler):
         dul.socket.recv = stream.recv
         # Neither thread may keep a stopped process alive.
         assoc.daemon = dul.daemon = True
-        serve, peer = assoc.run, self.client_address
+        read, serve, peer = dul.run, assoc.run, self.client_address
+
+        def run_dul() -> None:
+            try:
+                read()
+            finally:
+                dul.to_user_queue.put(None)  # or a connection that ended without a request would be waited for
 
         def run() -> None:
             try:
@@ -229,7 +235,7 @@ class _SpoolingRequest(RequestHandler):
                 stream.close()
                 door.connections.gone(peer)
 
-        assoc.run = run
+        dul.run, assoc.run = run_dul, run
         assoc.discard_leftovers = stream.close
         assoc.peer = peer
         return assoc

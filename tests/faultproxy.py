@@ -191,7 +191,7 @@ class FaultProxy:
         self.open += 1
         fault = self._every or next(self._faults, None)
         try:
-            with suppress(OSError, ExceptionGroup):
+            with suppress(OSError, ExceptionGroup, asyncio.CancelledError):  # cancelled by `_run` only
                 await self._join(reader, writer, fault)
         finally:
             writer.close()
