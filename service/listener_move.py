@@ -27,6 +27,7 @@ __all__ = ["Batch", "Unreachable", "UnknownDestination", "batches", "destination
 
 MAX_CONTEXTS: Final = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 _CONNECT_SECONDS: Final = 10.0
+_RELEASE_SECONDS: Final = 5.0
 
 Proposal = tuple[str, tuple[str, ...]]
 
@@ -90,6 +91,7 @@ class Batch:
     def close(self, association: Any) -> None:
         """Release the association, or end what is left of it."""
         if association.is_established and not association.acse.is_aborted() and association.dul.is_alive():
+            association.acse_timeout = _RELEASE_SECONDS  # the requester waits for us
             association.release()
         association._reactor_checkpoint.set()
         if not (association.is_released or association.is_aborted):

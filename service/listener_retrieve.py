@@ -196,6 +196,7 @@ def _store(exchange: Exchange, peer: Peer, item: Retrievable, prepared: Prepared
         try:
             status = peer.store(item, prepared, lambda: exchange.heartbeat(progress))
         except AssociationLost:
+            peer.end()
             exchange.check()
             _failed(progress, item, "association-lost")
             return False

@@ -145,6 +145,11 @@ class Peer:
         self._send(request, context_id, prepared.file.file, idle if self._originator is not None else _nothing)
         return self._status(idle)
 
+    def end(self) -> None:
+        """Abort an association whose peer answers no more: what was sent last is unknown, so nothing may follow it."""
+        if alive(self.association):
+            self.association.abort()
+
     def give_back(self) -> None:
         """Put messages that were no answers back, for whoever serves the association next."""
         for message in self._aside:

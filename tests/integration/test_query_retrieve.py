@@ -34,6 +34,7 @@ from service import listener_exchange, listener_query, listener_retrieve
 from service.listener import Listener
 from service.listener_identifier import MODELS
 from tests.fakes import incoming, part10
+from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import free_port, until
 from worker.indexing import index_instance
 from worker.retrieve import retrieve, retrieve_failure
@@ -411,6 +412,46 @@ def test_the_requester_hears_of_a_slow_restore_and_a_dead_worker_ends_it(
     assert len(pending) > 3 and pending[0].NumberOfRemainingSuboperations == 6
     assert assoc.is_established
     assoc.release()
+
+
+def test_a_peer_that_stops_answering_is_not_waited_for(make_gateway: Any, listen: Any) -> None:
+    gateway = make_gateway(network_timeout_seconds=1)
+    series(gateway, 3)
+    done = threading.Event()
+    receiver = Receiver(wait=lambda: done.wait(20))
+    storage = [(CT, [ExplicitVRLittleEndian])]
+    assoc = associate(listen(gateway), STUDY_GET, storage=storage, evt_handlers=receiver.handlers)
+    answers: list[Any] = []
+    asking = threading.Thread(
+        target=lambda: answers.extend(assoc.send_c_get(keys("STUDY", StudyInstanceUID="1.2.3.100"), STUDY_GET))
+    )
+    asking.start()
+    try:
+        assert until(lambda: assoc.acse.is_aborted())
+    finally:
+        done.set()
+        asking.join()
+    assert len(receiver.got) == 1  # nothing followed what was not answered
+
+
+def test_a_destination_that_goes_silent_in_the_middle_is_reported(
+    make_gateway: Any, listen: Any, workstation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = Receiver()
+    port = workstation(receiver, (CT, [ExplicitVRLittleEndian]))
+    fault = Fault("silent", at=In.pdu(12))
+    with FaultProxy(("127.0.0.1", port), fault) as proxy:
+        gateway = make_gateway(destinations=(move_to(proxy.port),), network_timeout_seconds=2)
+        rows = series(gateway, 8)
+        monkeypatch.setattr(listener_exchange, "HEARTBEAT_SECONDS", 0.5)
+        assoc = associate(listen(gateway), STUDY_MOVE)
+        final, identifier, pending = move(assoc, keys("STUDY", StudyInstanceUID="1.2.3.100"))
+        assoc.release()
+    completed = final.NumberOfCompletedSuboperations
+    assert final.Status == WARNING and 0 < completed < 8 and completed + final.NumberOfFailedSuboperations == 8
+    assert identifier is not None and len(identifier.FailedSOPInstanceUIDList) == 8 - completed
+    assert set(identifier.FailedSOPInstanceUIDList) <= {row.sop_uid for row in rows}
+    assert len(pending) > completed  # heard of while waiting, too
 
 
 def open_files() -> list[str]:
