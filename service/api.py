@@ -25,6 +25,7 @@ from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from service import admin, health, problems, search, status, stow, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
+from service.frames import FrameShelf
 
 __all__ = ["ROUTES", "create_app", "main", "run_api"]
 
@@ -84,11 +85,12 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.gateway = gateway
     app.state.templates = None
     app.state.retrieving = CapacityLimiter(RETRIEVING)
+    app.state.frames = FrameShelf()
     for method, path, endpoint in ROUTES:
         app.add_api_route(
             path,
             endpoint,
-            methods=[method],
+            methods=["GET", "HEAD"] if method == "GET" else [method],  # RFC 9110 9.1: both or none
             dependencies=[Depends(guard_for(method, path))],
             response_model=None,
             include_in_schema=False,

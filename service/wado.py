@@ -1,134 +1,141 @@
-"""WADO-RS: studies, series, instances, their metadata and rendered images (PS3.18 10.4), in every state from Success
-on.
-"""
+"""WADO-RS: studies, series, instances and their metadata (PS3.18 10.4), in every state from Success on."""
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
 
-from anyio import to_thread
 from fastapi import Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
-from gateway import metrics
 from gateway.bootstrap import Gateway
-from gateway.errors import Gone, NotFound, PalimpsestError
+from gateway.errors import NotFound, PalimpsestError
 from gateway.index_rows import InstanceRow
-from gateway.pseudonym import pseudonym_uid
-from gateway.uids import parse_uid
-from service.access import RouteSpec, principal_of
-from service.media import DICOM, accepts, wants_dicom, wants_image
+from service import answers, wado_bulk, wado_rendered
+from service.access import RouteSpec
+from service.dicomxml import xml_parts
+from service.media import DICOM, XML, Choice, own_first, wants_dicom, wants_metadata
 from service.multipart import close_delimiter, frame_part
-from service.objects import OpenObject, derived, open_original
+from service.objects import OpenObject, derived, open_as
 from service.problems import HttpProblem
-from service.trail import record
+from service.wado_resource import accept_of, base_url, instance_path, read_event, retrieving, rows_of, target_of
 
 __all__ = ["ROUTES"]
 
-T = TypeVar("T")
-
-DICOM_JSON = "application/dicom+json"
 #: Instances made ready, each one proven, before the status line goes out. A study up to this size fails as a clean 404,
-#: 500 or 503; of a larger one a later failure cuts the connection, which every HTTP client notices. Wrong bytes go out
-#: in neither case.
+#: 500 or 503, or is 206 if some of it cannot be had as asked for; of a larger one a later failure cuts the connection,
+#: which every HTTP client notices. Wrong bytes go out in neither case.
 READY_FIRST = 64
+#: How the index writes bulk data into metadata: relative to its instance, with this key in front.
+_BULK = re.compile(r'"BulkDataURI": ?"bulkdata/')
 
 
-@dataclass(frozen=True)
-class _Target:
-    """The UIDs of the path, checked."""
-
-    study: str
-    series: str | None
-    instance: str | None
-
-
-def _target(request: Request) -> _Target:
-    path = request.path_params
-    return _Target(
-        parse_uid(path["study"], "study-uid"),
-        parse_uid(path["series"], "series-uid") if "series" in path else None,
-        parse_uid(path["instance"], "sop-instance-uid") if "instance" in path else None,
-    )
+async def retrieve(request: Request) -> Response:
+    """GET a study, series or instance (PS3.18 10.4.1.1.1)."""
+    gateway: Gateway = request.app.state.gateway
+    target, accept = target_of(request), accept_of(request)
+    wants_dicom(accept)  # nonsense is refused before anything is looked up
+    rows = await run_in_threadpool(rows_of, gateway, target)
+    if len(rows) == 1:
+        return await _one(request, rows[0], wants_dicom(accept))
+    return await _many(request, rows, wants_dicom(accept, many=True))
 
 
-def _rows(gateway: Gateway, target: _Target) -> list[InstanceRow]:
-    """The instances served under a path, in a stable order; raises NotFound, Gone."""
-    if target.instance is None:
-        rows = gateway.index.by_study(target.study, target.series)
-    else:  # by its own UID: a viewer asks for every instance of a great series in turn
-        row = gateway.index.by_sop(target.instance)
-        rows = [row] if row and (row.study_uid, row.series_uid) == (target.study, target.series) else []
-    if not rows:
-        if _forgotten(gateway, target.study):
-            raise Gone("identity-shredded", "What was stored under this path was destroyed on purpose.")
-        raise NotFound("no-such-resource", "Nothing is stored under this path.")
-    return sorted(rows, key=lambda row: (row.series_uid or "", row.id))
+async def by_digest(request: Request) -> Response:
+    """GET /dicomweb/objects/{digest}: one version, by the SHA-256 (hex) of the file as received. Not of the standard:
+
+    under one SOP Instance UID DICOMweb shows one instance, and here every version stays reachable.
+    """
+    gateway: Gateway = request.app.state.gateway
+    choices = wants_dicom(accept_of(request))
+    row = await run_in_threadpool(gateway.index.by_digest, request.path_params["digest"].lower())
+    if row is None:
+        raise NotFound("no-such-object", "No object of that digest was received.")
+    return await _one(request, row, [Choice(False, choice.syntaxes) for choice in choices])
 
 
-def _forgotten(gateway: Gateway, study: str) -> bool:
-    """Whether instances of this study were shredded: they stand under the pseudonym of its UID."""
-    rows = gateway.index.by_study(pseudonym_uid(study, gateway.keys.pseudonym_key()))
-    return any(row.shredded_at is not None for row in rows)
+async def _one(request: Request, row: InstanceRow, choices: list[Choice]) -> Response:
+    """Open and prove, write the audit event, and only then answer."""
+    gateway: Gateway = request.app.state.gateway
+    choice, item = await retrieving(request, _first_possible, gateway, row, choices)
+    await _audited(request, [row], [item])
+    if not choice.multipart:
+        return answers.single(request, item, f"{DICOM};transfer-syntax={item.transfer_syntax()}")
+    boundary, tag = uuid.uuid4().hex, answers.weak_tag(item.digest)
+    body = _parts([item], iter(()), boundary)
+    return _related(request, [item], body, boundary, tag)
 
 
-def _read_event(request: Request, rows: Sequence[InstanceRow], what: str) -> None:
-    """The audit event of a read (PS3.15 A.5.3.6); failing to write it fails the read."""
-    record(
-        request.app.state.gateway,
-        "retrieved",
-        actor=principal_of(request).subject,
-        outcome="success",
-        instance_id=rows[0].id if len(rows) == 1 else None,
-        study_uid=rows[0].study_uid,
-        kind=what,
-        count=len(rows),
-    )
-    metrics.RETRIEVED.labels(kind=what, outcome="success").inc(len(rows))
+def _first_possible(gateway: Gateway, row: InstanceRow, choices: list[Choice]) -> tuple[Choice, OpenObject]:
+    for number, choice in enumerate(own_first(choices, row.transfer_syntax), 1):
+        try:
+            return choice, open_as(gateway, row, choice.syntaxes)
+        except HttpProblem as problem:
+            if problem.status_code != 406 or number == len(choices):
+                raise
+    raise AssertionError("no choice")
 
 
-async def _retrieving(request: Request, work: Callable[..., T], *args: object) -> T:
-    """Run what may wait for the retrieve worker, in one of the threads set apart for that."""
-    return await to_thread.run_sync(work, *args, limiter=request.app.state.retrieving)
+async def _many(request: Request, rows: list[InstanceRow], choices: list[Choice]) -> Response:
+    gateway: Gateway = request.app.state.gateway
+    syntaxes = tuple(dict.fromkeys(uid for choice in choices for uid in choice.syntaxes))
+    ready, refused = await retrieving(request, _open_first, gateway, rows, syntaxes)
+    await _audited(request, rows, ready)
+    boundary = uuid.uuid4().hex
+    tag = answers.weak_tag(syntaxes, *((row.digest, row.state) for row in rows))
+    later = (open_as(gateway, row, syntaxes) for row in rows[READY_FIRST:])
+    missing = f"{refused} instances cannot be given in the transfer syntaxes asked for" if refused else ""
+    return _related(request, ready, _parts(ready, later, boundary), boundary, tag, missing)
 
 
-def _open_allowed(gateway: Gateway, row: InstanceRow, syntaxes: frozenset[str]) -> OpenObject:
-    item = open_original(gateway, row)
-    if syntaxes and item.transfer_syntax() not in syntaxes:
-        item.file.close()
-        raise HttpProblem(
-            406,
-            "transfer-syntax",
-            "Instances are given in the transfer syntax they have here: ask for transfer-syntax=*.",
-        )
-    return item
-
-
-def _open_first(gateway: Gateway, rows: Sequence[InstanceRow], syntaxes: frozenset[str]) -> list[OpenObject]:
+def _open_first(
+    gateway: Gateway, rows: Sequence[InstanceRow], syntaxes: tuple[str, ...]
+) -> tuple[list[OpenObject], int]:
+    """(the first instances, how many of them cannot be given in these syntaxes). Raises what one alone would."""
     ready: list[OpenObject] = []
+    refusal: HttpProblem | None = None
+    refused = 0
     try:
         for row in rows[:READY_FIRST]:
-            ready.append(_open_allowed(gateway, row, syntaxes))
+            try:
+                ready.append(open_as(gateway, row, syntaxes))
+            except HttpProblem as problem:
+                if problem.status_code != 406:
+                    raise
+                refusal, refused = problem, refused + 1
+        if refusal is not None and not ready:
+            raise refusal
     except (PalimpsestError, HttpProblem, OSError):
-        for item in ready:
-            item.file.close()
+        _close(ready)
         raise
-    return ready
+    return ready, refused
 
 
-def _parts(
-    gateway: Gateway, ready: list[OpenObject], later: Sequence[InstanceRow], syntaxes: frozenset[str], boundary: str
-) -> Iterator[bytes]:
+async def _audited(request: Request, rows: Sequence[InstanceRow], ready: list[OpenObject]) -> None:
+    try:
+        await run_in_threadpool(read_event, request, rows, "instances")
+    except PalimpsestError:
+        _close(ready)
+        raise
+
+
+def _related(
+    request: Request, ready: list[OpenObject], body: Iterator[bytes], boundary: str, tag: str, missing: str = ""
+) -> Response:
+    same = answers.unchanged(request, tag)
+    if same is not None or request.method == "HEAD":
+        _close(ready)
+    return same or answers.related(request, body, DICOM, boundary, tag, partial=missing)
+
+
+def _parts(ready: list[OpenObject], later: Iterator[OpenObject], boundary: str) -> Iterator[bytes]:
     """The multipart body. An error in `later` leaves it without its closing delimiter, and the connection is cut."""
-    queue = iter(later)
     first = True
     try:
-        while ready or (row := next(queue, None)) is not None:
-            item = ready.pop(0) if ready else _open_allowed(gateway, row, syntaxes)
+        while ready or (item := next(later, None)) is not None:
+            item = ready.pop(0) if ready else item
             headers = {
                 "Content-Type": f"{DICOM};transfer-syntax={item.transfer_syntax()}",
                 "Content-Length": str(item.size),
@@ -138,85 +145,58 @@ def _parts(
             first = False
         yield close_delimiter(boundary)
     finally:
-        for item in ready:
-            item.file.close()
+        _close(ready)
 
 
-async def retrieve(request: Request) -> Response:
-    """GET a study, series or instance (PS3.18 10.4.1.1.1)."""
+def _close(items: list[OpenObject]) -> None:
+    for item in items:
+        item.close()
+
+
+async def metadata(request: Request) -> Response:
+    """GET .../metadata (PS3.18 10.4.1.1.2): DICOM JSON, or XML, with references to bulk data."""
     gateway: Gateway = request.app.state.gateway
-    target, accept = _target(request), request.headers.get("accept")
-    wants_dicom(accept)  # nonsense is refused before anything is looked up
-    rows = await run_in_threadpool(_rows, gateway, target)
-    multipart, syntaxes = wants_dicom(accept, many=len(rows) > 1)
-    return await _give(request, rows, multipart, syntaxes)
+    media = wants_metadata(accept_of(request))
+    rows = await run_in_threadpool(rows_of, gateway, target_of(request))
+    base = base_url(request)
+    # the first ones now: what the retrieve worker cannot give is a clean answer, not a cut connection
+    ready = await retrieving(request, lambda: [_metadata(gateway, row, base) for row in rows[:READY_FIRST]])
+    await run_in_threadpool(read_event, request, rows, "metadata")
+    tag = answers.weak_tag(media, base, *((row.digest, row.indexed_at) for row in rows))
+    same = answers.unchanged(request, tag)
+    if same is not None:
+        return same
+
+    def texts() -> Iterator[str]:
+        yield from ready
+        for row in rows[READY_FIRST:]:
+            yield _metadata(gateway, row, base)
+
+    if media == XML:
+        boundary = uuid.uuid4().hex
+        return answers.related(request, xml_parts(texts(), boundary), XML, boundary, tag)
+    return answers.text(request, _json_array(texts), media, tag)
 
 
-async def by_digest(request: Request) -> Response:
-    """GET /dicomweb/objects/{digest}: one version, by the SHA-256 (hex) of the file as received. Not of the standard:
+def _json_array(texts: Callable[[], Iterator[str]]) -> Callable[[], Iterator[bytes]]:
+    def pieces() -> Iterator[bytes]:
+        opening = "["
+        for text in texts():
+            yield f"{opening}{text}".encode()
+            opening = ","
+        yield b"]"
 
-    under one SOP Instance UID DICOMweb shows one instance, and here every version stays reachable.
-    """
-    gateway: Gateway = request.app.state.gateway
-    _, syntaxes = wants_dicom(request.headers.get("accept"))
-    row = await run_in_threadpool(gateway.index.by_digest, request.path_params["digest"].lower())
-    if row is None:
-        raise NotFound("no-such-object", "No object of that digest was received.")
-    return await _give(request, [row], False, syntaxes)
+    return pieces
 
 
-async def _give(request: Request, rows: Sequence[InstanceRow], multipart: bool, syntaxes: frozenset[str]) -> Response:
-    """Open and prove, write the audit event, and only then answer."""
-    gateway: Gateway = request.app.state.gateway
-    ready = await _retrieving(request, _open_first, gateway, rows, syntaxes)
-    try:
-        await run_in_threadpool(_read_event, request, rows, "instances")
-    except PalimpsestError:
-        for item in ready:
-            item.file.close()
-        raise
-    if not multipart:
-        media = f"{DICOM};transfer-syntax={ready[0].transfer_syntax()}"
-        return StreamingResponse(ready[0].chunks(), headers={"Content-Length": str(ready[0].size)}, media_type=media)
-    boundary = uuid.uuid4().hex
-    body = _parts(gateway, ready, rows[READY_FIRST:], syntaxes, boundary)
-    return StreamingResponse(body, media_type=f'multipart/related; type="{DICOM}"; boundary={boundary}')
-
-
-def _metadata(gateway: Gateway, row: InstanceRow) -> str:
+def _metadata(gateway: Gateway, row: InstanceRow, base: str) -> str:
     """The DICOM JSON object of one instance, as text: a study's may be too much to parse."""
     text = gateway.index.metadata(row.id)
     if text is None:  # not indexed yet: the worker reads it from the file itself
         text = b"".join(derived(gateway, row, "metadata").chunks()).decode("utf-8")
-    return text.strip().removeprefix("[").removesuffix("]")
-
-
-async def metadata(request: Request) -> Response:
-    """GET .../metadata (PS3.18 10.4.1.1.2): DICOM JSON without bulk data."""
-    gateway: Gateway = request.app.state.gateway
-    media = accepts(request.headers.get("accept"), DICOM_JSON, "application/json")
-    rows = await run_in_threadpool(_rows, gateway, _target(request))
-    found = await _retrieving(request, lambda: "[" + ",".join(_metadata(gateway, row) for row in rows) + "]")
-    await run_in_threadpool(_read_event, request, rows, "metadata")
-    return Response(found, media_type=media)
-
-
-async def rendered(request: Request) -> Response:
-    """GET .../rendered and .../frames/{n}/rendered (PS3.18 10.4.1.1.3): one PNG or JPEG; without a frame number, frame
-    1.
-    """
-    gateway: Gateway = request.app.state.gateway
-    unsupported = sorted(set(request.query_params) - {"accept"})
-    if unsupported:
-        raise HttpProblem(400, "unsupported-parameter", "No query parameter changes how an image is rendered here.")
-    media, name = wants_image(request.query_params.get("accept") or request.headers.get("accept"))
-    frame = request.path_params.get("frames", "1")
-    if not (frame.isascii() and frame.isdigit() and 1 <= len(frame) <= 9 and int(frame) > 0):
-        raise HttpProblem(400, "bad-frame", "One frame number, 1 or more, is rendered at a time.")
-    rows = await run_in_threadpool(_rows, gateway, _target(request))
-    item = await _retrieving(request, derived, gateway, rows[0], f"rendered:{name}:{int(frame)}")
-    await run_in_threadpool(_read_event, request, rows, "rendered")
-    return StreamingResponse(item.chunks(), headers={"Content-Length": str(item.size)}, media_type=media)
+    text = text.strip().removeprefix("[").removesuffix("]")
+    # a quotation mark inside a value is escaped in JSON: the pattern finds keys only
+    return _BULK.sub(f'"BulkDataURI": "{base}{instance_path(row)}/bulkdata/', text)
 
 
 _STUDY = "/dicomweb/studies/{study}"
@@ -231,6 +211,6 @@ ROUTES: tuple[RouteSpec, ...] = (
     ("GET", _STUDY + "/metadata", metadata),
     ("GET", _SERIES + "/metadata", metadata),
     ("GET", _INSTANCE + "/metadata", metadata),
-    ("GET", _INSTANCE + "/rendered", rendered),
-    ("GET", _INSTANCE + "/frames/{frames}/rendered", rendered),
+    *wado_bulk.ROUTES,
+    *wado_rendered.ROUTES,
 )

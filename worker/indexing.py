@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag
 
 from gateway.bootstrap import Gateway
-from gateway.errors import NotFound
+from gateway.errors import InvalidInstance, NotFound
 from gateway.index_rows import InstanceRow
 from gateway.index_search import COLUMNS
-from gateway.part10 import pixel_digest
+from gateway.part10 import DEFLATED, pixel_digest, read_meta, walk
 
 __all__ = ["Description", "describe", "index_by_door", "index_instance", "metadata_of"]
 
 DEFER_BYTES = 64 << 10  # longer values are not read at all
-INLINE_BYTES = 1024  # longer binary values are bulk data and left out of the metadata (PS3.18 10.4.1.1.2 lets us)
+INLINE_BYTES = 1024  # longer binary values are bulk data: the metadata refer to them (PS3.18 F.2.6)
+SEQUENCE_BYTES = 64 << 20  # longer sequences are left out
 PIXEL_GROUP_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+#: What may be bulk data (PS3.18 F.2.6).
+BULK_VRS = frozenset(("DS", "FL", "FD", "IS", "LT", "OB", "OD", "OF", "OL", "OV", "OW"))
+BULK_VRS |= frozenset(("SL", "SS", "ST", "SV", "UC", "UL", "UN", "US", "UT", "UV"))
 UTF8 = "ISO_IR 192"  # JSON is UTF-8, whatever the file was (PS3.18 F.2)
 
 #: What reading an odd file or element raises in pydicom, numpy and the standard library below it.
@@ -81,7 +88,7 @@ def describe(source: Path | bytes, known: Mapping[str, str]) -> Description:
         return Description(dict(known), json.dumps(_minimal(known)), complete=False)
     attributes = {**_attributes(dataset), **known}
     try:
-        metadata = {**_json(dataset), **_minimal(known)}
+        metadata = {**_json(dataset), **_pixel_references(source), **_minimal(known)}
         text = json.dumps(dict(sorted(metadata.items())), allow_nan=False)
     except ODD:
         return Description(attributes, json.dumps(_minimal(known)), complete=False)
@@ -135,7 +142,9 @@ def _read(source: Path | bytes) -> Dataset | None:
     with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=DEFER_BYTES)
+            # pydicom goes back for a deferred value by the file's name
+            defer = None if isinstance(source, bytes) else DEFER_BYTES
+            return pydicom.dcmread(file, force=True, stop_before_pixels=True, defer_size=defer)
         except ODD:
             return None
 
@@ -164,40 +173,97 @@ def _first_value(dataset: Dataset, keyword: str, *, numeric: bool) -> str | int 
 
 
 def _json(dataset: Dataset) -> dict[str, Any]:
-    """DICOM JSON of every element that can be read; elements that cannot are left out one by one."""
+    """DICOM JSON of every element that can be read; elements that cannot are left out one by one.
+
+    A BulkDataURI is relative to the instance: 'bulkdata/' and a path as gateway/elements.py reads it.
+    """
     result: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tag, raw in list(dataset.items()):  # as read: asking for an element would fetch a deferred value
             # group lengths are not part of the JSON model (PS3.18 F.2.2)
-            if tag.element != 0 and tag not in PIXEL_GROUP_TAGS and not _is_deferred(raw):
+            if tag.element == 0 or tag in PIXEL_GROUP_TAGS:
+                continue
+            if _is_deferred(raw):
+                result.update(_deferred_json(dataset, tag, raw))
+            else:
                 result.update(_element_json(dataset, tag))
     if "00080005" in result:
         result["00080005"] = {"vr": "CS", "Value": [UTF8]}
     return result
 
 
+def _deferred_json(dataset: Dataset, tag: BaseTag, raw: Any) -> dict[str, Any]:
+    """A long value: sequences are read after all, other values become references."""
+    try:
+        vr = str(raw.VR or dictionary_VR(tag))
+    except KeyError:
+        vr = "UN"
+    if vr == "SQ" and raw.length <= SEQUENCE_BYTES:
+        return _element_json(dataset, tag)
+    vr = "OW" if " or " in vr else vr
+    return {_name(tag): {"vr": vr, "BulkDataURI": f"bulkdata/{_name(tag)}"}} if vr in BULK_VRS else {}
+
+
 def _element_json(dataset: Dataset, tag: BaseTag) -> dict[str, Any]:
     try:
         element = dataset[tag]
-        slim = _without_bulk(element.to_json_dict(lambda _: "", 1 << 30))
+        return {_name(tag): _with_references(element.to_json_dict(lambda _: "", 1 << 30), f"bulkdata/{_name(tag)}")}
     except ODD:
         return {}
-    return {f"{int(tag):08X}": slim} if slim is not None else {}
 
 
-def _without_bulk(node: Any) -> Any:
-    """The JSON value without long binary values and with numbers JSON has; None: the element itself is bulk data."""
+def _name(tag: int) -> str:
+    return f"{int(tag):08X}"
+
+
+def _with_references(element: Any, path: str) -> Any:
+    """A JSON element with references instead of long binary values, and with numbers JSON has."""
+    if len(element.get("InlineBinary", "")) > INLINE_BYTES * 4 // 3:
+        return {"vr": element["vr"], "BulkDataURI": path}
+    if element.get("vr") == "SQ" and element.get("Value"):
+        items = enumerate(element["Value"], 1)
+        return {"vr": "SQ", "Value": [_item_json(item, f"{path}/{number}") for number, item in items]}
+    return _finite(element)
+
+
+def _item_json(item: Mapping[str, Any], path: str) -> dict[str, Any]:
+    return {tag: _with_references(element, f"{path}/{tag}") for tag, element in item.items()}
+
+
+def _finite(node: Any) -> Any:
     if isinstance(node, dict):
-        if len(node.get("InlineBinary", "")) > INLINE_BYTES * 4 // 3:
-            return None
-        return {key: slim for key, value in node.items() if (slim := _without_bulk(value)) is not None}
+        return {key: _finite(value) for key, value in node.items()}
     if isinstance(node, list):
-        return [_without_bulk(item) for item in node]
+        return [_finite(item) for item in node]
     if isinstance(node, float) and not math.isfinite(node):
         # strings, as PS3.18 F.2.3 allows for numbers
         return "NaN" if math.isnan(node) else ("inf" if node > 0 else "-inf")
     return node
+
+
+def _pixel_references(source: Path | bytes) -> dict[str, Any]:
+    """The elements of pixel data, whose values are always bulk data; nothing of a file that cannot be walked."""
+    with _mapped(source) as data:
+        try:
+            syntax, offset = read_meta(data)
+            if syntax in DEFLATED:
+                return {}
+            found = [element for element in walk(data, syntax, offset) if element.tag in PIXEL_GROUP_TAGS]
+        except InvalidInstance:
+            return {}
+        return {
+            _name(each.tag): {"vr": each.vr or "OW", "BulkDataURI": f"bulkdata/{_name(each.tag)}"} for each in found
+        }
+
+
+@contextmanager
+def _mapped(source: Path | bytes) -> Iterator[bytes | mmap.mmap]:
+    if isinstance(source, bytes):
+        yield source
+        return
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        yield mapped
 
 
 def _is_deferred(element: Any) -> bool:

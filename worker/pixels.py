@@ -16,8 +16,8 @@ from codec.bitplane import Words
 from codec.errors import UnsupportedFrame
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError, Unsupported
+from gateway.pixelframes import split_fragments
 from worker.decoders import as_words, decode_twice, find_pair
-from worker.fragments import split_frames
 from worker.splice import (
     EXTENDED_OFFSETS,
     PIXEL_DATA,
@@ -185,7 +185,7 @@ def _open_encapsulated(
     spans: ObjectSpans, fmt: PixelFormat, frames: int, photometric: str, decode: Callable[[bytes], Words]
 ) -> PixelSource:
     header = spans.dataset
-    pieces = split_frames(spans, frames)
+    pieces = split_fragments(header.data, header.elements[PIXEL_DATA], frames)
     layout = Layout(fmt.bits_allocated // 8, False, _planar(spans, fmt), False)
     steps = plan_decompressed(spans, frame_bytes(fmt) * frames, layout.word_bytes)
     keep = frame_bytes(fmt) * frames <= CACHE_BYTES

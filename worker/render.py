@@ -1,18 +1,18 @@
-"""A frame of an object as PNG or JPEG: modality LUT, VOI LUT or window, MONOCHROME1 inversion (PS3.3 C.11, C.7.6.3).
+"""A frame of an object as a picture: modality LUT, VOI LUT or window, MONOCHROME1 inversion (PS3.3 C.11, C.7.6.3).
 
 For looking at, not for reading: the grey range is 8 bit. Input is the original object, lossy compressed ones included.
+What follows the grey values (cut, size, text, colour profile, file format) is worker/picture.py's.
 """
 
 from __future__ import annotations
 
-import io
+import mmap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
@@ -20,60 +20,56 @@ from pydicom.pixels.utils import pixel_array
 
 from codec.bitplane import split_words
 from gateway.errors import InvalidInstance, NotFound, Unsupported
+from gateway.rendering import FUNCTIONS, Rendering, Window
+from worker.picture import finish
 from worker.pixels import open_pixels
 from worker.restore import ExactImage
 from worker.splice import read_object
 
 MAX_PIXELS = 1 << 27  # rows x columns of one frame
-FORMATS = {"png": "PNG", "jpeg": "JPEG"}
-JPEG_QUALITY = 90
+DEFER_BYTES = 1 << 20  # pixel data are not read with the header
 #: what pydicom and the decoders behind it raise on damaged or unusual pixel data
 _FAILURES = (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError, KeyError, IndexError, OSError)
 
 
-def render(data: bytes, frame: int = 1, image_format: str = "png") -> bytes:
-    """Frame `frame` (from 1) as 'png' or 'jpeg'.
+def render(file: BinaryIO, how: Rendering) -> bytes:
+    """One frame of the object in an open file, read without the others.
 
-    Raises Unsupported ``no-pixels``, ``not-renderable``, ``too-large``; NotFound ``no-such-frame``; InvalidInstance.
+    Raises Unsupported ``no-pixels``, ``not-renderable``, ``too-large``; NotFound ``no-such-frame``; InvalidInstance
+    (``bad-viewport``: its region lies outside the image).
     """
-    if image_format not in FORMATS:
-        raise Unsupported("image-format", "only PNG and JPEG are rendered")
-    header = _read_header(data)
-    _check(header, frame)
+    header = _read_header(file)
+    _check(header, how.frame)
     try:
-        shown = _displayed(_pixels(data, header, frame - 1), header, frame - 1)
+        shown = _displayed(_pixels(file, header, how.frame - 1), header, how)
     except (Unsupported, InvalidInstance, *_FAILURES) as error:
         raise Unsupported("not-renderable", "the pixel data cannot be shown") from error
-    return _encoded(shown, image_format)
+    return finish(shown, how, header)
 
 
-def render_image(image: ExactImage, frame: int = 1, image_format: str = "png") -> bytes:
-    """Frame `frame` (from 1) of an image that has no header any more: its whole range of values as 0..255.
+def render_image(image: ExactImage, how: Rendering = Rendering("png")) -> bytes:  # noqa: B008 (frozen)
+    """A frame of an image that has no header any more: its whole range of values, or the window, as 0..255.
 
     Raises as `render`.
     """
-    if image_format not in FORMATS:
-        raise Unsupported("image-format", "only PNG and JPEG are rendered")
-    if not 1 <= frame <= image.count:
+    if not 1 <= how.frame <= image.count:
         raise NotFound("no-such-frame", "the object has no frame of that number")
     if image.photometric == "PALETTE COLOR" or (image.fmt.samples == 3 and image.photometric != "RGB"):
         raise Unsupported("not-renderable", "the colours of this image were in its header")
-    values = split_words(image.frame(frame - 1), image.fmt)[0]
-    low, high = (0.0, float((1 << image.fmt.bits_stored) - 1)) if values.ndim == 3 else (values.min(), values.max())
-    shown = _to_bytes(values, float(low), float(high))
-    return _encoded(np.invert(shown) if image.photometric == "MONOCHROME1" else shown, image_format)
+    values = split_words(image.frame(how.frame - 1), image.fmt)[0]
+    if values.ndim == 3:
+        shown = _to_bytes(values, 0.0, float((1 << image.fmt.bits_stored) - 1))
+    elif how.window is not None:
+        shown = _by_function(values, how.window)
+    else:
+        shown = _to_bytes(values, float(values.min()), float(values.max()))
+    return finish(np.invert(shown) if image.photometric == "MONOCHROME1" else shown, how, Dataset())
 
 
-def _encoded(shown: npt.NDArray[np.uint8], image_format: str) -> bytes:
-    out = io.BytesIO()
-    options = {"quality": JPEG_QUALITY} if image_format == "jpeg" else {"compress_level": 3}
-    Image.fromarray(shown).save(out, FORMATS[image_format], **options)
-    return out.getvalue()
-
-
-def _read_header(data: bytes) -> Dataset:
+def _read_header(file: BinaryIO) -> Dataset:
     try:
-        return pydicom.dcmread(io.BytesIO(data))
+        file.seek(0)
+        return pydicom.dcmread(file, defer_size=DEFER_BYTES)
     except (InvalidDicomError, *_FAILURES) as error:
         raise InvalidInstance("unreadable", "the object cannot be read as DICOM") from error
 
@@ -95,15 +91,25 @@ def _count(header: Dataset, name: str) -> int:
         raise Unsupported("not-renderable", "the image attributes are not numbers") from error
 
 
-def _pixels(data: bytes, header: Dataset, index: int) -> npt.NDArray[Any]:
+def _pixels(file: BinaryIO, header: Dataset, index: int) -> npt.NDArray[Any]:
     """Sample values of one frame, colour as RGB: by pydicom, which shows more than we code, else by our reader."""
     try:
-        return pixel_array(header, index=index)
+        file.seek(0)
+        return pixel_array(file, index=index)
     except _FAILURES:
-        source = open_pixels(read_object(data), viewing=True)
-        if source.fmt.samples == 3 and source.photometric != "RGB":
+        source = open_pixels(read_object(_whole(file)), viewing=True)
+        if source.fmt.samples == 3 and source.photometric not in ("RGB", "YBR_RCT"):
             raise
         return _values(source.frame(index), header)
+
+
+def _whole(file: BinaryIO) -> bytes | mmap.mmap:
+    """The file's bytes, mapped where it is one of the disk."""
+    try:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:
+        file.seek(0)
+        return file.read()
 
 
 def _values(words: npt.NDArray[Any], header: Dataset) -> npt.NDArray[Any]:
@@ -116,15 +122,18 @@ def _values(words: npt.NDArray[Any], header: Dataset) -> npt.NDArray[Any]:
     return values.astype(words.dtype)
 
 
-def _displayed(values: npt.NDArray[Any], header: Dataset, index: int) -> npt.NDArray[np.uint8]:
-    photometric = str(header.get("PhotometricInterpretation", ""))
+def _displayed(values: npt.NDArray[Any], header: Dataset, how: Rendering) -> npt.NDArray[np.uint8]:
+    photometric, index = str(header.get("PhotometricInterpretation", "")), how.frame - 1
     if photometric == "PALETTE COLOR":
         colours = apply_color_lut(values, header)
         return _to_bytes(colours, 0.0, float(np.iinfo(colours.dtype).max))
     if values.ndim == 3:
         return _to_bytes(values[..., :3], 0.0, float((1 << int(header.BitsStored)) - 1))
     grey = np.asarray(apply_modality_lut(values, _functional(header, "PixelValueTransformationSequence", index)))
-    picture = _windowed(grey, values, header, _functional(header, "FrameVOILUTSequence", index))
+    if how.window is not None:
+        picture = _by_function(grey, how.window)
+    else:
+        picture = _windowed(grey, values, header, _functional(header, "FrameVOILUTSequence", index))
     return np.invert(picture) if photometric == "MONOCHROME1" else picture
 
 
@@ -138,30 +147,37 @@ def _functional(header: Dataset, macro: str, index: int) -> Dataset:
     return header
 
 
-def _windowed(
-    grey: npt.NDArray[Any], values: npt.NDArray[Any], header: Dataset, voi: Dataset
-) -> npt.NDArray[np.uint8]:
+def _windowed(grey: npt.NDArray[Any], values: npt.NDArray[Any], header: Dataset, voi: Dataset) -> npt.NDArray[np.uint8]:
     """VOI LUT, else the first window, else the range of the image without its padding value, as 0..255."""
     if voi.get("VOILUTSequence"):
         top = (1 << int(voi.VOILUTSequence[0].LUTDescriptor[2])) - 1
         return _to_bytes(np.asarray(apply_voi_lut(grey, voi)), 0.0, float(top))
     window = _window(voi)
     if window is not None:
-        return _to_bytes(grey, *window)
+        return _by_function(grey, window)
     padding = header.get("PixelPaddingValue")
     counted = grey[values != padding] if isinstance(padding, int) else grey
     counted = counted if counted.size else grey
     return _to_bytes(grey, float(counted.min()), float(counted.max()))
 
 
-def _window(voi: Dataset) -> tuple[float, float] | None:
-    """(black, white) of the first window; PS3.3 C.11.2.1.2 and C.11.2.1.3. A sigmoid is drawn as its linear window."""
+def _window(voi: Dataset) -> Window | None:
+    """The first window of the header."""
     centre, width = (_first(voi.get(name)) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None or width < 1:
         return None
-    if str(voi.get("VOILUTFunction", "LINEAR")) == "LINEAR_EXACT":
-        return centre - width / 2, centre + width / 2
-    return centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+    function = str(voi.get("VOILUTFunction") or "LINEAR").lower().replace("_", "-")
+    return Window(centre, width, function if function in FUNCTIONS else "linear")
+
+
+def _by_function(grey: npt.NDArray[Any], window: Window) -> npt.NDArray[np.uint8]:
+    """PS3.3 C.11.2.1.2 (linear) and C.11.2.1.3 (linear exact, sigmoid)."""
+    if window.function == "sigmoid":
+        slope = np.clip(-4.0 * (grey.astype(np.float64) - window.centre) / window.width, -700, 700)
+        return (255.0 / (1.0 + np.exp(slope)) + 0.5).astype(np.uint8)
+    if window.function == "linear-exact":
+        return _to_bytes(grey, window.centre - window.width / 2, window.centre + window.width / 2)
+    return _to_bytes(grey, window.centre - 0.5 - (window.width - 1) / 2, window.centre - 0.5 + (window.width - 1) / 2)
 
 
 def _first(value: Any) -> float | None:

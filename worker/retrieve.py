@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import io
 import mmap
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 from gateway.archive import ArchiveStore
 from gateway.audit import AuditEvent
+from gateway.blobs import file_digest
 from gateway.bootstrap import Gateway
-from gateway.errors import Gone, IntegrityError, InvalidInstance, NotFound, PalimpsestError, Unavailable
+from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError, Unavailable
 from gateway.index import InstanceRow
 from gateway.instance import Form
 from gateway.keyuse import used_keys
 from gateway.part10 import read_meta
+from gateway.rendering import Rendering
 from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
@@ -33,64 +34,95 @@ __all__ = ["original_bytes", "retrieve", "retrieve_failure", "write_original"]
 
 RENDERER = "render/1"  # part of the key of rendered frames: a new way of drawing is another request
 TRANSCODER = "transcode/1"  # the same of transcoded objects
-KINDS = re.compile(
-    r"(?P<what>original|metadata)|rendered:(?P<format>png|jpeg):(?P<frame>[1-9][0-9]{0,8})"
-    r"|transcoded:(?P<syntax>[0-9.]{1,64})"
-)
+TRANSCODED = "transcoded:"
+COPIED_BYTES = 1 << 20
 
 
 def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     """{'path' relative to the cache folder, 'sha256', 'size'} of what was asked for.
 
-    kind: original | metadata | rendered:png:<frame> | rendered:jpeg:<frame> (frames count from 1) |
+    kind: original | metadata | rendered:<format>:<frame>[:<options>] (gateway/rendering.py; frames count from 1) |
     transcoded:<transfer syntax UID>: the original's UIDs, header and pixels in that syntax; its own gives the original.
     Raises NotFound, IntegrityError, Unavailable, Unsupported (``not-transcodable``, ...), InvalidInstance ``bad-kind``.
     """
-    match = KINDS.fullmatch(kind)
-    if match is None:
-        raise InvalidInstance("bad-kind", "not something that can be retrieved")
+    syntax = kind.removeprefix(TRANSCODED) if kind.startswith(TRANSCODED) else ""
+    how = Rendering.parse(kind) if not syntax and kind not in ("original", "metadata") else None
     row = gw.index.get(instance_id)
-    key = request_key(kind, row.digest, RENDERER if match["format"] else TRANSCODER if match["syntax"] else "")
+    key = request_key(kind, row.digest, RENDERER if how else TRANSCODER if syntax else "")
     cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
     with cache.locked(key):
         entry = cache.find(key)
-    if entry is None and match["syntax"]:
-        return _transcoded(gw, cache, key, row, match["syntax"])
-    if entry is None:
-        with cache.locked(key):
-            entry = cache.find(key) or cache.store_written(key, lambda write: _make(gw, row, match, write))
-    return _reply(entry)
+    if entry is not None:
+        return _reply(entry)
+    if how is not None and row.shredded_at is not None:
+        return _stored(cache, key, lambda write: write(_rendered_without_identity(gw, row, how)))
+    if how is not None or syntax:
+        return _of_original(gw, cache, key, row, how, syntax)
+    whole = write_original if kind == "original" else _write_metadata
+    return _stored(cache, key, lambda write: whole(gw, row, write))
 
 
-def _transcoded(gw: Gateway, cache: Cache, key: str, row: InstanceRow, syntax: str) -> dict[str, Any]:
-    with _mapped_original(gw, row) as original:
-        if read_meta(original)[0] == syntax:
+def _stored(cache: Cache, key: str, write_all: Callable[[Write], object]) -> dict[str, Any]:
+    with cache.locked(key):
+        return _reply(cache.find(key) or cache.store_written(key, write_all))
+
+
+def _of_original(
+    gw: Gateway, cache: Cache, key: str, row: InstanceRow, how: Rendering | None, syntax: str
+) -> dict[str, Any]:
+    """What is made of the original: the file itself is not held in memory."""
+    with _open_original(gw, row) as file:
+        if how is not None:
+            return _stored(cache, key, lambda write: write(render(file, how)))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last view of it
+        if read_meta(mapped)[0] == syntax:
             return retrieve(gw, row.id, "original")
-        with cache.locked(key):
-            made = cache.find(key) or cache.store_written(key, lambda write: write_transcoded(original, syntax, write))
-    return _reply(made)
+        return _stored(cache, key, lambda write: write_transcoded(mapped, syntax, _forgetting(mapped, write)))
+
+
+def _forgetting(mapped: mmap.mmap, write: Write) -> Write:
+    """`write`, after which what was read of the map is the system's again: it would count as this process's memory."""
+
+    def write_and_forget(piece: bytes | memoryview | mmap.mmap) -> None:
+        write(piece)
+        if len(piece) > mmap.PAGESIZE:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    return write_and_forget
 
 
 @contextmanager
-def _mapped_original(gw: Gateway, row: InstanceRow) -> Iterator[mmap.mmap]:
-    """The object as it is given back, mapped, digest checked; restored into the cache if the spool has it no more.
+def _open_original(gw: Gateway, row: InstanceRow) -> Iterator[BinaryIO]:
+    """The object as it is given back, digest checked; restored into the cache if the spool has it no more.
 
     Not to be used under a lock of the cache: it takes one itself. Raises as `write_original`.
     """
     if row.shredded_at is not None:
         raise _gone()
-    try:
-        mapped = gw.spool.map(row.digest)
-    except (NotFound, IntegrityError) as error:
-        if isinstance(error, IntegrityError) and row.archive_key is None:
-            raise
+    file = _spooled(gw, row)
+    if file is None:
         path = gw.settings.cache_dir / str(retrieve(gw, row.id, "original")["path"])
         try:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            file = path.open("rb")
         except FileNotFoundError:
             raise Unavailable("retrieve-cache-miss", "the cache is too small to hold one object", 2) from None
-    yield mapped  # closed with the last view of it: an error's traceback may still hold one
+    with file:
+        yield file
+
+
+def _spooled(gw: Gateway, row: InstanceRow) -> BinaryIO | None:
+    """The file as received, digest checked; None if it was released, or is damaged and the archive has another."""
+    try:
+        file = gw.spool.open(row.digest)
+    except NotFound:
+        return None
+    if file_digest(file) == row.digest:
+        file.seek(0)
+        return file
+    file.close()
+    if row.archive_key is None:
+        raise IntegrityError("digest-mismatch", "a stored file is not what its name says")
+    return None
 
 
 def original_bytes(gw: Gateway, row: InstanceRow) -> bytes:
@@ -104,14 +136,12 @@ def write_original(gw: Gateway, row: InstanceRow, write: Write) -> None:
     """The same, piece by piece; good once this returns. Raises Gone, NotFound, IntegrityError, Unavailable."""
     if row.shredded_at is not None:
         raise _gone()
-    try:
-        write(gw.spool.map(row.digest))
+    file = _spooled(gw, row)
+    if file is not None:
+        with file:
+            while piece := file.read(COPIED_BYTES):
+                write(piece)
         return
-    except NotFound:
-        pass  # released
-    except IntegrityError:
-        if row.archive_key is None:
-            raise
     if row.archive_key is None or row.archive_digest is None:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
     with used_keys():
@@ -130,23 +160,16 @@ def _group(archive: ArchiveStore, key: str, digest: str) -> OpenGroup:
     return OpenGroup(archive.get(key, digest))
 
 
-def _make(gw: Gateway, row: InstanceRow, match: re.Match[str], write: Write) -> None:
-    if match["what"] == "original":
-        write_original(gw, row, write)
-    elif match["what"] == "metadata":
-        write(_metadata(gw, row).encode())
-    else:
-        write(_rendered(gw, row, int(match["frame"]), match["format"]))
-
-
-def _rendered(gw: Gateway, row: InstanceRow, frame: int, image_format: str) -> bytes:
-    """A picture of one frame; of a shredded instance from its pixels alone, which need no patient's key."""
-    if row.shredded_at is None:
-        return render(original_bytes(gw, row), frame=frame, image_format=image_format)
+def _rendered_without_identity(gw: Gateway, row: InstanceRow, how: Rendering) -> bytes:
+    """A picture of a frame of a shredded instance from its pixels alone, which need no patient's key."""
     if row.form is Form.PASSTHROUGH:
         raise _gone()
     envelope = gw.archive.get(str(row.archive_key), str(row.archive_digest))
-    return render_image(exact_image(envelope, gw.keys, member=row.member), frame, image_format)
+    return render_image(exact_image(envelope, gw.keys, member=row.member), how)
+
+
+def _write_metadata(gw: Gateway, row: InstanceRow, write: Write) -> None:
+    write(_metadata(gw, row).encode())
 
 
 def _gone() -> Gone:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import errors
+from gateway import errors, transfer_syntaxes
 from gateway.matching import COLUMNS, LISTED
 from gateway.settings import Settings
 from service import listener_exchange, listener_retrieve, listener_syntax
@@ -66,6 +66,15 @@ def test_dicomweb_routes_and_roles_are_those_served() -> None:
     documented = {(method, path): set(roles.split(", ")) for method, path, roles in rows("routes")}
     served = {key: {role.value for role in roles} for key, roles in RULES.items() if key[1].startswith("/dicomweb")}
     assert documented == served
+
+
+def test_transfer_syntaxes_that_are_made_and_their_media_types() -> None:
+    documented = {row[0].split()[0]: row[1].split(":")[0] for row in rows("transcoding")}
+    assert list(documented) == list(transfer_syntaxes.MADE)
+    frames = {uid: media for uid, media in documented.items() if media != "none"}
+    assert frames == {
+        uid: transfer_syntaxes.FRAME_MEDIA.get(uid, "application/octet-stream") for uid in frames
+    } and set(documented) - set(frames) == {transfer_syntaxes.DEFLATED_LE}
 
 
 def test_deidentification_options_and_codes_are_those_of_the_code() -> None:

@@ -39,10 +39,10 @@ def test_attributes_of_a_ct() -> None:
     assert isinstance(described.attributes["SeriesNumber"], int)
 
 
-def test_metadata_has_every_element_but_bulk_data_and_parses_back() -> None:
+def test_metadata_has_every_element_and_refers_to_bulk_data() -> None:
     path = Path(str(get_testdata_file("CT_small.dcm", download=False)))
     metadata = json.loads(describe(path, {}).metadata_json)
-    assert "7FE00010" not in metadata
+    assert metadata["7FE00010"] == {"vr": "OW", "BulkDataURI": "bulkdata/7FE00010"}
     assert metadata["00100010"]["Value"] == [{"Alphabetic": "CompressedSamples^CT1"}]
     again = Dataset.from_json(metadata)
     assert again.Rows == 128
@@ -65,7 +65,7 @@ def test_text_is_utf8_whatever_the_file_was() -> None:
     assert metadata["00100010"]["Value"][0]["Ideographic"] == "山田^太郎"
 
 
-def test_long_binary_values_are_left_out_and_short_ones_inline() -> None:
+def test_long_binary_values_are_referred_to_and_short_ones_inline() -> None:
     dataset = Dataset()
     block = dataset.private_block(0x0011, "TEST", create=True)
     block.add_new(1, "OB", b"\1" * 64)
@@ -73,8 +73,24 @@ def test_long_binary_values_are_left_out_and_short_ones_inline() -> None:
     block.add_new(3, "OB", b"\3" * 200_000)
     metadata = json.loads(metadata_of(part10(dataset)))
     assert "InlineBinary" in metadata["00111001"]
-    assert "00111002" not in metadata
-    assert "00111003" not in metadata
+    assert metadata["00111002"] == {"vr": "OB", "BulkDataURI": "bulkdata/00111002"}
+    assert metadata["00111003"] == {"vr": "OB", "BulkDataURI": "bulkdata/00111003"}
+
+
+def test_long_sequences_are_there_and_values_inside_have_their_path() -> None:
+    """Functional groups of an enhanced image are longer than what pydicom defers."""
+    items = []
+    for number in range(3):
+        item = Dataset()
+        item.add_new(0x00221460, "OB", bytes(80_000) if number == 2 else b"short...")
+        items.append(item)
+    dataset = Dataset()
+    dataset.PerFrameFunctionalGroupsSequence = items
+    for long in (False, True):
+        dataset["PerFrameFunctionalGroupsSequence"].is_undefined_length = long
+        found = json.loads(metadata_of(part10(dataset)))["52009230"]["Value"]
+        assert len(found) == 3 and "InlineBinary" in found[0]["00221460"]
+        assert found[2]["00221460"] == {"vr": "OB", "BulkDataURI": "bulkdata/52009230/3/00221460"}
 
 
 def test_numbers_that_json_lacks_become_text() -> None:

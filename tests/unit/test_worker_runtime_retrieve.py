@@ -125,12 +125,25 @@ def test_another_transfer_syntax_from_the_spool_and_from_the_archive(gw: Gateway
     assert retrieve_failure(gw, instance_id, caught.value)["error"] == "not-transcodable"
 
 
-@pytest.mark.parametrize(("kind", "magic"), [("rendered:png:1", b"\x89PNG"), ("rendered:jpeg:1", b"\xff\xd8")])
+@pytest.mark.parametrize(
+    ("kind", "magic"),
+    [
+        ("rendered:png:1", b"\x89PNG"),
+        ("rendered:jpeg:1:quality=40;window=40,400,sigmoid", b"\xff\xd8"),
+        ("rendered:gif:1:annotation=patient,technique;viewport=64,64", b"GIF8"),
+    ],
+)
 def test_a_rendered_frame(gw: Gateway, kind: str, magic: bytes) -> None:
     assert cached(gw, retrieve.retrieve(gw, take_in(gw), kind)).startswith(magic)
 
 
-@pytest.mark.parametrize("kind", ["", "originals", "rendered:png:0", "rendered:gif:1", "rendered:png:1\n", "../x"])
+KINDS_OF_NONE = (
+    "", "originals", "rendered:png:0", "rendered:tiff:1", "rendered:png:1\n", "../x", "rendered:png:1:quality=0",
+    "rendered:png:1:window=1,2", "rendered:png:1:colour=red", "rendered:png:1:viewport=1e9,1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NONE)
 def test_a_kind_that_is_none_is_refused(gw: Gateway, kind: str) -> None:
     with pytest.raises(InvalidInstance):
         retrieve.retrieve(gw, take_in(gw), kind)
