@@ -77,12 +77,13 @@ def encode_group(
 
 
 def stack_group(
-    blobs: Sequence[bytes], *, payload: bytes = b"", seed: int | None = None, weights: Weights | None = None,
-    prove: bool = True,
+    blobs: Sequence[bytes], *, payload: bytes = b"", overhead: int = 0, seed: int | None = None,
+    weights: Weights | None = None, prove: bool = True,
 ) -> EncodedGroup:  # fmt: skip
     """Move G of finished blobs to a stack where that is shorter, payload counted on both sides.
 
-    The frames whose G the VAE codes in fewer bytes go on the stack. `seed`: of the bits that stand in for a payload
+    The frames whose G the VAE codes in fewer bytes go on the stack. `overhead`: bytes that whoever stores it pays for
+    having one, counted on its side. `seed`: of the bits that stand in for a payload
     that is too short (None: the system's). `prove`: decode the stack before it is kept. Raises UnsupportedFrame for
     more than 16 blobs, CodecError when the stack does not decode to what it was made of.
     """
@@ -102,7 +103,7 @@ def stack_group(
     coded = _code([members[place] for place in kept], own, payload, seed)
     carried = min(len(payload), coded.used // 8)
     out = [_bare(members[place]) if place in kept else blob for place, blob in enumerate(blobs)]
-    stacked = sum(map(len, out)) + len(coded.data) + len(payload) - carried
+    stacked = sum(map(len, out)) + len(coded.data) + len(payload) - carried + overhead
     facts = GroupReport(
         "stack" if shorter(stacked, causal) else "causal", causal, stacked, tuple(kept),
         sum(gains[place] for place in kept), len(coded.data) - carried, carried, coded.used // 8 - carried,

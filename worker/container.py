@@ -30,6 +30,7 @@ _SECTION = struct.Struct("<HHIQ")  # type, zero, CRC-32 of the payload, payload 
 _CARRIER = struct.Struct("<BIQI")  # mode, frame, start, bits
 _SPAN = struct.Struct("<II")  # first frame, frames
 TRAILER_BYTES = 32
+SECTION_BYTES = _SECTION.size  # of a section beside its body
 
 
 class SectionType(IntEnum):

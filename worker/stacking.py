@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from codec.errors import CodecError
 from codec.group import FIXED_BYTES, stack_group
+from worker import container as box
 from worker.framechain import RUN, ChainCoder
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,11 @@ def stack_frames(coder: ChainCoder, offers: Sequence[Offer]) -> dict[int, Share]
     for run in range(coder.runs):
         if sum(coder.uppers[coder.run(run)]) <= FIXED_BYTES:
             continue
+        overhead = 0 if coder.stacks else box.SECTION_BYTES + len(box.pack_frames([b""] * coder.runs))
         waiting = [place for place, offer in enumerate(offers) if place not in shares and offer.touches(run)]
         try:
-            group = stack_group(coder.blobs[coder.run(run)], payload=b"".join(offers[at].sealed for at in waiting))
+            payload = b"".join(offers[at].sealed for at in waiting)
+            group = stack_group(coder.blobs[coder.run(run)], payload=payload, overhead=overhead)
         except CodecError:
             log.error("a stack of global parts does not decode to what it was made of; the frames keep theirs")
             continue

@@ -190,6 +190,8 @@ def _coded(sections: Sections, keys: Keys, chain: Chain) -> Opened:
             raise Damaged("frames of different formats")
         if carrier.mode == objects.INITIAL and index // RUN == carrier.frame:
             initial = chain.initial(carrier.frame)[carrier.start // 8 : (carrier.start + carrier.bits) // 8]
+            if len(initial) != carrier.bits // 8:
+                raise Damaged("the carrier names bits that its stack does not hold")
         if carrier.mode in (objects.SEGMENTED, objects.SEALED) and number == carrier.frame:
             segment = Segment(frame, carrier.start, carrier.bits)
             digests.append(segment.untouched())
