@@ -53,7 +53,8 @@ class Settings(BaseSettings):
         default=20_000, ge=1, le=65_535, description="of one C-FIND; beyond them the answer ends with 0xA700"
     )
     address_allow: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="comma-separated CIDR networks; empty: any in the demo profile, this machine elsewhere"
+        default=(),
+        description="comma-separated CIDR networks beside this machine; empty: any in the demo profile, none elsewhere",
     )
     max_associations: int = Field(default=25, ge=1, description="above 10, the default that busy sites run into")
     max_associations_per_peer: int = Field(default=0, ge=0, description="by address; 0: as many as there are")
@@ -209,9 +210,7 @@ class Settings(BaseSettings):
             return True
         found = ip_address(address.partition("%")[0])
         found = getattr(found, "ipv4_mapped", None) or found
-        if not self.address_allow:
-            return found.is_loopback
-        return any(found in ip_network(each) for each in self.address_allow)
+        return found.is_loopback or any(found in ip_network(each) for each in self.address_allow)
 
     @property
     def listens_plain(self) -> bool:
@@ -222,6 +221,12 @@ class Settings(BaseSettings):
     def listens_tls(self) -> bool:
         """True if there is a certificate, and so a DICOM port with TLS."""
         return self.dicom_tls_cert is not None
+
+    @property
+    def open_dicom_ports(self) -> tuple[int, ...]:
+        """The DICOM ports that are open, plain first."""
+        plain = (self.dicom_port,) if self.listens_plain else ()
+        return (*plain, self.dicom_tls_port) if self.listens_tls else plain
 
     def allows_calling_ae(self, ae_title: str) -> bool:
         """True if this calling AE title may open an association (gateway.md: allow-list outside the demo profile)."""

@@ -43,7 +43,7 @@ def _parts(gateway: Gateway) -> dict[str, str]:
         "database": gateway.index.ping,
         "broker": gateway.queue.ping,
         "spool": gateway.spool.check_space,
-        "listener": lambda: _connect(settings.dicom_host, settings.dicom_port),
+        "listener": lambda: [_connect(settings.dicom_host, port) for port in settings.open_dicom_ports],
         "api": lambda: _connect(settings.http_host, settings.http_port),
     }
     return {name: _state(check) for name, check in checks.items()}

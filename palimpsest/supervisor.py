@@ -134,10 +134,11 @@ def only_one(settings: Settings) -> Iterator[None]:
 
 def check_ports(settings: Settings) -> None:
     """Raise StartFailed if a port that a child will listen on is taken, naming the port and the setting."""
-    wanted = [
-        (settings.dicom_host, settings.dicom_port, "DICOM", "PALIMPSEST_DICOM_PORT"),
-        (settings.http_host, settings.http_port, "HTTP", "PALIMPSEST_HTTP_PORT"),
-    ]
+    wanted: list[tuple[str, int, str, str]] = [(settings.http_host, settings.http_port, "HTTP", "PALIMPSEST_HTTP_PORT")]
+    if settings.listens_plain:
+        wanted.append((settings.dicom_host, settings.dicom_port, "DICOM", "PALIMPSEST_DICOM_PORT"))
+    if settings.listens_tls:
+        wanted.append((settings.dicom_host, settings.dicom_tls_port, "DICOM over TLS", "PALIMPSEST_DICOM_TLS_PORT"))
     if any(d.name == DEMO_NAME for d in settings.destinations):
         wanted.append(
             ("127.0.0.1", settings.demo_destination_port, "demo destination", "PALIMPSEST_DEMO_DESTINATION_PORT")
@@ -217,7 +218,8 @@ class Supervisor:
         self._wait("broker", lambda: wait_for_broker(self.settings, 0.5))
         self.prepare()
         self._start_stage(doors)
-        self._wait("listener", lambda: self._listens(self.settings.dicom_host, self.settings.dicom_port))
+        ports = self.settings.open_dicom_ports
+        self._wait("listener", lambda: all(self._listens(self.settings.dicom_host, port) for port in ports))
         self._wait("api", self._api_answers)
         self._warm_up()
         self._start_stage(workers)
