@@ -1,4 +1,4 @@
-"""TLS for DICOM associations, by the BCP 195 profiles of PS3.15 (B.9, B.10): both sides show a certificate.
+"""TLS for DICOM associations, by the BCP 195 (RFC 9325) profiles of PS3.15 Annex B: both sides show a certificate.
 
 TLS 1.2 with forward secrecy and authenticated encryption, or 1.3; no compression, no renegotiation, no session tickets
 (a resumed session would not be checked against its certificate again). Files are PEM and are read again when they
@@ -18,7 +18,7 @@ from gateway.destination import Destination
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 
-__all__ = ["FreshContext", "certificate_names", "client_context", "server_context"]
+__all__ = ["FreshContext", "certificate_names", "client_context", "harden", "server_context"]
 
 #: TLS 1.2 (RFC 9325 4.2): ECDHE or DHE with AES-GCM or ChaCha20. Suites of TLS 1.3 are all of this kind.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aNULL:!DSS:!PSK:!SRP"
@@ -32,7 +32,7 @@ def server_context(settings: Settings) -> ssl.SSLContext:
     Raises Unavailable ``bad-tls-files``: one is missing, unreadable, or does not fit the others.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _harden(context)
+    harden(context)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     context.num_tickets = 0
     context.verify_mode = ssl.CERT_REQUIRED
@@ -48,7 +48,7 @@ def client_context(settings: Settings, destination: Destination) -> ssl.SSLConte
     `server_context`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    _harden(context)
+    harden(context)
     certificate, key = destination.client_cert_file, destination.client_key_file
     if certificate is None:
         certificate, key = settings.dicom_tls_cert, settings.dicom_tls_key
@@ -66,7 +66,8 @@ def certificate_names(certificate: Any) -> frozenset[str]:
     return frozenset(name.strip().upper() for name in names)
 
 
-def _harden(context: ssl.SSLContext) -> None:
+def harden(context: ssl.SSLContext) -> None:
+    """Versions, suites and options, the same on both sides."""
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CIPHERS)
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET

@@ -3,8 +3,8 @@
     python -m tests.acceptance.associations [--count 10000] [--step 500] [--processes 1]
 
 Ways, in turn: connect and leave; half a request; a request and gone before the answer; accepted and reset; accepted and
-dropped in the middle of an object; an orderly release. Prints resident memory, threads and descriptors after
-each step. Exits 1 if, the first fifth left out, the median memory of the second half is more than a twentieth above that
+dropped in the middle of an object; an orderly release. Prints memory, threads and descriptors after
+each step. Exits 1 if, the first fifth left out, the median memory of the second half is more than 1/20 above that
 of the first, or if threads or descriptors grew at all.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from gateway import errors, transfer_syntaxes
 from gateway.matching import COLUMNS, LISTED
 from gateway.settings import Settings
+from gateway.tls import harden
 from service import listener_exchange, listener_retrieve, listener_syntax
 from service.access import RULES
 from service.listener_identifier import MODELS, BadIdentifier
@@ -77,13 +79,23 @@ def test_transfer_syntaxes_that_are_made_and_their_media_types() -> None:
     } and set(documented) - set(frames) == {transfer_syntaxes.DEFLATED_LE}
 
 
+def test_tls_versions_and_suites_are_those_offered() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    harden(context)
+    suites = [suite["name"] for suite in context.get_ciphers() if suite["protocol"] == "TLSv1.2"]
+    documented = dict(rows("tls"))
+    assert documented["suites of TLS 1.2"].split(", ") == suites
+    assert documented["versions"].split(", ") == ["TLSv1.2", "TLSv1.3"]
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
 def test_deidentification_options_and_codes_are_those_of_the_code() -> None:
     documented = {row[0].replace("-", "_"): row[1] for row in rows("deidentification")}
     assert documented == {name: value for name, (value, _) in METHOD_CODES.items()}
     assert f"{len(table()['rows'])} lines" in TEXT and f"1 to {MAX_SHIFT} whole days" in TEXT
 
 
-@pytest.mark.parametrize("field", ["ae_title", "dicom_port", "max_associations"])
+@pytest.mark.parametrize("field", ["ae_title", "dicom_port", "dicom_tls_port", "max_associations"])
 def test_defaults_of_the_application_entity_are_documented(field: str) -> None:
     default = Settings.model_fields[field].default
     line = next(line for line in TEXT.splitlines() if f"PALIMPSEST_{field.upper()}" in line and line.startswith("|"))
