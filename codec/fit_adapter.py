@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from codec.adapter import FRAME, MATRICES, VOLUME, Adapter, candidates, entry_of, materialise, parse
 from codec.bitplane import Words
-from codec.fit_pace import CODE_BATCH, DELTA_BATCH, Pace
+from codec.fit_pace import BATCH, Pace
 from codec.frame import LEARNING_RATES
 from codec.learneddecode import Setting, framed
 from codec.learnedfit import fit_plane
@@ -255,9 +255,9 @@ class _Fit:
                 best, least = adapter, bits
         return best
 
-    def _slope(self, layers: Layers, code: Floats, batch: int) -> tuple[Pass, Floats]:
+    def _slope(self, layers: Layers, code: Floats) -> tuple[Pass, Floats]:
         """A forward pass over some samples under a code [1, codes], and the gradient by its outputs."""
-        chance = self._rng.integers(0, len(self._learned.x), batch)
+        chance = self._rng.integers(0, len(self._learned.x), BATCH)
         part = self._learned.take(chance)
         done = forward(layers, part.x[None], code, self._sizes)
         slope = mixture_bits(flat(done.outputs), part.facts)[1]
@@ -271,7 +271,7 @@ class _Fit:
             if self._pace.late():
                 break
             code = adam.values[0]
-            done, slope = self._slope(start.layers, np.rint(code)[None], CODE_BATCH)
+            done, slope = self._slope(start.layers, np.rint(code)[None])
             mixed = by_basis(backward_modulation(start.layers, done, slope)[0], self._sizes)
             adam.step([(mixed @ self._layers.basis.T)[0]], step / self._pace.code)
         return adam.values[0]
@@ -284,7 +284,7 @@ class _Fit:
                 break
             own, *factors = adam.whole()
             layers = added(self._layers, factors)
-            done, slope = self._slope(layers, own[None], DELTA_BATCH)
+            done, slope = self._slope(layers, own[None])
             gradient, by_code = backward(layers, done, own[None], slope, self._sizes)
             adam.step([by_code[0], *by_factors(gradient, factors)], step / self._pace.deltas)
         own, *factors = adam.whole()

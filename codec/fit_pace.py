@@ -12,8 +12,8 @@ GATHERED, COUNTED, STEPPED = 150e-9, 220e-9, 0.18e-9
 MIXTURE: Final = 2500  # weights that a sample's mixture takes as long as
 #: of the seconds asked for that much is planned: a machine half as fast, or twice as busy, still does all of it
 PLANNED: Final = 0.5
-CODE_BATCH, DELTA_BATCH = 2048, 4096  # samples of a step
-MOST_CODE, MOST_DELTAS = 140, 400  # steps after which nothing is gained
+BATCH: Final = 2048  # samples of a step
+MOST_CODE, MOST_DELTAS = 60, 240  # steps after which hardly anything is gained (docs/codec-experiments.md)
 LEAST_CODE, LEAST_DELTAS = 30, 60  # with fewer a fit is not worth its bytes
 COUNTS: Final = 4  # candidates whose cost is counted: none, centre, code, deltas
 
@@ -32,9 +32,9 @@ class Pace:
         """For `seconds` since `started` (time.monotonic). seen, judged: samples gathered, and those of each count;
         weights: of the network's matrices."""
         left = PLANNED * seconds - GATHERED * seen - COUNTS * COUNTED * judged
-        each = STEPPED * (weights + MIXTURE)
-        code = _steps(left, each * CODE_BATCH, LEAST_CODE, MOST_CODE)
-        deltas = _steps(left - code * each * CODE_BATCH, each * DELTA_BATCH, LEAST_DELTAS, MOST_DELTAS)
+        each = STEPPED * BATCH * (weights + MIXTURE)
+        code = _steps(left, each, LEAST_CODE, MOST_CODE)
+        deltas = _steps(left - code * each, each, LEAST_DELTAS, MOST_DELTAS)
         return Pace(code, deltas, started + seconds)
 
     def late(self) -> bool:

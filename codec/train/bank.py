@@ -21,11 +21,12 @@ from codec.train.trainer import FLOOR_BITS, PROCESSOR, Sampled, chances, head_st
 from codec.weights import BANK
 
 RANK: Final = 2
-STEPS: Final = 300
+STEPS: Final = 240
 GROUPS, SAMPLES = 16, 128  # images of a step, and samples of each
 RATE: Final = 1.0
 FORGET: Final = 0.02  # see trainer.Plan
 LEAST_IMAGES: Final = 8  # of a key
+THIN: Final = 3  # of so many samples one is counted
 LEAST_GAIN: Final = 0.0005  # share of the bits that an entry must save where it never learned
 HALVES: Final = 2  # parts that images of one source are left out by
 
@@ -100,10 +101,11 @@ class _Lesson:
     def __init__(self, layers: Layers, images: Sequence[Sampled], sizes: Sizes, head: float) -> None:
         self._layers, self._images, self._sizes, self._head = layers, images, sizes, head
         self._none = np.zeros(sizes.codes, np.float32)
+        self._counted = [replace(image, x=image.x[::THIN], facts=image.facts[::THIN]) for image in images]
         self._plain = [self._bits(layers, self._none, place) for place in range(len(images))]
 
     def _bits(self, layers: Layers, code: Floats, place: int) -> float:
-        return mean_bits(layers, self._images[place], code, self._sizes, PROCESSOR, self._head)
+        return mean_bits(layers, self._counted[place], code, self._sizes, PROCESSOR, self._head)
 
     def gain(self, values: Sequence[Floats], place: int) -> float:
         """The share of an image's bits that an entry (whole numbers: code, factors) saves."""
