@@ -6,8 +6,10 @@ rank of the value in the frame's table of levels. All coders work on level indic
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +20,10 @@ from codec.errors import UnsupportedFrame
 from codec.pixelformat import PixelFormat as PixelFormat
 
 Words = NDArray[np.uint8] | NDArray[np.uint16]
+Samples = TypeVar("Samples", NDArray[np.int32], NDArray[np.uint16])
 DENSE_SHARE = 0.92  # design: rank the levels when fewer than 92 % of those in range occur
-ROUGH_SAMPLES = 1 << 16  # looked at to choose between the two kinds of level table
+LOOKED_AT = 1 << 16  # samples looked at at once
+ROUGH_SAMPLES = 1 << 15  # looked at to choose between the two kinds of level table
 ESTIMATE_SAMPLES = 1 << 21  # estimates of larger frames are made on this many samples in the middle: bounded memory
 
 
@@ -30,21 +34,28 @@ def split_words(words: Words, fmt: PixelFormat) -> tuple[NDArray[np.int32], NDAr
     """
     if words.shape != fmt.shape or words.dtype != np.dtype(fmt.dtype):
         raise UnsupportedFrame(f"words are {words.dtype} {words.shape}, the format says {fmt.dtype} {fmt.shape}")
-    wide = words.astype(np.int32)
-    unused = (wide & ~fmt.mask).astype(np.uint16)
-    values = (wide & fmt.mask) >> fmt.shift
+    unused: NDArray[np.uint16] | None = None
+    if fmt.bits_stored < fmt.bits_allocated:
+        outside = (words & words.dtype.type(~fmt.mask & (1 << fmt.bits_allocated) - 1)).astype(np.uint16, copy=False)
+        unused = outside if outside.any() else None
+    values = (words if unused is None else words & words.dtype.type(fmt.mask)).astype(np.int32)
+    if fmt.shift:
+        values >>= fmt.shift
     if fmt.signed:
-        sign = 1 << (fmt.bits_stored - 1)
-        values = (values ^ sign) - sign
-    return values, (unused if unused.any() else None)
+        sign = np.int32(1 << (fmt.bits_stored - 1))
+        values ^= sign
+        values -= sign
+    return values, unused
 
 
 def join_words(values: NDArray[np.int32], unused: NDArray[np.uint16] | None, fmt: PixelFormat) -> Words:
     """Exact inverse of split_words: words of fmt.dtype and fmt.shape."""
-    wide = (values.astype(np.int32).reshape(fmt.shape) << fmt.shift) & fmt.mask
+    words = values.reshape(fmt.shape).astype(fmt.dtype)  # two's complement: what is cut off is no part of the sample
+    words <<= fmt.shift
+    words &= fmt.mask
     if unused is not None:
-        wide |= unused.reshape(fmt.shape).astype(np.int32)
-    return wide.astype(fmt.dtype)
+        words |= unused.reshape(fmt.shape).astype(fmt.dtype)
+    return words
 
 
 def sign_extension(values: NDArray[np.int32], fmt: PixelFormat) -> NDArray[np.uint16]:
@@ -85,19 +96,22 @@ class LevelTable:
     def rank(self, values: NDArray[np.int32]) -> NDArray[np.uint16]:
         """Level indices of `values` (same shape). Raises CodecError when a value is not among the levels."""
         if self.table is None:
-            wide = values.astype(np.int64) - self.minimum
-            if wide.size and (int(wide.min()) < 0 or int(wide.max()) >= self.count):
+            last = self.minimum + self.count - 1
+            if values.size and (int(values.min()) < self.minimum or int(values.max()) > last):
                 raise CodecError("a value lies outside the frame's levels")
-            return wide.astype(np.uint16)
+            return (values - np.int32(self.minimum)).astype(np.uint16)
         ranks = np.full(int(self.table[-1]) - self.minimum + 1, -1, np.int32)  # a look-up is faster than a search
         ranks[self.table - self.minimum] = np.arange(self.count, dtype=np.int32)
-        wide = values - np.int32(self.minimum)
-        if wide.size and (int(wide.min()) < 0 or int(wide.max()) >= ranks.size):
-            raise CodecError("a value is not among the frame's levels")
-        index = ranks[wide]
-        if index.size and int(index.min()) < 0:
-            raise CodecError("a value is not among the frame's levels")
-        return index.astype(np.uint16)
+        index, flat = np.empty(values.size, np.uint16), values.ravel()
+        for first in range(0, flat.size, LOOKED_AT):  # in parts: what lies between fits the processor's cache
+            wide = flat[first : first + LOOKED_AT] - np.int32(self.minimum)
+            if int(wide.min()) < 0 or int(wide.max()) >= ranks.size:
+                raise CodecError("a value is not among the frame's levels")
+            found = ranks[wide]
+            if int(found.min()) < 0:
+                raise CodecError("a value is not among the frame's levels")
+            index[first : first + LOOKED_AT] = found
+        return index.reshape(values.shape)
 
     def value(self, index: NDArray[np.uint16]) -> NDArray[np.int32]:
         """Values of level indices (same shape). Raises CodecError when an index is not below `count`."""
@@ -130,33 +144,35 @@ def choose_levels(values: NDArray[np.int32]) -> LevelTable:
     code length. Deterministic in `values`.
     """
     lowest, highest = int(values.min()), int(values.max())
-    seen = np.bincount((values - lowest).ravel(), minlength=highest - lowest + 1) > 0
     dense = LevelTable(lowest, highest - lowest + 1)
-    used = int(seen.sum())
-    if used >= DENSE_SHARE * dense.count:
-        return dense
+    seen, flat, used = np.zeros(dense.count, np.bool_), values.ravel(), 0
+    for first in range(0, flat.size, LOOKED_AT):
+        seen |= np.bincount(flat[first : first + LOOKED_AT] - np.int32(lowest), minlength=dense.count) > 0
+        used = int(np.count_nonzero(seen))
+        if used >= DENSE_SHARE * dense.count:
+            return dense
     explicit = LevelTable(lowest, used, (np.flatnonzero(seen) + lowest).astype(np.int32))
     table_bits = 8 * len(pack_levels(explicit))
-    gain = _rough_bits(dense.rank(values)) - _rough_bits(explicit.rank(values))
+    part = _middle(values, ROUGH_SAMPLES)
+    gain = (_rough_bits(part, dense) - _rough_bits(part, explicit)) * values.size / part.size
     return explicit if gain > table_bits else dense
 
 
-def _rough_bits(index: NDArray[np.uint16]) -> float:
-    """Estimated code length of level indices in bits, from the errors of the MED predictor."""
-    part = _middle(index, ROUGH_SAMPLES)
-    plane = part.reshape(part.shape[0], part.shape[1], -1).astype(np.int32)
-    errors = np.abs(plane - med_predictions(plane))
-    rows, columns = errors.shape[:2]
-    near = np.ones(errors.shape, np.float64)
+def _rough_bits(part: NDArray[np.int32], levels: LevelTable) -> float:
+    """Estimated code length in bits of values under a table of levels, from the errors of the MED predictor."""
+    plane = levels.rank(part).reshape(part.shape[0], part.shape[1], -1).astype(np.int32)
+    errors = np.abs(plane - med_predictions(plane)).astype(np.float32)
+    near = np.ones_like(errors)
     near[1:] += errors[:-1]
     near[:, 1:] += errors[:, :-1]
     near[1:, 1:] += errors[:-1, :-1]
-    scale = near / 3.0 + 0.3
-    modelled = float((np.log2(scale) + 0.7 * errors / scale).sum()) + float(rows * columns)
-    return min(modelled, part.size * float(np.log2(1 + int(index.max())))) * index.size / part.size
+    scale = near / np.float32(3.0) + np.float32(0.3)
+    modelled = float((np.log2(scale) + np.float32(0.7) * errors / scale).sum(dtype=np.float64))
+    modelled += float(errors.shape[0] * errors.shape[1])
+    return min(modelled, float(part.size * math.log2(levels.count)))
 
 
-def _middle(index: NDArray[np.uint16], samples: int) -> NDArray[np.uint16]:
+def _middle(index: Samples, samples: int) -> Samples:
     """Whole rows from the middle of a frame, about `samples` samples at most."""
     height = max(2, samples // (index.size // index.shape[0]))
     first = max(0, (index.shape[0] - height) // 2)
@@ -174,7 +190,8 @@ def med_predictions(plane: NDArray[np.int32]) -> NDArray[np.int32]:
     north[0], corner[0] = west[0], west[0]
     west[1:, 0], corner[1:, 0] = north[1:, 0], north[1:, 0]
     low, high = np.minimum(west, north), np.maximum(west, north)
-    return np.where(corner >= high, low, np.where(corner <= low, high, west + north - corner)).astype(np.int32)
+    predictions: NDArray[np.int32] = np.minimum(np.maximum(west + north - corner, low), high)
+    return predictions
 
 
 def plane_entropies(index: NDArray[np.uint16]) -> NDArray[np.float64]:

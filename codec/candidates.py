@@ -67,20 +67,18 @@ def has_comb(index: NDArray[np.uint16]) -> bool:
     return float((here - (before + after) / 2)[clear].sum()) > COMB * steps.size
 
 
-def is_odd(index: NDArray[np.uint16], count: int, shortest: int, jpegls: int | None) -> bool:
+def is_odd(index: NDArray[np.uint16], shortest: int, jpegls: int | None, repeats: float) -> bool:
     """Whether JPEG XL (or HTJ2K) might be shorter than the learned coder on a frame that does not look odd.
 
-    index: as for `looks_odd`, all below `count`; shortest: bytes of the learned coder's blob; jpegls: those of JPEG-LS,
-    None if it was not tried.
+    index: as for `looks_odd`; shortest: bytes of the learned coder's blob; jpegls: those of JPEG-LS, None if it was not
+    tried; repeats: of this frame.
     """
     if shortest <= TINY_BYTES:
         return False
-    if index.ndim == 3:  # grey three times
-        index, jpegls = np.ascontiguousarray(index[..., 0]), None
-    if jpegls is not None and shortest > UNLEARNED * jpegls:
+    size = index.shape[0] * index.shape[1]  # of grey three times, one of the three
+    if index.ndim == 2 and jpegls is not None and shortest > UNLEARNED * jpegls:
         return True
-    bits = 8 * shortest / index.size
-    return bits < BARE_BITS or _repeats(index, count) * index.size < REPEAT_SHARE * shortest
+    return bool(8 * shortest / size < BARE_BITS or repeats * size < REPEAT_SHARE * shortest)
 
 
 def packing_may_win(size: int, count: int, shortest: int) -> bool:
@@ -108,8 +106,9 @@ def _copies(index: NDArray[np.uint16]) -> float:
     return copied / differ if differ else 0.0
 
 
-def _repeats(index: NDArray[np.uint16], count: int) -> float:
-    """Bytes a sample by Lempel-Ziv alone, of the same runs."""
+def repeats(index: NDArray[np.uint16], count: int) -> float:
+    """Bytes a sample (of one plane) by Lempel-Ziv alone, of a part of the frame. index: all below `count`."""
+    index = index if index.ndim == 2 else index[..., 0]
     narrow = np.uint8 if count <= 256 else np.uint16
     length = size = 0
     for run in _runs(index):

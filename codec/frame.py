@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from codec.adapter import network_of
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.blob import Decoders, Frame, Given, decode_with
-from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win
+from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win, repeats
 from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
@@ -37,9 +37,11 @@ PROFILES: dict[str, tuple[str, ...]] = {
     "max": ALL_CODERS,
 }
 # What the learned coder's encoder tries in a profile: rates of the head's learning; samples up to which a plane is one
-# tile, two of which can be coded by two threads but cost 0.1-0.3 % more bytes.
+# tile, two of which can be coded by two threads but cost 0.1-0.3 % more bytes; how much more than usual its
+# states may cost.
 LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (8,), "max": (8, 7, 9, 10)}
 ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 17, "max": 1 << 19}
+STATES: dict[str, float] = {"fast": 3.0, "default": 1.0, "max": 1.0}
 ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
@@ -121,7 +123,7 @@ def encode_frame(
     estimated = coders is None and profile != "max" and names[0] == "learned"
     race.run(names, effort, estimated=estimated)
     refused: list[str] = []
-    for name in sorted(race.blobs, key=lambda name: len(race.blobs[name])):
+    for name in sorted(race.blobs, key=lambda name: (len(race.blobs[name]), names.index(name))):
         if not prove or _proven(race.blobs[name], words, fmt, threads, given):
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
             return EncodedFrame(race.blobs[name], name, lengths, race.details, tuple(refused))
@@ -155,40 +157,53 @@ class _Race:
         self.details: dict[str, int] = {}
         self._odd: bool | None = None
         self._comb = False
+        self._repeats = 0.0
+        self._entered: set[str] = set()
 
     def run(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
-        """Enter the coders in order; `estimated`: only those that might win. Some may run beside the learned one."""
-        self._comb = estimated and has_comb(self.index)
-        self._odd = True if self._comb or (estimated and looks_odd(self.index)) else None
-        beside = [name for name in names if self.threads > 1 and "learned" in names and self._is_ready(name)]
+        """Enter the coders; `estimated`: only those that might win. Some may run beside the learned one."""
         with ThreadPoolExecutor(1) as pool:
-            running = {name: pool.submit(self.enter, name, effort) for name in beside}
-            for name in names:
-                if name in running:
-                    running[name].result()
-                elif not estimated or self.is_worth(name):
-                    self.enter(name, effort)
+            if self.threads > 1 and "learned" in names:
+                scout = pool.submit(self._scout, names, effort, estimated=estimated)
+                self.enter("learned", effort)
+                scout.result()
+            else:
+                self._scout(names, effort, estimated=estimated)
+        for name in names:
+            if name not in self._entered and (not estimated or self.is_worth(name)):
+                self.enter(name, effort)
 
-    def _is_ready(self, name: str) -> bool:
-        """Whether a library codec will be tried in a way that does not hang on what the learned coder makes of it."""
-        return (name == "jpegls" and self.index.ndim == 2) or (name == "jxl" and self._straight_effort() is not None)
+    def _scout(self, names: Sequence[str], effort: int | None, *, estimated: bool) -> None:
+        """All that need not wait for the learned coder: whether the frame is odd, and libraries that are tried anyway.
+
+        JPEG-LS always is on grey, JPEG XL where its effort does not hang on what the learned coder makes of the frame.
+        """
+        if estimated:
+            self._comb = has_comb(self.index)
+            self._odd = True if self._comb or looks_odd(self.index) else None
+            self._repeats = repeats(self.index, self.header.levels.count) if self._odd is None else 0.0
+        ready = {"jpegls": self.index.ndim == 2, "jxl": self._straight_effort() is not None}
+        for name in names:
+            if "learned" in names and ready.get(name, False):
+                self.enter(name, effort)
 
     def is_worth(self, name: str) -> bool:
-        """Whether a coder might win against the learned one, which went first; JPEG-LS is always tried on grey."""
+        """Whether a coder might win against the learned one, which went first."""
         if name == "learned" or "learned" not in self.blobs:
             return True
         if name == "jpegls":
-            return self.index.ndim == 2
+            return False  # grey: entered already
         count, shortest = self.header.levels.count, min(len(blob) for blob in self.blobs.values())
         if name == "raw":
             return packing_may_win(self.index.size, count, shortest)
         if self._odd is None:
             jpegls = len(self.blobs["jpegls"]) if "jpegls" in self.blobs else None
-            self._odd = is_odd(self.index, count, len(self.blobs["learned"]), jpegls)
+            self._odd = is_odd(self.index, len(self.blobs["learned"]), jpegls, self._repeats)
         return self._odd
 
     def enter(self, name: str, effort: int | None) -> None:
         """Code the frame by one coder and keep the blob."""
+        self._entered.add(name)
         if name == "dual":
             body, facts = encode_dual(self.index, self.header.levels.count, self.threads, self.tile_samples)
             self.details = facts | self.details
@@ -244,6 +259,7 @@ class _Race:
             split=0 if "split" in without else split,
             rates=LEARNING_RATES[profile] if "network" not in without else (0,),
             alone=ALONE[profile],
+            states=STATES[profile],
             threads=self.threads,
         )
 

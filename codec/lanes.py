@@ -53,6 +53,7 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 
 V, F, D, M = (Lanes(kind) for kind in ELEMENTS)
+KINDS = {types.int32: (V, VI, 4), types.float32: (F, VF, 4), types.float64: (D, VD, 8)}  # vectors in arrays; alignment
 
 
 def constant(vector: Any, value: Any) -> Any:
@@ -103,10 +104,11 @@ def _define(function: Any, operand: Lanes, scalar: Any, result: Lanes, emit: Cal
 
 
 def _define_all() -> None:
-    """The arithmetic of V and D, comparisons, and the logic of M."""
+    """The arithmetic of V, F and D, comparisons, and the logic of M."""
     for kind, scalar, table in (
         (V, types.int64, {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.and_: "and_",
                           operator.or_: "or_", operator.lshift: "shl", operator.rshift: "ashr"}),
+        (F, types.float32, {operator.sub: "fsub", operator.mul: "fmul"}),
         (D, types.float64, {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul",
                             operator.truediv: "fdiv"}),
         (M, types.boolean, {operator.and_: "and_", operator.or_: "or_"}),
@@ -145,9 +147,8 @@ def iota(typing: Any) -> Any:
 
 @intrinsic
 def load(typing: Any, array: Any, place: Any) -> Any:
-    """array[place : place + 16] of int32 (V) or float64 (D)."""
-    kind, align = (V, 4) if array.dtype == types.int32 else (D, 8)
-    vector = VI if kind is V else VD
+    """array[place : place + 16] of int32 (V), float32 (F) or float64 (D)."""
+    kind, vector, align = KINDS[array.dtype]
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.load(address(context, builder, sig.args[0], args[0], args[1], vector), align=align)
@@ -157,9 +158,9 @@ def load(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
-    """array[place : place + 16] = value, of int32 or int16 (V; the lower half) or float64 (D)."""
+    """array[place : place + 16] = value, of int32 or int16 (V; the lower half), float32 (F) or float64 (D)."""
     short = array.dtype == types.int16
-    vector, align = (VS, 2) if short else (VI, 4) if value is V else (VD, 8)
+    _, vector, align = (V, VS, 2) if short else KINDS[array.dtype]
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = address(context, builder, sig.args[0], args[0], args[1], vector)
@@ -171,12 +172,12 @@ def store(typing: Any, array: Any, place: Any, value: Any) -> Any:
 
 @intrinsic
 def splat_at(typing: Any, array: Any, place: Any) -> Any:
-    """array[place] (int32) in all lanes (V)."""
+    """array[place] of int32 (V) or float32 (F) in all lanes."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return spread(builder, builder.load(address(context, builder, sig.args[0], args[0], args[1])))
 
-    return V(array, types.int64), emit
+    return KINDS[array.dtype][0](array, types.int64), emit
 
 
 @intrinsic
@@ -213,6 +214,24 @@ def float_bits(typing: Any, x: Any) -> Any:
         return builder.bitcast(builder.sitofp(args[0], VF), VI)
 
     return V(V), emit
+
+
+@intrinsic
+def to_float(typing: Any, x: Any) -> Any:
+    """int32 to the nearest float32 (F)."""
+    return F(V), lambda context, builder, sig, args: builder.sitofp(args[0], VF)
+
+
+@intrinsic
+def widened(typing: Any, x: Any) -> Any:
+    """float32 to float64."""
+    return D(F), lambda context, builder, sig, args: builder.fpext(args[0], VD)
+
+
+@intrinsic
+def multiply_add(typing: Any, x: Any, y: Any, total: Any) -> Any:
+    """x y + total (F), rounded once or twice as is quickest here: for estimates only."""
+    return F(F, F, F), lambda context, builder, sig, args: call(builder, "llvm.fmuladd.v16f32", VF, list(args))
 
 
 @intrinsic

@@ -141,8 +141,8 @@ def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
         before = (
             None if subject.previous is None else np.ascontiguousarray(subject.previous[first : first + height + 2])
         )
-        jobs.append(EncodeJob(samples, int(samples[0, 0]), samples >> setting.k, before, setting))
-    uppers = over_tiles(lambda job: encode_upper(job.tile >> setting.k, top) if top else NO_WORDS, jobs, threads)
+        jobs.append(EncodeJob(samples, int(samples[0, 0]), samples >> setting.k if top else None, before, setting))
+    uppers = over_tiles(lambda job: NO_WORDS if job.upper is None else encode_upper(job.upper, top), jobs, threads)
     coded = encode_tiles(jobs, threads)
     tiles = [Tile(job.anchor, upper, words) for job, upper, words in zip(jobs, uppers, coded, strict=True)]
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds

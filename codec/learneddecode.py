@@ -137,7 +137,7 @@ def decode_learned(
         samples = engine.plane(Job(side, setting, plane.tile_rows, plane.tiles, before, above))
         if int(samples.min()) < 0 or int(samples.max()) > plane.highest:
             raise CorruptBitstream("sample outside the plane's range")
-        planes.append(samples + np.int32(plane.low))
+        planes.append(samples + np.int32(plane.low) if plane.low else samples)
     if coded.transform is None:
         return planes[0]
     index = color.inverse((planes[0], planes[1], planes[2]), coded.transform)

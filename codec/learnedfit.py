@@ -3,87 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from codec.dualformat import Predictors
-from codec.fit import BLOCK, TAP_COLUMN, TAP_ROW, add_block, solve
+from codec.fit import solve
 from codec.learneddecode import PREVIOUS_TAPS
 from codec.plan import padded
-from codec.prediction import class_of
-from codec.rans import kernel
 from codec.tables import PAD, TAPS, TOP
+from codec.wavefit import DIRECTIONS, REACH, normal_equations, places, survey_texture
 
 FIT_SAMPLES = 1 << 16
 HIGHEST = 32704
-DIRECTIONS = 3
 CAUSAL = len(TAPS)
-PREVIOUS_ROW = np.array([1 + row for row, _ in PREVIOUS_TAPS], np.int64)
-PREVIOUS_COLUMN = np.array([1 + column for _, column in PREVIOUS_TAPS], np.int64)
 NO_PREVIOUS = np.zeros((0, 0), np.int32)
-
-
-@kernel
-def survey_texture(buf: Any, rows: int, columns: int, step: int) -> Any:
-    """Activity (int64[n]) and direction 0, 1, 2 (int64[n]) of every sample of every `step`-th row."""
-    count = ((rows + step - 1) // step) * columns
-    activity, direction = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    at = 0
-    for row in range(0, rows, step):
-        y = row + TOP
-        for column in range(columns):
-            p = column + PAD
-            w, n, nw, ne = buf[y, p - 1], buf[y - 1, p], buf[y - 1, p - 1], buf[y - 1, p + 1]
-            down = abs(w - nw) + abs(n - buf[y - 2, p])
-            across = abs(n - nw) + abs(w - buf[y, p - 2])
-            activity[at] = down + across + abs(n - ne)
-            direction[at] = 0 if 2 * down < across else (1 if down <= 2 * across else 2)
-            at += 1
-    return activity, direction
-
-
-@kernel
-def normal_equations(
-    buf: Any, rows: int, columns: int, step: int, activity: Any, direction: Any, thresholds: Any, previous: Any
-) -> Any:
-    """Weighted normal equations: float64[classes * 3 directions, n + 1, n + 1]; last row and column: the sample.
-
-    `previous` int32[rows + 2, columns + 2] (n = 44) or empty (n = 35).
-    """
-    unknowns = CAUSAL + (PREVIOUS_ROW.size if previous.size else 0)
-    size, classes = unknowns + 1, (thresholds.size + 1) * DIRECTIONS
-    out = np.zeros((classes, size, size), np.float64)
-    blocks = np.zeros((classes, size, BLOCK), np.float32)
-    used = np.zeros(classes, np.int64)
-    at = 0
-    for row in range(0, rows, step):
-        y = row + TOP
-        for column in range(columns):
-            p = column + PAD
-            own = class_of(activity[at], thresholds) * DIRECTIONS + direction[at]
-            block, n = blocks[own], used[own]
-            base = np.float32(0.5) * (buf[y, p - 1] + buf[y - 1, p])
-            mean = activity[at] / 5.0
-            root = np.float32(1.0 / np.sqrt(4.0 + mean * mean))
-            for j in range(CAUSAL):
-                block[j, n] = (buf[y + TAP_ROW[j], p + TAP_COLUMN[j]] - base) * root
-            for j in range(CAUSAL, unknowns):
-                earlier = previous[row + PREVIOUS_ROW[j - CAUSAL], column + PREVIOUS_COLUMN[j - CAUSAL]]
-                block[j, n] = (earlier - base) * root
-            block[unknowns, n] = (buf[y, p] - base) * root
-            at += 1
-            used[own] = n + 1
-            if n + 1 == BLOCK:
-                add_block(block, BLOCK, out[own])
-                used[own] = 0
-    for own in range(classes):
-        add_block(blocks[own], used[own], out[own])
-        for i in range(size):
-            for j in range(i):
-                out[own, j, i] = out[own, i, j]
-    return out
+WIDE = 64  # columns from which on the samples at the edges, whose neighbours are made up, are not missed
 
 
 @dataclass(frozen=True)
@@ -96,15 +31,24 @@ class Fitting:
     @staticmethod
     def of(plane: NDArray[np.int32], previous: NDArray[np.int32] | None, classes: int) -> Fitting:
         """Gather from a plane int32[rows, columns]; `previous`: int32[rows + 2, columns + 2] of the frame before."""
-        skip = TOP if plane.shape[0] > 4 * TOP else 0  # rows whose neighbours are made up teach nothing
-        rows, columns = plane.shape[0] - skip, plane.shape[1]
-        buf = padded(plane, int(plane[0, 0]))[skip:]
-        before = NO_PREVIOUS if previous is None else np.ascontiguousarray(previous[skip:])
-        step = max(1, rows * columns // FIT_SAMPLES)
-        activity, direction = survey_texture(buf, rows, columns, step)
-        cuts = np.quantile(activity, np.arange(1, classes) / classes) if classes > 1 else np.zeros(0)
-        thresholds = np.unique(cuts.astype(np.int64))
-        return Fitting(thresholds, normal_equations(buf, rows, columns, step, activity, direction, thresholds, before))
+        rows, columns = plane.shape
+        top, left, right = TOP, PAD, columns - REACH
+        above, before, buf = 0, 0, np.ascontiguousarray(plane)
+        if rows <= 4 * TOP or columns < WIDE:
+            above, before, right = TOP, PAD, columns + PAD
+            buf = np.pad(padded(plane, int(plane[0, 0])), ((0, 1), (0, 0)))  # vectors reach into the row below
+            top = TOP if rows <= 4 * TOP else 2 * TOP
+        rows += above
+        step = max(1, (rows - top) * columns // FIT_SAMPLES)
+        activity, direction = survey_texture(buf[:rows], top, step, left, right)
+        below = np.cumsum(np.bincount(activity, minlength=1))
+        thresholds = np.unique(np.searchsorted(below, np.arange(1, classes) * activity.size // classes, side="right"))
+        unknowns = CAUSAL + (0 if previous is None else len(PREVIOUS_TAPS))
+        parts = normal_equations(
+            buf.ravel(), (rows, buf.shape[1]), top, step, left, right, activity, direction, thresholds,
+            NO_PREVIOUS if previous is None else np.ascontiguousarray(previous), above, before, places(unknowns),
+        )  # fmt: skip
+        return Fitting(thresholds, parts)
 
     def predictors(self, directions: int, precision: int) -> Predictors:
         """One for all samples and one for each class, or for each class and direction; multiples of 2^precision / 1024.

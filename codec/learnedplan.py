@@ -30,6 +30,7 @@ CLASS_CHOICES = (
     (1 << 12, ((0, 1), (1, 1)), 3),
     (1 << 14, ((2, 1),), 3),
     ((1 << 17) - 1, ((4, 1),), 3),
+    (1 << 18, ((6, 1),), 3),
     (1 << 62, ((5, 1), (5, 3)), 3),
 )
 
@@ -39,7 +40,8 @@ class Effort:
     """What the encoder looks for.
 
     `fitted`: least-squares predictors. `split`: bits of G; None: whatever codes the plane shortest. `rates`: of the
-    head's learning, the one that codes the plane shortest is used. `alone`: samples up to which a plane is one tile.
+    head's learning, the one that codes the plane shortest is used, the first in estimates. `alone`: samples up to which
+    a plane is one tile. `states`: how many times STATE_LOSS a tile's states may cost; more of them decode faster.
     `threads` changes nothing but time.
     """
 
@@ -47,6 +49,7 @@ class Effort:
     split: int | None = None
     rates: tuple[int, ...] = (RATE,)
     alone: int = PARALLEL_TILE
+    states: float = 1.0
     threads: int = 1
 
 
@@ -96,17 +99,17 @@ class Choice:
 
 
 def tile_height(rows: int, columns: int, alone: int) -> int:
-    """Rows of a tile: one tile up to `alone` samples, then two (for two threads) and as many as are needed."""
+    """Rows of a tile: one tile up to `alone` samples, then as many as are needed, an even number for two threads."""
     size = rows * columns
-    tiles = 1 if size <= alone else max(2, -(-size // LARGE_TILE))
+    tiles = 1 if size <= alone else 2 * -(-size // (2 * LARGE_TILE))
     height = -(-rows // tiles)
     return min(rows, -(-height // WAVE_ROWS) * WAVE_ROWS)
 
 
-def choose_states(bits: float, tiles: int) -> int:
-    """How many rANS states a tile has room for, when a plane takes about so many bits."""
+def choose_states(bits: float, tiles: int, loss: float) -> int:
+    """How many rANS states a tile has room for, when a plane takes about so many bits, a share of which it may lose."""
     states = 1
-    while states < 16 and 2 * states * STATE_BYTES * 8 * tiles <= STATE_LOSS * bits:
+    while states < 16 and 2 * states * STATE_BYTES * 8 * tiles <= loss * bits:
         states *= 2
     return states
 
@@ -115,7 +118,7 @@ def survey(parts: Sequence[Part], setting: Setting, threads: int) -> float:
     """Bits of the parts' samples given G."""
 
     def count(part: Part) -> float:
-        upper = part.samples >> setting.k
+        upper = part.samples >> setting.k if setting.highest >> setting.k else None
         return count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting)
 
     return sum(over_tiles(count, parts, threads))
@@ -134,7 +137,7 @@ def choose_predictors(subject: Subject, network: Network, effort: Effort) -> tup
         predictors = no_predictors(subject.previous is not None)
         if classes:
             predictors = fits[classes].predictors(directions, precision)
-        settings.append(Setting(subject.highest, bits, 0, predictors, network, 1, RATE))
+        settings.append(Setting(subject.highest, bits, 0, predictors, network, 1, effort.rates[0]))
     if len(settings) == 1:
         return settings[0], precision
     parts = subject.parts()
@@ -231,7 +234,7 @@ def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]],
         rows, columns = subject.samples.shape
         choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
     tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)
-    states = choose_states(min((choice.bits for choice in choices), default=0.0), tiles)
+    states = choose_states(min((choice.bits for choice in choices), default=0.0), tiles, STATE_LOSS * effort.states)
     total = 8.0 * bytes_named + sum(choice.bits for choice in choices)
     settled = tuple(replace(choice, setting=replace(choice.setting, states=states)) for choice in choices)
     return FramePlan(place, settled, total)

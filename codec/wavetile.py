@@ -59,6 +59,7 @@ from codec.wavetables import (
 COUNT, SURVEY, FEATURES = 2, 3, 4  # modes besides DECODE and ENCODE
 FACTS = 5  # of a sample, for training: level, mean, s0 (1/64 level), least and highest level that G leaves
 RAW_CHOICES, SPLIT_CHOICES, GAINS = 4, 5, 64
+FRESH_CELLS = fresh_cells()
 CHANCE_STEPS = 16  # probabilities multiplied before their logarithm is taken: 2^-28 each at least
 
 
@@ -138,7 +139,7 @@ def fresh_room(anchor: int, late: int, head: NDArray[np.int32]) -> Room:
         np.zeros(MOST_COMPONENTS * 4 * LANES, np.float64),
         np.zeros(MOST_COMPONENTS * 4 * LANES, np.int32),
         np.zeros(8 * LANES, np.int32),
-        fresh_cells(),
+        FRESH_CELLS.copy(),
         np.zeros(CONTEXTS * LANES, np.int32),
         np.ones(GAINS * LANES, np.float64),
     )

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import frame
-from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win
+from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win, repeats
 from codec.frame import ALL_CODERS, encode_frame
 from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
@@ -31,7 +31,7 @@ def lengths(index: NDArray[np.uint16]) -> tuple[int, int]:
 def test_a_natural_frame_is_not_odd() -> None:
     index = natural()
     assert not looks_odd(index)
-    assert not is_odd(index, 4096, *lengths(index))
+    assert not is_odd(index, *lengths(index), repeats(index, 4096))
 
 
 def test_grey_written_as_colour_is_judged_as_grey() -> None:
@@ -39,7 +39,7 @@ def test_grey_written_as_colour_is_judged_as_grey() -> None:
     shortest, jpegls = lengths(index)
     colour = np.stack([index] * 3, axis=-1)
     assert not looks_odd(colour)
-    assert not is_odd(colour, 4096, shortest, 3 * jpegls)
+    assert not is_odd(colour, shortest, 3 * jpegls, repeats(colour, 4096))
 
 
 def test_colour_is_odd() -> None:
@@ -81,8 +81,8 @@ def test_a_comb_gets_full_effort_at_once_whatever_its_size(threads: int, monkeyp
 def test_what_the_network_does_not_understand_is_odd() -> None:
     index = natural()
     _, jpegls = lengths(index)
-    assert is_odd(index, 4096, jpegls, jpegls)
-    assert not is_odd(index, 4096, jpegls, None)
+    assert is_odd(index, jpegls, jpegls, repeats(index, 4096))
+    assert not is_odd(index, jpegls, None, repeats(index, 4096))
 
 
 def test_a_picture_beside_a_drawing_is_odd() -> None:
@@ -95,7 +95,7 @@ def test_a_picture_beside_a_drawing_is_odd() -> None:
 def test_few_levels_alone_are_not_odd() -> None:
     grainy = (natural(200) >> 4).astype(np.uint16)
     assert not looks_odd(grainy)
-    assert not is_odd(grainy, 256, grainy.size // 3, grainy.size)
+    assert not is_odd(grainy, grainy.size // 3, grainy.size, repeats(grainy, 256))
 
 
 def test_label_maps_are_odd_whatever_their_levels() -> None:
@@ -110,20 +110,21 @@ def test_magnified_pixels_are_odd() -> None:
 
 def test_a_gradient_is_odd() -> None:
     y, x = np.mgrid[:128, :160]
-    assert is_odd((3 * y + 7 * x).astype(np.uint16), 1600, 100, 5000)
+    index = (3 * y + 7 * x).astype(np.uint16)
+    assert is_odd(index, 100, 5000, repeats(index, 1600))
 
 
 def test_repeated_noise_is_odd() -> None:
     part = noise(160 * 16, 5).reshape(16, 160).astype(np.uint16)
     index = np.tile(part, (8, 1))
-    assert is_odd(index, 1 << 16, 2 * index.size, 2 * index.size + 1000)
+    assert is_odd(index, 2 * index.size, 2 * index.size + 1000, repeats(index, 1 << 16))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 70000)])
 def test_any_shape(shape: tuple[int, int]) -> None:
     index = np.zeros(shape, np.uint16)
-    assert is_odd(index, 1, 65, 60)
-    assert not is_odd(index, 1, 60, 60)  # nothing gains more than it may
+    assert is_odd(index, 65, 60, repeats(index, 1))
+    assert not is_odd(index, 60, 60, repeats(index, 1))  # nothing gains more than it may
 
 
 def test_packing() -> None:
