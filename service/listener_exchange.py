@@ -211,6 +211,9 @@ def _serve(
         _answer(exchange, operation, handlers)
     except AssociationLost:
         log.info("a query or retrieve ended with its association")
+    except Exception as error:  # noqa: BLE001  the DIMSE edge: an answer that cannot even be sent (a peer's absurd PDU)
+        log.error("a query or retrieve could not be answered", extra={"reason": type(error).__name__})
+        association.abort()
     finally:
         association._is_paused = False
         association.dimse.cancel_req.pop(message.MessageID, None)
