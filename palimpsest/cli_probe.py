@@ -47,9 +47,12 @@ def probe(
     are not used for that destination from then on. Repeat after every upgrade there. Exit 1 if even envelopes fail.
     """
     from gateway.errors import NotFound
-    from palimpsest.probe import run_probe
+    from gateway.settings import use_numba_cache
 
     with open_gateway(home) as gateway:
+        use_numba_cache(gateway.settings)  # before the first kernel: some syntaxes are made and read by ours
+        from palimpsest.probe import run_probe
+
         place = gateway.settings.destination(destination)
         if place is None:
             known = ", ".join(each.name for each in gateway.settings.destinations) or "none"
