@@ -8,6 +8,7 @@ them and forks the others (`PALIMPSEST_LISTENER_PROCESSES`), which accept from t
 
 from __future__ import annotations
 
+import gc
 import logging
 import secrets
 import signal
@@ -202,6 +203,8 @@ def serve(settings: Settings, sockets: Sockets | None) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     listener = Listener(build(settings), sockets)
+    gc.collect()
+    gc.freeze()  # what is there now stays: collections, which stop every association, need not look at it
     listener.start()
     stopping.wait()
     listener.stop()

@@ -105,7 +105,7 @@ class AssociationStream:
         # Fill a buffer in one call; TLS has no such flag.
         self._flags = 0 if isinstance(self._socket(), ssl.SSLSocket) else socket.MSG_WAITALL
         self._pushed = b""
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._buffer = memoryview(b"")  # made when the association is established
         self._context = self._control = 0
         self._command = bytearray()
         self._request: StoreCommand | None = None
@@ -125,6 +125,7 @@ class AssociationStream:
         if self._receiving is not None:
             self._receiving.discard()
             self._receiving = None
+        self._buffer = memoryview(b"")  # not only when the collector comes to this association
         fd, self._wake_fd = self._wake_fd, -1
         if fd >= 0:
             os.close(fd)
@@ -225,6 +226,8 @@ class AssociationStream:
 
     def _take_value(self, left: int) -> None:
         """The bytes of one presentation data value, in pieces; an empty one is a piece, too."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(BUFFER_BYTES))
         last = bool(self._control & 2)
         receiving = self._receiving if not self._control & 1 else None
         while True:
