@@ -71,6 +71,7 @@ class Rig:
         self._commands: dict[str, tuple[str, ...]] = {
             "broker": tuple(server_command(self.settings)),
             "listener": (sys.executable, "-m", "service.listener"),
+            "api": (sys.executable, "-m", "service.api"),
             "encode": _worker("encode", "index,encode", 2),
             "forward": _worker("forward", "forward", 1),
             "retrieve": _worker("retrieve", "retrieve", 1),
