@@ -7,6 +7,8 @@ OutOfResources or IntegrityError.
 
 from __future__ import annotations
 
+from gateway.index_commitment import CommitmentAsked
+from gateway.index_commitment_out import CommitmentWanted
 from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
@@ -35,5 +37,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class Index(Intake, Work, Forwarding, Exports, Search, Shredding, Probes, Report):
+class Index(
+    Intake, Work, Forwarding, CommitmentAsked, CommitmentWanted, Exports, Search, Shredding, Probes, Report
+):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

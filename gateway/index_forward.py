@@ -16,7 +16,7 @@ from gateway.errors import LeaseLost, NotFound
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
 from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
-from gateway.instance import ForwardState
+from gateway.instance import DELIVERED, ForwardState
 from gateway.policy import IDENTIFIED
 
 NEWEST: Final = 1000
@@ -59,11 +59,12 @@ class Forwarding(Database):
         representation: str = "envelope",
         reason: str | None = None,
         sent: tuple[str | None, str | None, str | None] = (None, None, None),
+        commitment: bool = False,
     ) -> ForwardRow:
         """The destination has it. proof: machine word for what is known, e.g. 'accepted' or 'read-back'.
 
         representation: the form that was sent; reason: why it is not the one that the policy names first. sent: SOP
-        class and instance UID and transfer syntax of what it has.
+        class and instance UID and transfer syntax of what it has. commitment: to be asked for, from now on.
         """
         now = self.now()
         with self.write() as conn:
@@ -71,7 +72,7 @@ class Forwarding(Database):
             _set(
                 conn, forward_id, state=ForwardState.SENT, sent_at=now, proof=proof, lease_owner=None, lease_until=None,
                 due_at=None, reason=reason, representation=representation, sent_class=sent[0], sent_uid=sent[1],
-                sent_syntax=sent[2],
+                sent_syntax=sent[2], commit_due_at=now if commitment else None,
             )  # fmt: skip
             detail: Detail = {
                 "destination": row.destination, "attempts": row.attempts, "kind": proof,
@@ -109,7 +110,7 @@ class Forwarding(Database):
         joined = forward.join(instance, instance.c.id == forward.c.instance_id)
         query = sa.select(forward.c.id).select_from(joined).where(
             instance.c.archive_key == row.archive_key, instance.c.archive_digest == row.archive_digest,
-            forward.c.destination == destination, forward.c.state == ForwardState.SENT,
+            forward.c.destination == destination, forward.c.state.in_(DELIVERED),
             forward.c.representation == "envelope",
         )  # fmt: skip
         with self.read() as conn:
@@ -120,7 +121,7 @@ class Forwarding(Database):
         joined = forward.join(instance, instance.c.id == forward.c.instance_id)
         query = sa.select(forward.c.representation).distinct().select_from(joined).where(
             instance.c.study_uid == study_uid, forward.c.destination == destination,
-            forward.c.state == ForwardState.SENT,
+            forward.c.state.in_(DELIVERED),
         )  # fmt: skip
         with self.read() as conn:
             return {word in IDENTIFIED for word in conn.execute(query).scalars() if word is not None}
@@ -142,8 +143,11 @@ class Forwarding(Database):
         now = self.now()
         with self.write() as conn:
             row = _fetch(conn, forward_id)
-            if row.state is not ForwardState.SENT:
-                _set(conn, forward_id, state=ForwardState.WAITING, attempts=0, due_at=now, queued_at=now, reason=None)
+            if row.state not in DELIVERED:
+                _set(
+                    conn, forward_id, state=ForwardState.WAITING, attempts=0, due_at=now, queued_at=now, reason=None,
+                    commit_attempts=0,
+                )  # fmt: skip
                 put_outbox(conn, FORWARD_TASK, [forward_id], fetch(conn, row.instance_id).priority, now)
             detail = {"destination": row.destination, "kind": "forward"}
             audit.append(conn, AuditEvent("replay", actor, instance_id=row.instance_id, detail=detail), now)

@@ -12,7 +12,7 @@ from gateway.audit import AuditEvent
 from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
-from gateway.index_schema import alert, forward, instance, outbox, stego_export
+from gateway.index_schema import alert, commitment, forward, instance, outbox, stego_export
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 MAX_IDS: Final = 100
@@ -39,7 +39,8 @@ class Report(Database):
                 by_state=_grouped(conn, c.state),
                 by_form=_grouped(conn, c.form, c.form.is_not(None)),
                 passthrough_by_reason=_grouped(conn, c.reason, c.form == Form.PASSTHROUGH),
-                forwards=_forwards(conn),
+                forwards=_nested(conn, forward.c.destination, forward.c.state),
+                commitments=_nested(conn, commitment.c.role, commitment.c.state),
                 by_modality=_modalities(conn),
                 bytes_in=int(sums[0]),
                 bytes_archived=int(sums[1]) + int(records),
@@ -93,18 +94,8 @@ class Report(Database):
 
     def alert_raise(self, kind: str, subject: str, message: str, severity: str = "warning") -> AlertRow:
         """Open an alert, or count on the open one of the same kind and subject. No patient data in any argument."""
-        now = self.now()
-        same = sa.and_(alert.c.kind == kind, alert.c.subject == subject, alert.c.acked_at.is_(None))
         with self.write() as conn:
-            known = conn.execute(sa.update(alert).where(same).values(count=alert.c.count + 1, last_at=now))
-            if not known.rowcount:
-                conn.execute(
-                    alert.insert().values(
-                        kind=kind, subject=subject, severity=severity, message=message[:200], count=1, raised_at=now,
-                        last_at=now,
-                    )
-                )  # fmt: skip
-            return AlertRow.of(conn.execute(sa.select(alert).where(same)).mappings().one())
+            return put_alert(conn, kind, subject, message, severity, self.now())
 
     def alerts(self, open_only: bool = True, limit: int = 200) -> list[AlertRow]:
         """Alerts, latest first."""
@@ -125,6 +116,20 @@ class Report(Database):
             audit.append(conn, AuditEvent("alert-acknowledged", actor, detail={"alert_id": alert_id}), now)
 
 
+def put_alert(conn: Connection, kind: str, subject: str, message: str, severity: str, now: float) -> AlertRow:
+    """As `Report.alert_raise`, in the caller's write transaction."""
+    same = sa.and_(alert.c.kind == kind, alert.c.subject == subject, alert.c.acked_at.is_(None))
+    known = conn.execute(sa.update(alert).where(same).values(count=alert.c.count + 1, last_at=now))
+    if not known.rowcount:
+        conn.execute(
+            alert.insert().values(
+                kind=kind, subject=subject, severity=severity, message=message[:200], count=1, raised_at=now,
+                last_at=now,
+            )
+        )  # fmt: skip
+    return AlertRow.of(conn.execute(sa.select(alert).where(same)).mappings().one())
+
+
 def _count(conn: Connection, table: sa.Table, *where: Any) -> int:
     return int(conn.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one())
 
@@ -134,12 +139,10 @@ def _grouped(conn: Connection, column: sa.Column[Any], *where: Any) -> dict[str,
     return {str(name): int(count) for name, count in rows}
 
 
-def _forwards(conn: Connection) -> dict[str, dict[str, int]]:
-    f = forward.c
+def _nested(conn: Connection, outer: sa.Column[Any], inner: sa.Column[Any]) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    rows = conn.execute(sa.select(f.destination, f.state, sa.func.count()).group_by(f.destination, f.state))
-    for destination, state, count in rows:
-        found.setdefault(destination, {})[state] = int(count)
+    for name, state, count in conn.execute(sa.select(outer, inner, sa.func.count()).group_by(outer, inner)):
+        found.setdefault(name, {})[state] = int(count)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sqlalchemy import RowMapping
 
-from gateway.instance import Form, ForwardState, State
+from gateway.instance import CommitmentState, Form, ForwardState, State
 
 Outcome = Literal["new", "duplicate", "version", "conflict"]
 
@@ -136,6 +136,7 @@ class ForwardRow:
     """One instance on its way to one destination.
 
     sent_class, sent_uid, sent_syntax: SOP class and instance UID and transfer syntax of what the destination has.
+    commit_due_at: while commitment is wanted and not there, when it is asked for (again); else None.
     """
 
     id: int
@@ -155,6 +156,8 @@ class ForwardRow:
     sent_class: str | None
     sent_uid: str | None
     sent_syntax: str | None
+    commit_due_at: float | None = None
+    commit_attempts: int = 0
 
     @classmethod
     def of(cls, mapping: RowMapping) -> ForwardRow:
@@ -162,6 +165,50 @@ class ForwardRow:
         values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls)}
         values["state"] = ForwardState(values["state"])
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentRow:
+    """One storage commitment transaction. role: 'scp' (asked of us; peer: AE title) or 'scu' (by us; peer: name of the
+    destination). items, failed: references, and those that were answered with a failure reason.
+    """
+
+    id: int
+    role: str
+    peer: str
+    transaction_uid: str
+    state: CommitmentState
+    attempts: int
+    created_at: float
+    due_at: float | None
+    lease_owner: str | None
+    lease_until: float | None
+    reason: str | None
+    done_at: float | None
+    items: int = 0
+    failed: int = 0
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> CommitmentRow:
+        """From a row of the `commitment` table, with or without the two counts."""
+        values: dict[str, Any] = {f.name: mapping[f.name] for f in fields(cls) if f.name in mapping}
+        values["state"] = CommitmentState(values["state"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitmentItem:
+    """One reference of a transaction. outcome: None while open, 0 for success, else a Failure Reason (0008,1197)."""
+
+    id: int
+    sop_class: str
+    sop_uid: str
+    outcome: int | None
+
+    @classmethod
+    def of(cls, mapping: RowMapping) -> CommitmentItem:
+        """From a row of the `commitment_item` table."""
+        return cls(**{f.name: mapping[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +292,7 @@ class Counts:
     outbox: int
     open_alerts: int
     oldest_unfinished_at: float | None
+    commitments: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # role -> state -> count
 
     @property
     def total(self) -> int:

@@ -153,9 +153,43 @@ forward = Table(
     Column("sent_class", String(64)),
     Column("sent_uid", String(64)),
     Column("sent_syntax", String(64)),
+    Column("commit_due_at", Double),
+    Column("commit_attempts", Integer, nullable=False, server_default="0"),
     UniqueConstraint("instance_id", "destination", name="uq_forward"),
     Index("ix_forward_work", "state", "due_at"),
     Index("ix_forward_sent_uid", "sent_uid"),
+    Index("ix_forward_commit", "commit_due_at"),
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("role", String(8), nullable=False),
+    Column("peer", String(64), nullable=False),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("due_at", Double),
+    Column("lease_owner", String(128)),
+    Column("lease_until", Double),
+    Column("reason", String(64)),
+    Column("done_at", Double),
+    UniqueConstraint("role", "peer", "transaction_uid", name="uq_commitment"),
+    Index("ix_commitment_work", "role", "state", "due_at"),
+)
+
+commitment_item = Table(
+    "commitment_item",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("commitment_id", Big, ForeignKey("commitment.id"), nullable=False),
+    Column("sop_class", String(64), nullable=False),
+    Column("sop_uid", String(64), nullable=False),
+    Column("forward_id", Big, ForeignKey("forward.id")),
+    Column("outcome", Integer),
+    Index("ix_commitment_item", "commitment_id", "outcome"),
 )
 
 probe = Table(

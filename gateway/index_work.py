@@ -20,7 +20,7 @@ from gateway.errors import LeaseLost
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, fetch, put_outbox
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.index_schema import forward, instance, proof
-from gateway.instance import UNFINISHED, Form, ForwardState, State, check_transition
+from gateway.instance import DELIVERED, UNFINISHED, Form, ForwardState, State, check_transition
 
 
 class Work(Database):
@@ -250,11 +250,13 @@ class Work(Database):
     def releasable(
         self, limit: int, *, need_sent: bool = True, archived_before: float | None = None
     ) -> list[InstanceRow]:
-        """Archived, indexed instances whose forwards are all sent (need_sent) or at least not waiting any more.
+        """Archived, indexed instances whose forwards are all sent, and committed to where that is wanted (need_sent),
+        or at least not waiting any more.
 
         archived_before: seconds since the epoch; None: whenever.
         """
-        blocking = forward.c.state != ForwardState.SENT if need_sent else forward.c.state == ForwardState.WAITING
+        lacking = sa.or_(forward.c.state.not_in(DELIVERED), forward.c.commit_due_at.is_not(None))
+        blocking = lacking if need_sent else forward.c.state == ForwardState.WAITING
         open_forward = sa.exists().where(forward.c.instance_id == instance.c.id, blocking)
         query = sa.select(instance).where(
             instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward

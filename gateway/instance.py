@@ -38,7 +38,21 @@ class ForwardState(StrEnum):
 
     WAITING = "WAITING"
     SENT = "SENT"
+    COMMITTED = "COMMITTED"  # the destination answered for it by storage commitment (PS3.4 J)
     DEAD = "DEAD"  # permanent, or out of attempts: waits for a replay by a person
+
+
+class CommitmentState(StrEnum):
+    """One storage commitment transaction: asked of us (WAITING to REPORTED, or DEAD) or by us (ASKED to the end)."""
+
+    WAITING = "WAITING"  # some of its objects are not safe yet
+    READY = "READY"  # the answer is known and must be told
+    REPORTED = "REPORTED"  # the requester has acknowledged it
+    DEAD = "DEAD"  # the requester could not be told: waits for a replay by a person
+    ASKED = "ASKED"
+    ANSWERED = "ANSWERED"
+    EXPIRED = "EXPIRED"  # no answer in time; asked again under another UID
+    REFUSED = "REFUSED"  # the request did not get through
 
 
 TRANSITIONS: dict[State, frozenset[State]] = {
@@ -49,6 +63,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.ARCHIVED: frozenset({State.RELEASED}),
     State.RELEASED: frozenset(),
 }
+
+DELIVERED: frozenset[ForwardState] = frozenset({ForwardState.SENT, ForwardState.COMMITTED})
+"""States in which the destination has the object."""
 
 UNFINISHED: frozenset[State] = frozenset({State.RECEIVED, State.CANDIDATE, State.VERIFIED})
 """States in which a worker still has something to do."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.errors import BadUID, NotFound
-from gateway.instance import ForwardState, State
+from gateway.instance import DELIVERED, ForwardState, State
 from gateway.uids import parse_uid
 from palimpsest import dimse
 from palimpsest.client import FetchError, Route, WebClient
@@ -48,7 +48,7 @@ class Journey:
     @property
     def forwarded(self) -> bool:
         """Every destination has it."""
-        return all(f.state == ForwardState.SENT for f in self.forwards)
+        return all(f.state in DELIVERED for f in self.forwards)
 
     @property
     def settled(self) -> bool:
@@ -73,7 +73,7 @@ class Journey:
         late = [
             f"{f.destination}: {f.state} {f.reason or ''}".strip()
             for f in self.forwards
-            if f.state != ForwardState.SENT
+            if f.state not in DELIVERED
         ]
         if late:
             return "not forwarded: " + ", ".join(late)
