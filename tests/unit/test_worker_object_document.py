@@ -17,11 +17,14 @@ import pydicom
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from codec.frame import decode_frame
+from codec.frame import decode_frame, encode_frame
+from codec.group import open_stack
 from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from stego import seal
+from stego.record import unpack_record
 from tests.object_makers import BIG, FACTS, IDENTITY, image, noisy, packaged
+from worker import framechain
 from worker.candidate import build_candidate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +103,8 @@ def frames_of(sections: dict[int, bytes]) -> list[np.ndarray]:
     frames, before = [], None
     for number, length in enumerate(lengths):
         context = before if number % 16 else None
-        frame = decode_frame(body[at : at + length], previous=context, shared=sections.get(10))
+        upper = stack_of(sections, number // 16)[0][number % 16] if 11 in sections else None
+        frame = decode_frame(body[at : at + length], previous=context, shared=sections.get(10), upper=upper or None)
         before = words = frame.words
         if mode == 1 and number == carrying:
             words = exact(words, frame.fmt, frame.levels, sections[5][17:], start, bits)
@@ -109,6 +113,21 @@ def frames_of(sections: dict[int, bytes]) -> list[np.ndarray]:
     digest = hashlib.sha256(b"".join(f.astype(f"<u{f.dtype.itemsize}").tobytes() for f in frames)).digest()
     assert digest == sections[3][:32]
     return frames
+
+
+def parts_of(body: bytes) -> list[bytes]:
+    """Section 3, FRAMES and STACK: u32 number, u32 length of each, then all."""
+    count = struct.unpack_from("<I", body)[0]
+    ends = np.cumsum([4 + 4 * count, *struct.unpack_from(f"<{count}I", body, 4)])
+    assert ends[-1] == len(body)
+    return [body[first:end] for first, end in zip(ends, ends[1:], strict=False)]
+
+
+def stack_of(sections: dict[int, bytes], run: int) -> tuple[list[list[np.ndarray]], bytes]:
+    """Section 3, STACK; the stack itself is global-path.md's."""
+    frames, stacks = parts_of(sections[4]), parts_of(sections[11])
+    assert len(stacks) == -(-len(frames) // 16)
+    return open_stack(frames[16 * run : 16 * run + 16], stacks[run])
 
 
 def opened(sections: dict[int, bytes], ring: KeyRing, kind: int, label: str) -> bytes:
@@ -173,6 +192,24 @@ def test_another_reader_opens_a_sealed_bitmap(ring: KeyRing) -> None:
     assert shown == sections[3][:32] != opened[:32]
     words = exact(frame.words, frame.fmt, frame.levels, opened[32:], start, bits)
     assert np.array_equal(words, noisy()) and hashlib.sha256(words.astype("<u2").tobytes()).digest() == opened[:32]
+
+
+def test_another_reader_opens_a_record_in_a_stack(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 3, CARRIER: pixels as always, the record from the first bits of the stack on."""
+    options = {"coders": ("learned",), "split": 6}
+    monkeypatch.setattr(framechain, "encode_frame", lambda *args, **given: encode_frame(*args, **{**given, **options}))
+    received = packaged("MR_small.dcm")
+    sections = sections_of(container_of(build_candidate(received, FACTS, ring).envelope))
+    assert splice(opened(sections, ring, 7, "nonpixel"), frames_of(sections)) == received
+    mode, run, start, bits = struct.unpack("<BIQI", sections[5])
+    assert (mode, run, start % 8, bits % 8) == (3, 0, 0, 0) and bits > 0
+    sealed = stack_of(sections, run)[1][start // 8 : (start + bits) // 8] + sections[6]
+    key = seal.unwrap_key(sections[2][2 : 2 + struct.unpack_from("<H", sections[2])[0]], find_kek=ring.find_kek)
+    context = seal.Context.parse(sections[1])
+    assert context.mode == "initial-bits" and len(sealed) in (512, 768)
+    packed = seal.open_record(sealed, data_key=key, context=context)
+    record = unpack_record(packed, find_verify_key=ring.find_verify_key)
+    assert record.file_sha256 == hashlib.sha256(received).hexdigest()
 
 
 def test_pseudonyms_are_as_written(ring: KeyRing) -> None:
