@@ -69,6 +69,7 @@ MADE: Final = (
     HTJ2K,
     JPEG_LS,
     RLE,
+    JPEG_LOSSLESS,
     JPEG_2000,
     JPEG_XL,
     DEFLATED_LE,

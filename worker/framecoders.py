@@ -1,4 +1,4 @@
-"""One frame's words to a lossless codestream and proven back: RLE, JPEG-LS, JPEG 2000, HTJ2K, JPEG XL.
+"""One frame's words to a lossless codestream and proven back: RLE, JPEG Lossless, JPEG-LS, JPEG 2000, HTJ2K, JPEG XL.
 
 Frames are taken as `codec.pixelformat` words, shape (rows, columns) or (rows, columns, 3), uint8 or uint16.  A coding
 that holds only the bits stored (PS3.5 8.2) takes a frame only if the unused bits repeat the sign, or are zero: overlays
@@ -19,8 +19,9 @@ import numpy.typing as npt
 from codec.bitplane import Words
 from codec.pixelformat import PixelFormat
 from gateway.errors import Unsupported
-from gateway.transfer_syntaxes import HTJ2K, HTJ2K_RPCL, JPEG_2000, JPEG_LS, JPEG_XL, RLE
+from gateway.transfer_syntaxes import HTJ2K, HTJ2K_RPCL, JPEG_2000, JPEG_LOSSLESS, JPEG_LS, JPEG_XL, RLE
 from worker.decoders import PAIRS, VIEWING, Decoder, Pair, decode_by
+from worker.jpeg_lossless import encode_jpeg_lossless
 from worker.jpegls_baseline import encode_jpegls
 from worker.jpegls_t87 import JpegLSError
 
@@ -117,6 +118,10 @@ def _rle(words: Words, fmt: PixelFormat) -> bytes:
     return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
 
 
+def _jpeg_lossless(words: Words, fmt: PixelFormat) -> bytes:
+    return encode_jpeg_lossless(_stored(words, fmt), fmt.bits_stored)
+
+
 def _jpegls(words: Words, fmt: PixelFormat) -> bytes:
     return encode_jpegls(_stored(words, fmt), precision=fmt.bits_stored)
 
@@ -166,6 +171,8 @@ _T87, _T800, _HTJ2K_PAIR = PAIRS[JPEG_LS], PAIRS[JPEG_2000], VIEWING[HTJ2K]
 _HTJ2K = FrameCoder(_htj2k, _HTJ2K_PAIR, _HTJ2K_PAIR.second, least_bits=2)
 CODERS: Final[dict[str, FrameCoder]] = {
     RLE: FrameCoder(_rle, PAIRS[RLE], PAIRS[RLE].first, every_bit=True, by_pixel=False),
+    # GDCM, and what is built on it, breaks at fewer bits than 8
+    JPEG_LOSSLESS: FrameCoder(_jpeg_lossless, PAIRS[JPEG_LOSSLESS], PAIRS[JPEG_LOSSLESS].first, least_bits=8),
     JPEG_LS: FrameCoder(_jpegls, _T87, _T87.first, least_bits=2),
     JPEG_2000: FrameCoder(_jpeg2000, _T800, _T800.second, least_bits=2),
     HTJ2K: _HTJ2K,

@@ -190,6 +190,7 @@ FRAMES = (
     ("CT_small.dcm", "image/x-jls", 200, False, f"image/jls;transfer-syntax={ts.JPEG_LS}"),
     ("CT_small.dcm", "image/jp2", 200, False, f"image/jp2;transfer-syntax={J2K}"),
     ("CT_small.dcm", "image/dicom-rle", 200, False, f"image/dicom-rle;transfer-syntax={ts.RLE}"),
+    ("CT_small.dcm", "image/jpeg", 200, False, f"image/jpeg;transfer-syntax={ts.JPEG_LOSSLESS}"),
     ("CT_small.dcm", "image/*", 200, False, f"image/jphc;transfer-syntax={ts.HTJ2K_RPCL}"),
     ("CT_small.dcm", "image/jxl", 406, False, ""),  # signed
     ("CT_small.dcm", "image/jxl, image/jls;q=0.3", 200, False, f"image/jls;transfer-syntax={ts.JPEG_LS}"),

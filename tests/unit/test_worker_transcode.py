@@ -13,14 +13,14 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.encaps import generate_frames
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import UID
 
 from gateway import transfer_syntaxes as ts
 from gateway.errors import InvalidInstance, PalimpsestError, Unsupported
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, read_meta
 from tests.object_makers import header, packaged
-from worker import framecoders
+from worker import framecoders, jpeg_lossless
 from worker.pixels import little_endian, open_pixels
 from worker.splice import read_object
 from worker.transcode import TARGETS, transcode
@@ -126,9 +126,13 @@ def test_every_depth_and_sign_with_the_precision_declared(bits: int, signed: boo
             with pytest.raises(Unsupported, match="signed"):
                 transcode(data, syntax)
             continue
+        if bits < 8 and syntax == ts.JPEG_LOSSLESS:
+            with pytest.raises(Unsupported, match="few bits"):
+                transcode(data, syntax)
+            continue
         made = transcode(data, syntax)
         assert words_of(made) == expected, syntax
-        if syntax in (ts.JPEG_LS, ts.JPEG_2000, ts.HTJ2K, ts.HTJ2K_RPCL):
+        if syntax in (ts.JPEG_LOSSLESS, ts.JPEG_LS, ts.JPEG_2000, ts.HTJ2K, ts.HTJ2K_RPCL):
             ds = pydicom.dcmread(io.BytesIO(made))
             for frame in generate_frames(ds.PixelData, number_of_frames=2):
                 pair = framecoders.CODERS[syntax].pair
@@ -254,6 +258,35 @@ def test_bytes_are_untouched_where_nothing_forces_a_change() -> None:
     assert made.endswith(data[pixels + 12 + 128 * 128 * 2 :])
     with_length = data[:pixels] + struct.pack("<HH2sHI", 0x7FE0, 0, b"UL", 4, 99) + data[pixels:]
     assert transcode(with_length, ts.JPEG_LS) == made
+
+
+@pytest.mark.parametrize("precision", [2, 7, 8, 12, 16])
+def test_jpeg_lossless_of_noise_of_one_value_and_of_odd_counts(precision: int) -> None:
+    """Read by a decoder that shares no code with ours; a table of 17 very different counts stays short."""
+    rng, kind = np.random.default_rng(4), np.uint8 if precision <= 8 else np.uint16
+    for shape in ((1, 1), (1, 9), (9, 1), (37, 21), (16, 5, 3)):
+        for values in (rng.integers(0, 1 << precision, shape), np.zeros(shape), np.full(shape, (1 << precision) - 1)):
+            samples = values.astype(kind)
+            found = imagecodecs.jpegsof3_decode(jpeg_lossless.encode_jpeg_lossless(samples, precision))
+            assert np.array_equal(found.reshape(shape), samples)
+    steep = np.array([2**n for n in range(17)])
+    lengths = jpeg_lossless.code_lengths(steep)
+    assert lengths.max() <= 16 and (2.0**-lengths).sum() < 1  # the code of all ones is left over
+    for samples, bits in ((np.full((2, 2), 4, np.uint8), 2), (np.zeros((2, 2, 5), np.uint8), 8), (np.zeros((2, 2)), 1)):
+        with pytest.raises(ValueError, match="JPEG lossless|bits"):
+            jpeg_lossless.encode_jpeg_lossless(samples, bits)
+
+
+def test_a_jpeg_lossless_of_few_bits_does_not_end_the_process() -> None:
+    """GDCM aborts at fewer than 8 bits: such a stream must not reach it."""
+    pixels = noise((1, 8, 8), 5, False)
+    ds = pydicom.dcmread(io.BytesIO(built(pixels, BitsStored=5)))
+    ds.file_meta.TransferSyntaxUID = UID(ts.JPEG_LOSSLESS)
+    ds.PixelData = encapsulate([jpeg_lossless.encode_jpeg_lossless(pixels[0], 5)])
+    out = io.BytesIO()
+    ds.save_as(out)
+    with pytest.raises(Unsupported, match="undecodable"):
+        transcode(out.getvalue(), EXPLICIT_LE)
 
 
 def test_a_frame_that_comes_back_different_is_never_given(monkeypatch: pytest.MonkeyPatch) -> None:
