@@ -42,7 +42,7 @@ class InstanceRow:
 
     patient_key: id of the key that the identity is sealed to; shredded_at: when that key was destroyed for good.
     member: which instance of a group's archive object it is, from 0; None: the object is its own. archived_size: of a
-    group's object its share.
+    group's object its share. coerced: names the corrections under which it is given back (changes with them), or None.
     """
 
     id: int
@@ -89,6 +89,7 @@ class InstanceRow:
     patient_key: str | None
     shredded_at: float | None
     member: int | None
+    coerced: str | None = None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> InstanceRow:

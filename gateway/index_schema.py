@@ -1,6 +1,7 @@
 """The tables of the system of record. Times are seconds since the epoch, UTC, as doubles; digests are SHA-256 in hex.
 
-Patient data lives in `attributes` only. `audit` is append-only: triggers refuse UPDATE and DELETE (see the migration).
+Patient data lives in `attributes`, `correction` and `coercion` only. `audit` is append-only: triggers refuse UPDATE and
+DELETE (see the migration).
 The migrations build these tables; a test compares both.
 """
 
@@ -77,6 +78,7 @@ instance = Table(
     Column("patient_key", String(64)),
     Column("shredded_at", Double),
     Column("member", Integer),
+    Column("coerced", String(16)),
     UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
@@ -220,6 +222,98 @@ stego_export = Table(
     UniqueConstraint("instance_id", "destination", "mode", name="uq_stego_export"),
     Index("ix_stego_export_uid", "stego_uid"),
     Index("ix_stego_export_pixels", "pixel_digest"),
+)
+
+study = Table(
+    "study",
+    metadata,
+    Column("study_uid", String(64), primary_key=True),
+    Column("newest_id", BigInteger, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("announced", Text, nullable=False),
+    Column("changed_at", Double, nullable=False),
+    Index("ix_study_newest", "newest_id"),
+    Index("ix_study_state", "state", "newest_id"),
+)
+
+study_evidence = Table(
+    "study_evidence",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("study_uid", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("source", String(64), nullable=False),
+    Column("expected", Integer),
+    Column("missing", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Index("ix_study_evidence", "study_uid", "kind"),
+)
+
+study_event = Table(
+    "study_event",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("study_uid", String(64), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("destination", String(64)),
+    Column("count", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Index("ix_study_event", "study_uid"),
+)
+
+subscriber = Table(
+    "subscriber",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("last_event", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Double, nullable=False),
+    Column("reason", String(64)),
+)
+
+correction = Table(
+    "correction",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("study_uid", String(64)),
+    Column("patient_id", Text),
+    Column("issuer", Text),
+    Column("changes", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("revoked_at", Double),
+    Column("revoked_by", String(64)),
+    Column("pending", Boolean, nullable=False),
+    Index("ix_correction_study", "study_uid"),
+    Index("ix_correction_patient", "patient_id"),
+)
+
+coercion = Table(
+    "coercion",
+    metadata,
+    Column("instance_id", Big, ForeignKey("instance.id"), primary_key=True),
+    Column("patient_id", Text),
+    Column("applied", Text, nullable=False),
+    Column("original", Text, nullable=False),
+    Column("replacement", Text, nullable=False),
+    Index("ix_coercion_patient", "patient_id"),
+)
+
+rejection = Table(
+    "rejection",
+    metadata,
+    Column("id", Big, primary_key=True, autoincrement=True),
+    Column("note_id", Big, ForeignKey("instance.id"), nullable=False),
+    Column("code", String(16), nullable=False),
+    Column("study_uid", String(64), nullable=False),
+    Column("sop_uid", String(64), nullable=False),
+    Column("hidden", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("revoked_at", Double),
+    Column("revoked_by", String(64)),
+    UniqueConstraint("note_id", "sop_uid", name="uq_rejection"),
+    Index("ix_rejection_sop", "sop_uid", "hidden"),
 )
 
 outbox = Table(
