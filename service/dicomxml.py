@@ -33,7 +33,7 @@ def native_model(dataset: Mapping[str, Any]) -> bytes:
     """The XML document of one data set."""
     root = ElementTree.Element("NativeDicomModel", {"xmlns": NAMESPACE})
     _attributes(root, dataset)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
 def _attributes(parent: ElementTree.Element, dataset: Mapping[str, Any]) -> None:

@@ -134,8 +134,7 @@ def _parts(ready: list[OpenObject], later: Iterator[OpenObject], boundary: str) 
     """The multipart body. An error in `later` leaves it without its closing delimiter, and the connection is cut."""
     first = True
     try:
-        while ready or (item := next(later, None)) is not None:
-            item = ready.pop(0) if ready else item
+        while (item := ready.pop(0) if ready else next(later, None)) is not None:
             headers = {
                 "Content-Type": f"{DICOM};transfer-syntax={item.transfer_syntax()}",
                 "Content-Length": str(item.size),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fastapi import Request
@@ -76,7 +76,7 @@ async def thumbnail(request: Request) -> Response:
     return answers.single(request, item, media)
 
 
-def _wanted(request: Request, known: dict[str, object]) -> tuple[Rendering, str]:
+def _wanted(request: Request, known: Mapping[str, object]) -> tuple[Rendering, str]:
     """(how to render, media type). Raises HttpProblem 400 and 406."""
     query = {name: value for name, value in request.query_params.items() if name != "accept"}
     if not set(query) <= set(known):
@@ -126,8 +126,8 @@ def _parts(
     rest = _later(gateway, later)
     first = True
     try:
-        while ready or (found := next(rest, None)) is not None:
-            row, item = ready.pop(0) if ready else found
+        while (found := ready.pop(0) if ready else next(rest, None)) is not None:
+            row, item = found
             headers = {"Content-Type": media, "Content-Location": f"{instance_path(row)}/rendered"}
             yield frame_part(boundary, {**headers, "Content-Length": str(item.size)}, first=first)
             yield from item.chunks()
