@@ -1,4 +1,4 @@
-"""The index under storage commitment that we ask of destinations (PS3.4 J): only an answer makes a forward COMMITTED."""
+"""The index under storage commitment that we ask of destinations (PS3.4 J): only their answer makes one COMMITTED."""
 
 from __future__ import annotations
 

@@ -52,6 +52,16 @@ class Settings(BaseSettings):
     query_max_matches: int = Field(
         default=20_000, ge=1, le=65_535, description="of one C-FIND; beyond them the answer ends with 0xA700"
     )
+    commitment_unknown_seconds: float = Field(
+        default=3600.0, ge=0, description="a commitment request may name objects that come so much later"
+    )
+    commitment_wait_seconds: float = Field(
+        default=24 * 3600.0, ge=0, description="then what is here and not yet safe is answered as a failure"
+    )
+    commitment_copies: int = Field(default=0, ge=0, description="destinations that must have an object, too")
+    commitment_max_references: int = Field(default=5000, ge=1, description="of one request")
+    commitment_answer_seconds: float = Field(default=3600.0, gt=0, description="for a destination; then asked again")
+    commitment_max_askings: int = Field(default=5, ge=1, description="of a destination; then dead letter")
     address_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="comma-separated CIDR networks beside this machine; empty: any in the demo profile, none elsewhere",
@@ -242,6 +252,15 @@ class Settings(BaseSettings):
         """The DICOM node that a C-MOVE may name by this AE title, or None."""
         wanted = ae_title.strip()
         return next((d for d in self.destinations if d.kind == "dicom" and d.move and d.ae_title == wanted), None)
+
+    def commitment_requester(self, ae_title: str) -> Destination | None:
+        """The DICOM node of that AE title, to which the answer to its commitment request is sent, or None."""
+        return next((d for d in self.destinations if d.kind == "dicom" and d.ae_title == ae_title.strip()), None)
+
+    def commitment_providers(self, ae_title: str) -> tuple[str, ...]:
+        """Names of the destinations whose word we ask for and that call themselves so."""
+        asked = (d for d in self.destinations if d.commitment and d.ae_title == ae_title.strip())
+        return tuple(d.name for d in asked)
 
     def destination(self, name: str) -> Destination | None:
         """The destination of that name, or None if it is not configured any more."""
