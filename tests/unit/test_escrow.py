@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from gateway.policy import ArchiveRule
 from stego.recipients import generate
 from tests.object_makers import FACTS, JPEG_LS, compressed, header, image, noisy, save
 from tests.unit.codec_networks import known, weight_file
-from tests.unit.test_worker_object_golden import GoldenRing
+from tests.unit.test_worker_object_golden import GoldenRing, slices
 from worker import framechain
 from worker.candidate import build_candidate
 from worker.escrow import SUMS, modules, write_escrow
+from worker.groupobject import GroupFile, build_group
 from worker.weightobject import needed_weights, require_archived
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,6 +164,27 @@ def test_the_learned_coder_opens_with_the_weights_that_the_archive_holds(
     assert {sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()} == wanted
 
 
+@pytest.mark.timeout(1000)
+def test_a_group_with_a_stack_opens_with_the_folder_alone(
+    folder: Path, only_numpy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"coders": ("learned",), "split": 6}  # bits of a global part: the encoder seldom chooses any
+    monkeypatch.setattr(framechain, "encode_frame", lambda *args, **given: encode_frame(*args, **{**given, **options}))
+    private, public = generate("x25519")
+    rule = ArchiveRule(name="offline", shreddable=False, recipients=("offline",))
+    files = [GroupFile(partial(bytes, data), FACTS) for data in slices()]
+    made = build_group(files, RecoveryRing(public, "x25519"), rule=rule)  # type: ignore[arg-type]
+    assert [each.carrier for each in made][0] == "initial-bits"
+    (tmp_path / "group.dcm").write_bytes(made[0].envelope)
+    (tmp_path / "key").write_bytes(private)
+    given = ("--key", str(tmp_path / "key"), str(tmp_path / "group.dcm"))
+    done = run(folder, only_numpy, "open.py", "--out", str(tmp_path / "out"), *given)
+    assert (done.returncode, done.stdout.count("as received")) == (0, 3), done.stderr
+    assert "foreign []" in done.stderr
+    restored = {sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
+    assert restored == {sha256(data).hexdigest() for data in slices()}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_every_vector_holds_in_the_folder(folder: Path, only_numpy: Path) -> None:
@@ -210,7 +233,7 @@ def test_what_is_copied_needs_numpy_only() -> None:
     }
     assert foreign == {"worker/jpegls_t87.py: numba"}  # for which there is a stand-in
     names = {path.relative_to(ROOT).as_posix() for path in copied}
-    assert {"codec/reference.py", "codec/weights.py", "worker/opener/restore.py"} <= names
+    assert {"codec/reference.py", "codec/groupread.py", "codec/weights.py", "worker/opener/restore.py"} <= names
     assert not names & {"codec/frame.py", "codec/lanes.py", "stego/seal.py", "worker/restore.py"}
 
 
