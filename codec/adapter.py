@@ -163,6 +163,24 @@ def candidates(weights: Weights, prior: tuple[str, str, str], previous: bool) ->
     return [each.pack() for each in found]
 
 
+def of_scanner(weights: Weights, prior: tuple[str, str, str]) -> tuple[bytes, ...]:
+    """Entries of the bank for exactly this Modality, body part and model of scanner, none where no model is known.
+
+    They are what a frame may be coded with unfitted: entries of other keys do not hold for scanners never seen.
+    """
+    found = []
+    for name in (FRAME, VOLUME) if prior[2] else ():
+        for place, key in enumerate(weights.facts.get("bank", {}).get(name, [])):
+            if tuple(key) == prior:
+                found.append(Adapter(name == VOLUME, None, np.zeros(0, np.int8), entry=place).pack())
+    return tuple(found)
+
+
+def is_for(adapter: bytes, previous: bool) -> bool:
+    """Whether an adapter changes the network for frames with (`previous`) or without a previous one."""
+    return bool(adapter) and bool(adapter[0] & FOR_VOLUME) == previous
+
+
 def _closest(keys: Iterable[Iterable[str]], prior: tuple[str, str, str]) -> list[int]:
     """Places of centres by how much of the prior they share; those of another Modality, but not those of none, left
     out."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.adapter import network_of
+from codec.adapter import is_for, network_of
 from codec.bitplane import LevelTable, Words, choose_levels, split_words
 from codec.blob import Decoders, Frame, Given, decode_with
 from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win, repeats
@@ -39,7 +39,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
 # What the learned coder's encoder tries in a profile: rates of the head's learning; samples up to which a plane is one
 # tile, two of which can be coded by two threads but cost 0.1-0.3 % more bytes; how much more than usual its
 # states may cost.
-LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (8,), "max": (8, 7, 9, 10)}
+LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (7,), "max": (7, 8, 9, 10)}
 ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 17, "max": 1 << 19}
 STATES: dict[str, float] = {"fast": 3.0, "default": 1.0, "max": 1.0}
 ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
@@ -271,7 +271,7 @@ class _Race:
         shared = self.aids.given.shared
         if shared:
             out.append(Candidate(network_of(weights, shared, previous), ADAPTER_SHARED, shared))
-        inline = (adapter for adapter in self.aids.adapters if adapter)
+        inline = (adapter for adapter in self.aids.adapters if is_for(adapter, previous))
         return out + [Candidate(network_of(weights, one, previous), ADAPTER_INLINE, one) for one in inline]
 
     def _library(self, name: str, effort: int) -> None:

@@ -22,7 +22,7 @@ SPLIT_CHOICES = 5  # values of k that are looked at
 SPLIT_WORSE, SPLIT_CLOSE = 0.02, 0.01  # shares of the code length at which to stop looking, and to look closer
 STATE_LOSS = 0.0004  # share of a tile's bytes that its states may cost
 STATE_BYTES = 4
-RATE = 8  # at which the head learns: measured on CT, MR and PET of 128 to 512 columns
+RATE = 7  # at which the head learns: what codes shortest with weights that were trained for it
 SET_BITS = (9.0, 7.5, 6.2, 5.0, 4.0)  # about what a coefficient takes, by precision
 PARALLEL_TILE, LARGE_TILE = 1 << 19, 1 << 20  # the largest tile that stands alone, and the largest beside others
 # samples up to -> (numbers of activity classes and of directions to try), precision; measured on CT, MR and PET

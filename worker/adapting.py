@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from codec.adapter import of_scanner
 from codec.bitplane import Words
 from codec.fit_adapter import Frame, fit
 from codec.pixelformat import PixelFormat
+from codec.weights import UnknownWeights, current
 from gateway.policy import ArchiveRule
 from worker.attributes import DataSet
 from worker.framechain import RUN, ChainCoder
@@ -52,13 +54,26 @@ def fitted(
     ).adapter  # fmt: skip
 
 
+def known(header: DataSet, rule: ArchiveRule) -> tuple[bytes, ...]:
+    """What the weights of the rule's profile hold for just the scanner that made this, to code with unfitted."""
+    return known_of(prior_of(header), rule.profile or "default")
+
+
+def known_of(prior: Prior, profile: str) -> tuple[bytes, ...]:
+    """The same by anatomical prior."""
+    try:
+        return of_scanner(current(profile), prior)
+    except UnknownWeights:
+        return ()
+
+
 def chain_coder(source: PixelSource, rule: ArchiveRule, threads: int) -> ChainCoder:
     """The coder of an object's frames as its rule says, fitted to them if it says so.
 
     An adapter of one frame rides in its blob, one of several beside the frames. A rule that fits to series means this
     object here: a series that is archived object by object shares nothing.
     """
-    coder = ChainCoder(threads, rule.profile or "default")
+    coder = ChainCoder(threads, rule.profile or "default", adapters=known(source.spans.dataset, rule))
     if rule.adapt in (None, "none"):
         return coder
     frames = sample(source.frames, lambda index: (source.frame(index), source.fmt))

@@ -30,6 +30,7 @@ from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
 from gateway.errors import PalimpsestError
 from gateway.keys import KeyRing
+from worker.adapting import known_of
 from worker.bench_figures import FrameRow, ObjectRow, summary
 from worker.bench_fit import Fitted, fit_group
 from worker.bench_inputs import Input, Opened, groups, list_inputs, open_input, trained_sources
@@ -157,7 +158,8 @@ def _measure_frame(each: Input, opened: Opened, index: int, context: Context, pl
     previous = None if "previous" in plan.without else context.before(fmt)
     best, row.encode_s["ours"] = timed(
         lambda: encode_frame(
-            words, fmt, profile=plan.profile, adapters=fitted.inline, shared=fitted.shared, previous=previous,
+            words, fmt, profile=plan.profile, adapters=fitted.inline or known_of(opened.prior, plan.profile),
+            shared=fitted.shared, previous=previous,
             threads=plan.threads, without=plan.without,
         )
     )  # fmt: skip

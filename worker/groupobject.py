@@ -17,7 +17,7 @@ from gateway.instance import Form
 from gateway.keys import KeyRing
 from gateway.policy import ArchiveRule
 from worker import container as box
-from worker.adapting import fitted, sample
+from worker.adapting import fitted, known, sample
 from worker.attributes import Data
 from worker.candidate import (
     Candidate,
@@ -109,6 +109,8 @@ def _coded(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder,
         frame = (source.frame(0), source.fmt, coder.context(source.fmt))
         found = fitted([frame], source.spans.dataset, rule, coder.threads, most_seconds)
         coder.adapters = (found,) if found else ()
+    else:
+        coder.adapters = known(source.spans.dataset, rule)
     return code_image(data, source, file.facts, Sealer.of(ring, None, rule), coder)
 
 

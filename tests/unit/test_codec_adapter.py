@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec import fit_adapter, fit_pace
-from codec.adapter import MATRICES, Adapter, candidates, materialise, parse
+from codec.adapter import MATRICES, Adapter, candidates, is_for, materialise, of_scanner, parse
 from codec.errors import CorruptBitstream
 from codec.fit_adapter import NOTHING, Evidence, _Fit, fit, gather
 from codec.fit_pace import LEAST_CODE, LEAST_DELTAS, MOST_CODE, MOST_DELTAS, Pace
+from codec.frame import decode_frame, encode_frame
 from codec.learneddecode import Setting
 from codec.learnedfit import fit_plane
 from codec.network import Network
@@ -191,6 +193,37 @@ def test_candidates_begin_with_the_closest_prior(weights: Weights) -> None:
     assert [tuple(raw) for raw in candidates(weights, ("CT", "HEAD", ""), False)] == [(4, 1), (1, 2), (1, 3)]
     assert [raw[1] for raw in candidates(weights, ("PT", "", ""), True)] == [3]
     assert candidates(weights, ("MR", "", ""), True)[0][0] == 128 | 1
+
+
+def test_unfitted_only_entries_of_this_very_scanner_are_used(weights: Weights) -> None:
+    entry = Adapter(False, None, EMPTY, entry=0).pack()
+    assert of_scanner(weights, ("MR", "HEAD", "X")) == (entry,)
+    for other in (("MR", "HEAD", ""), ("MR", "FOOT", "X"), ("CT", "", ""), ("", "", "")):
+        assert of_scanner(weights, other) == ()
+    assert is_for(entry, False) and not is_for(entry, True) and not is_for(b"", False)
+
+
+def test_a_frame_names_an_entry_of_the_bank_where_that_is_shorter(weights: Weights) -> None:
+    """Weights whose network alone is bad, and an entry that undoes what was done to it."""
+    rng = np.random.default_rng(8)
+    arrays = dict(weights.arrays)
+    left, right = rng.integers(-90, 91, (12, 1)), rng.integers(-90, 91, (1, 74))
+    added_noise = np.clip(arrays["frame.w1"].astype(int) + ((left @ right + 32) >> 6), -127, 127).astype(np.int8)
+    entry = Entry(
+        ("MR", "", "X"), np.zeros(6, np.int8), tuple((0 * a[:, :1], 0 * b[:1]) for a, b in factors(1, 1)), 9, 1, 0.1
+    )
+    entry = replace(entry, factors=((-left.astype(np.int8), right.astype(np.int8)), *entry.factors[1:]))
+    arrays |= {"frame.w1": added_noise, **bank_arrays("frame", [entry])}
+    spoilt = add(write_weights("spoilt-test", ("default",), arrays, bank_facts({"frame": [entry]})))
+    try:
+        words, fmt = texture(60, 2.0), PixelFormat(96, 80, 1, 16, 16, 15, False)
+        plain = encode_frame(words, fmt, coders=("learned",))
+        found = encode_frame(words, fmt, coders=("learned",), adapters=of_scanner(spoilt, ("MR", "", "X")))
+        assert found.details["adapter"] == 1 and found.details["adapter_bytes"] == 2
+        assert len(found.blob) < len(plain.blob)
+        assert (decode_frame(found.blob).words == words).all()
+    finally:
+        drop(spoilt)
 
 
 def bits_under(weights: Weights, adapter: bytes, image: Shot) -> float:
