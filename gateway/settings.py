@@ -141,6 +141,7 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=0.5, gt=0)
     retrieve_timeout_seconds: float = Field(default=60.0, gt=0)
     cache_max_bytes: int = Field(default=4 * GIB, ge=0)
+    viewer_folder: Path | None = Field(default=None, description="where OHIF is installed; default <home>/viewer")
     token_ttl_seconds: int = Field(default=12 * 3600, ge=60)
 
     # What wraps the ring's keys. Credentials are never in a repr and never on a command line.
@@ -197,6 +198,7 @@ class Settings(BaseSettings):
     @field_validator(
         "redis_url",
         "database_url",
+        "viewer_folder",
         "vault_ca_file",
         "vault_token_file",
         "vault_secret_id_file",
@@ -209,7 +211,7 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("home", "policy_file", mode="after")
+    @field_validator("home", "policy_file", "viewer_folder", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
@@ -300,6 +302,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """Restored files, content-addressed; may be deleted at any time."""
         return self.home / "cache"
+
+    @property
+    def viewer_dir(self) -> Path:
+        """OHIF as `palimpsest viewer install` left it; may be deleted at any time."""
+        return self.viewer_folder or self.home / "viewer"
 
     @property
     def keys_dir(self) -> Path:
