@@ -7,6 +7,7 @@ is of one moment, and its memory is that of its keys.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,14 +17,19 @@ from sqlalchemy import ColumnElement, Connection
 
 from gateway.database import Database
 from gateway.errors import InvalidInstance
+from gateway.index_correction import apply_corrections
 from gateway.index_intake import fetch
-from gateway.index_schema import attributes, instance
+from gateway.index_ledger import touch_study
+from gateway.index_schema import attributes, coercion, instance
 from gateway.index_visible import visible
 from gateway.matching import COLUMNS, LEVELS, LISTED, NAME_KEYS, Level, conditions, fold, number
+from gateway.matching_stored import StoredKey, stored_match
 
-__all__ = ["COLUMNS", "Level", "Matches", "Retrievable", "Search"]
+__all__ = ["COLUMNS", "Level", "Matches", "Options", "Page", "Retrievable", "Search"]
 
 PAGE: Final = 200
+#: Instances (or series, above the instance level) whose metadata one search may read to match keys without a column.
+SCANNED: Final = 20_000
 _JOINED: Final = attributes.join(instance, instance.c.id == attributes.c.instance_id)
 #: What one match of a level is: the columns that tell it from others.
 _KEYS: Final[dict[str, tuple[ColumnElement[Any], ...]]] = {
@@ -31,6 +37,13 @@ _KEYS: Final[dict[str, tuple[ColumnElement[Any], ...]]] = {
     "study": (attributes.c.study_uid,),
     "series": (attributes.c.study_uid, attributes.c.series_uid),
     "instance": (instance.c.id,),
+}
+#: The same as keywords of an answer.
+_KEY_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "patient": ("PatientID",),
+    "study": ("StudyInstanceUID",),
+    "series": ("StudyInstanceUID", "SeriesInstanceUID"),
+    "instance": ("id",),
 }
 _STUDIES: Final = sa.func.count(sa.distinct(attributes.c.study_uid))
 _SERIES: Final = sa.func.count(sa.distinct(attributes.c.series_uid))
@@ -52,6 +65,27 @@ class Matches:
     count: int
     more: bool
     rows: Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of an answer. rows: as of `Search.search`; remaining: matches after them; stored: the metadata (DICOM JSON
+    text) of the first instance of each row, in their order, empty where not asked for.
+    """
+
+    rows: list[dict[str, Any]]
+    remaining: int
+    stored: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How keys are matched: see `gateway.matching.conditions`."""
+
+    fuzzy: bool = False
+    combined: bool = False
+    empty: bool = False
+    multiple: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +126,10 @@ class Search(Database):
             if pixel_digest is not None:
                 changes["pixel_digest"] = pixel_digest
             conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(**changes))
+            conn.execute(sa.delete(coercion).where(coercion.c.instance_id == instance_id))  # of what was read before
+            apply_corrections(conn, instance_id)
+            if row.study_uid is None:
+                touch_study(conn, uids["study_uid"])
 
     def set_pixel_digest(self, instance_id: int, pixel_digest: str) -> None:
         """Record the digest of the raw pixel value, which decides between version and conflict."""
@@ -117,6 +155,45 @@ class Search(Database):
             keys = _matching_keys(conn, level, conditions(filters, fuzzy=fuzzy), limit, offset)
             pages = (keys[at : at + PAGE] for at in range(0, len(keys), PAGE))
             return [row for page in pages for row in _described(conn, level, page)]
+
+    def page(
+        self,
+        level: Level,
+        filters: Mapping[str, str],
+        options: Options,
+        *,
+        limit: int,
+        offset: int = 0,
+        keys: Sequence[StoredKey] = (),
+        stored: bool = False,
+    ) -> Page:
+        """A part of what matches, with the number of what is left. keys: matched against stored metadata: above the
+        instance level that of one instance of each series, for such attributes are the same in all.
+
+        Raises as `search`, and InvalidInstance ``search-too-broad`` where the keys would be looked for in more than
+        `SCANNED`.
+        """
+        where = conditions(
+            filters,
+            fuzzy=options.fuzzy,
+            combined=options.combined,
+            empty=options.empty,
+            multiple=options.multiple,
+        )
+        with self.read() as conn:
+            if keys:
+                every = _scanned(conn, level, where, keys, options)
+                found, total = every[offset : offset + limit], len(every)
+            else:
+                found = _matching_keys(conn, level, where, limit + 1, offset)
+                total = offset + len(found) if len(found) <= limit else _count(conn, level, where)
+                found = found[:limit]
+            pages = [found[at : at + PAGE] for at in range(0, len(found), PAGE)]
+            rows = [row for page in pages for row in _described(conn, level, page)]
+            by_key = {key: text for page in pages for key, text in _stored(conn, level, page)} if stored else {}
+        names = _KEY_NAMES[level]
+        texts = [by_key.get(tuple(row[name] for name in names), "{}") for row in rows] if stored else []
+        return Page(rows, max(0, total - offset - len(found)), texts)
 
     def matches(
         self, level: Level, filters: Mapping[str, str], limit: int, *, fuzzy: bool = False, combined: bool = False
@@ -169,6 +246,50 @@ def _matching_keys(
         newest = sa.func.max(attributes.c.study_date).desc().nulls_last()
         query = query.group_by(*columns).order_by(newest, *columns)
     return [tuple(row) for row in conn.execute(query.limit(limit).offset(offset))]
+
+
+def _count(conn: Connection, level: Level, where: Sequence[ColumnElement[bool]]) -> int:
+    columns = _KEYS[level]
+    query = sa.select(*columns).select_from(_JOINED).where(visible(), *where, *(c.is_not(None) for c in columns))
+    return int(conn.execute(sa.select(sa.func.count()).select_from(query.distinct().subquery())).scalar_one())
+
+
+def _scanned(
+    conn: Connection,
+    level: Level,
+    where: Sequence[ColumnElement[bool]],
+    keys: Sequence[StoredKey],
+    options: Options,
+) -> list[tuple[Any, ...]]:
+    """Keys of what matches in the index and in the stored metadata, in the order of the answer."""
+    columns = _KEYS[level]
+    query = sa.select(*columns, attributes.c.metadata).select_from(_JOINED)
+    query = query.where(visible(), *where, *(c.is_not(None) for c in columns))
+    if level == "instance":
+        query = query.order_by(attributes.c.series_uid, attributes.c.instance_number, instance.c.id)
+    else:
+        first = sa.select(sa.func.min(instance.c.id)).select_from(_JOINED).where(visible(), *where)
+        query = query.where(instance.c.id.in_(first.group_by(attributes.c.study_uid, attributes.c.series_uid)))
+        query = query.order_by(attributes.c.study_date.desc().nulls_last(), *columns)
+    found: dict[tuple[Any, ...], None] = {}
+    read = 0
+    for *key, text in conn.execution_options(yield_per=PAGE).execute(query.limit(SCANNED + 1)):
+        if (read := read + 1) > SCANNED:
+            raise InvalidInstance("search-too-broad", "Too much would be searched: add a study, a patient or a date.")
+        dataset = json.loads(text)
+        how = {"fuzzy": options.fuzzy, "empty": options.empty, "multiple": options.multiple}
+        if all(stored_match(dataset, one, **how) for one in keys):
+            found[tuple(key)] = None
+    return list(found)
+
+
+def _stored(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """(key, metadata of the first instance) of each match."""
+    columns = _KEYS[level]
+    among = columns[0].in_([key[0] for key in keys]) if len(columns) == 1 else sa.tuple_(*columns).in_(list(keys))
+    first = sa.select(sa.func.min(instance.c.id)).select_from(_JOINED).where(visible(), among).group_by(*columns)
+    query = sa.select(*columns, attributes.c.metadata).select_from(_JOINED).where(instance.c.id.in_(first))
+    yield from ((tuple(key), text) for *key, text in conn.execute(query))
 
 
 def _described(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:

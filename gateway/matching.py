@@ -51,6 +51,8 @@ COLUMNS: Final[dict[str, tuple[str, Level, str]]] = {
 #: what a study lists of its instances -> the column
 LISTED: Final = {"ModalitiesInStudy": "modality", "SOPClassesInStudy": "sop_class"}
 NAME_KEYS: Final = {"patient_name": "patient_name_key", "referring_physician": "referring_physician_key"}
+#: The value that matches an attribute without one, where that is asked for (PS3.4 C.2.2.2).
+EMPTY: Final = '""'
 _INT_LIMIT: Final = 1 << 62
 MAX_UIDS: Final = 10_000  # in one list; PostgreSQL takes 65,535 parameters, SQLite 32,766
 _DATE: Final = re.compile(r"\d{8}|\d{8}-(\d{8})?|-\d{8}")
@@ -59,16 +61,36 @@ _TIME: Final = re.compile(rf"{_CLOCK}|{_CLOCK}-({_CLOCK})?|-{_CLOCK}")
 _FORMS: Final = {"range": _DATE, "time": _TIME}
 
 
-def conditions(filters: Mapping[str, str], *, fuzzy: bool = False, combined: bool = False) -> list[ColumnElement[bool]]:
+def conditions(
+    filters: Mapping[str, str],
+    *,
+    fuzzy: bool = False,
+    combined: bool = False,
+    empty: bool = False,
+    multiple: bool = False,
+) -> list[ColumnElement[bool]]:
     """The WHERE of a search. fuzzy: every word of a name filter starts a word of the name. combined: Study Date and
-    Study Time ranges are one interval (PS3.4 C.2.2.2.5.1). Raises InvalidInstance ``unsupported-filter``,
-    ``bad-filter``.
+    Study Time ranges are one interval (PS3.4 C.2.2.2.5.1). empty: the value ``""`` matches what has none. multiple: any
+    of the values between backslashes matches. Raises InvalidInstance ``unsupported-filter``, ``bad-filter``.
     """
     rest = dict(filters)
     found: list[ColumnElement[bool]] = []
     if combined and {"StudyDate", "StudyTime"} <= rest.keys() and "-" in rest["StudyDate"]:
         found.append(_interval(rest.pop("StudyDate"), rest.pop("StudyTime")))
-    return [*found, *(_condition(keyword, value, fuzzy) for keyword, value in rest.items())]
+    for keyword, value in rest.items():
+        if empty and value == EMPTY:
+            found.append(_without(keyword))
+        else:
+            values = value.split("\\") if multiple else [value]
+            found.append(sa.or_(*(_condition(keyword, one, fuzzy) for one in values)))
+    return found
+
+
+def _without(keyword: str) -> ColumnElement[bool]:
+    if keyword not in COLUMNS:
+        raise InvalidInstance("unsupported-filter", "this attribute cannot be searched for being empty")
+    column = attributes.c[COLUMNS[keyword][0]]
+    return column.is_(None) if COLUMNS[keyword][2] == "number" else sa.or_(column.is_(None), column == "")
 
 
 def check_form(keyword: str, value: str) -> None:
@@ -143,10 +165,10 @@ def _time(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
     low, dash, high = value.partition("-")
     if not dash:
         return column.like(_pattern(value) + "%", escape="\\")
-    return _range(column, f"{low}-{_end_of(high)}")
+    return _range(column, f"{low}-{end_of_time(high)}")
 
 
-def _end_of(time: str) -> str:
+def end_of_time(time: str) -> str:
     """The last moment that a time of less precision means: 1230 as an upper end is 12:30:59.999999."""
     return time + "999999.999999"[len(time) :] if time else ""
 
@@ -154,7 +176,7 @@ def _end_of(time: str) -> str:
 def _interval(dates: str, times: str) -> ColumnElement[bool]:
     """From the first date at the first time to the last date at the last time (PS3.4 C.2.2.2.5.1)."""
     (first, _, last), (start, dash, end) = dates.partition("-"), times.partition("-")
-    end = _end_of(end if dash else start)
+    end = end_of_time(end if dash else start)
     day = attributes.c.study_date
     time = sa.func.coalesce(attributes.c.study_time, "")
     bounds: list[ColumnElement[bool]] = [day != ""]

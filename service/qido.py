@@ -1,8 +1,7 @@
 """QIDO-RS: search for studies, series and instances (PS3.18 10.6).
 
-The query string is parsed into a `Query` whose filters are checked for form before the index sees them; what the index
-cannot match on is refused by name. Ignoring a filter, as some servers do, would show a clinician images that were not
-asked for.
+The query string is parsed into a `Query` whose keys are checked for form before the index sees them; what cannot be
+matched is refused by name. Ignoring a key, as some servers do, would show a clinician images that were not asked for.
 """
 
 from __future__ import annotations
@@ -14,62 +13,83 @@ from typing import Any, Final
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
+from gateway.errors import InvalidInstance
+from gateway.index_search import Options
+from gateway.matching import EMPTY, check_form
+from gateway.matching_stored import StoredKey
 from gateway.uids import parse_uid
 from service.problems import HttpProblem
+from service.qido_attributes import belongs, indexed, tag_of
 
-__all__ = ["LEVELS", "Query", "RETURNED", "SEARCHABLE", "parse_query", "to_dicom_json"]
+__all__ = ["LEVELS", "RETURNED", "STORED", "Query", "parse_query", "to_dicom_json"]
 
 MAX_LIMIT: Final = 5000
 DEFAULT_LIMIT: Final = 1000
 MAX_VALUE_CHARS: Final = 1024
 MAX_UIDS: Final = 500
+MAX_KEYS: Final = 100
+MAX_DEPTH: Final = 8
 
 LEVELS: Final = ("study", "series", "instance")
 
-_STUDY_KEYS = (
-    "StudyInstanceUID", "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName",
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDescription",
-)  # fmt: skip
-_SERIES_KEYS = ("SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription", "SeriesDate", "BodyPartExamined")
-_INSTANCE_KEYS = ("SOPClassUID", "SOPInstanceUID", "InstanceNumber")
-
-#: Attributes that can be matched, by level (PS3.18 Tables 10.6.1-2 to 10.6.1-5; lower levels also match the ones
-#: above).
-SEARCHABLE: Final[dict[str, tuple[str, ...]]] = {
-    "study": _STUDY_KEYS,
-    "series": _STUDY_KEYS + _SERIES_KEYS,
-    "instance": _STUDY_KEYS + _SERIES_KEYS + _INSTANCE_KEYS,
-}
 #: Attributes returned, by level (PS3.18 Tables 10.6.3-3 to 10.6.3-5).
 RETURNED: Final[dict[str, tuple[str, ...]]] = {
-    "study": (*_STUDY_KEYS, "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"),
-    "series": ("StudyInstanceUID", *_SERIES_KEYS, "NumberOfSeriesRelatedInstances"),
+    "study": (
+        "StudyInstanceUID", "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName",
+        "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDescription",
+        "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
+    ),
+    "series": (
+        "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesNumber", "SeriesDescription", "SeriesDate",
+        "BodyPartExamined", "NumberOfSeriesRelatedInstances",
+    ),
     "instance": (
-        "StudyInstanceUID", "SeriesInstanceUID", "Modality", *_INSTANCE_KEYS,
+        "StudyInstanceUID", "SeriesInstanceUID", "Modality", "SOPClassUID", "SOPInstanceUID", "InstanceNumber",
         "Rows", "Columns", "BitsAllocated", "NumberOfFrames",
     ),
 }  # fmt: skip
+#: The same of the attributes that are in the stored metadata only.
+STORED: Final[dict[str, tuple[str, ...]]] = {
+    "study": ("TimezoneOffsetFromUTC",),
+    "series": (
+        "TimezoneOffsetFromUTC", "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime",
+        "RequestAttributesSequence",
+    ),
+    "instance": ("TimezoneOffsetFromUTC",),
+}  # fmt: skip
 
-_CONTROL: Final = frozenset({"limit", "offset", "includefield", "fuzzymatching", "emptyvaluematching"})
-_DATE_RANGE = re.compile(r"(\d{8})?-?(\d{8})?")
-_TIME_RANGE = re.compile(r"(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?-?(\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?)?")
+_SWITCHES: Final = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
+_CONTROL: Final = frozenset({"limit", "offset", "includefield", "accept", "charset", *_SWITCHES})
 _NUMBER = re.compile(r"[+-]?\d{1,12}")
-_FORMS: Final = {"DA": _DATE_RANGE, "TM": _TIME_RANGE, "IS": _NUMBER}
+_DECIMAL = re.compile(r"[+-]?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})([eE][+-]?\d{1,3})?")
+_DATE_TIME = re.compile(r"(\d{4}(\d{2}){0,5}(\.\d{1,6})?)?-?(\d{4}(\d{2}){0,5}(\.\d{1,6})?)?")
+_DATES = re.compile(r"\d{8}|\d{8}-(\d{8})?|-\d{8}")
+_CLOCK: Final = r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"
+_TIMES = re.compile(rf"{_CLOCK}|{_CLOCK}-({_CLOCK})?|-{_CLOCK}")
+_WHOLE: Final = ("IS", "SL", "SS", "SV", "UL", "US", "UV")
+_FORMS: Final = {
+    "DA": _DATES, "TM": _TIMES, "DT": _DATE_TIME,
+    **dict.fromkeys(_WHOLE, _NUMBER), **dict.fromkeys(("DS", "FD", "FL"), _DECIMAL),
+}  # fmt: skip
+#: What no value of a query string can be compared with.
+_NO_KEY: Final = frozenset({"AT", "OB", "OD", "OF", "OL", "OV", "OW", "SQ", "UN"})
 
 
 @dataclass(frozen=True)
 class Query:
-    """A checked search: `filters` maps keywords to matching values of PS3.4 C.2.2.2 (`*` and `?` wild, `a-b` range, `,`
-    lists of UIDs).
+    """A checked search. filters: keyword -> matching value of PS3.4 C.2.2.2, for the index; keys: the others, matched
+    against stored metadata; include: tags to return besides those of the level; passed: keywords of the path.
     """
 
     level: str
     filters: Mapping[str, str]
+    keys: tuple[StoredKey, ...]
+    options: Options
     limit: int
     offset: int
-    fuzzy: bool
     include: frozenset[str]
     include_all: bool
+    passed: frozenset[str] = frozenset()
 
 
 def parse_query(level: str, items: Iterable[tuple[str, str]], path: Mapping[str, str]) -> Query:
@@ -77,56 +97,97 @@ def parse_query(level: str, items: Iterable[tuple[str, str]], path: Mapping[str,
     wrong.
     """
     filters: dict[str, str] = {keyword: str(parse_uid(uid)) for keyword, uid in path.items()}
+    keys: dict[tuple[str, ...], StoredKey] = {}
     control: dict[str, list[str]] = {name: [] for name in _CONTROL}
+    matched: list[tuple[str, str]] = []
     for name, value in items:
         if name.lower() in _CONTROL:
             control[name.lower()].append(value)
-            continue
-        keyword = _keyword(name)
-        if keyword not in SEARCHABLE[level]:
-            raise HttpProblem(400, "unsupported-attribute", f"This level cannot be searched by {keyword}.")
+        else:
+            matched.append((name, value))
+    if len(matched) > MAX_KEYS:
+        raise HttpProblem(400, "too-many-keys", f"At most {MAX_KEYS} attributes can be matched at once.")
+    switches = {name: _switch(name, control[name]) for name in _SWITCHES}
+    empty, multiple = switches["emptyvaluematching"], switches["multiplevaluematching"]
+    for name, value in matched:
+        keywords = _keywords(name)
+        if not belongs(keywords[0], level):
+            raise HttpProblem(400, "unsupported-attribute", f"This level cannot be searched by {keywords[0]}.")
+        vr = _vr(keywords)
         if value in ("", "*"):  # universal matching, PS3.4 C.2.2.2.3
             continue
-        checked = _value(keyword, value)
-        if filters.get(keyword, checked) != checked:
-            raise HttpProblem(400, "repeated-attribute", f"{keyword} is given twice.")
-        filters[keyword] = checked
-    include, include_all = _include(control["includefield"])
+        checked = value if empty and value == EMPTY else _value(keywords[-1], vr, value, multiple)
+        if len(keywords) == 1 and indexed(keywords[0]):
+            if filters.setdefault(keywords[0], checked) != checked:
+                raise HttpProblem(400, "repeated-attribute", f"{keywords[0]} is given twice.")
+            continue
+        tags = tuple(tag_of(keyword) for keyword in keywords)
+        if keys.setdefault(tags, StoredKey(tags, checked)).value != checked:
+            raise HttpProblem(400, "repeated-attribute", f"{'.'.join(keywords)} is given twice.")
+    include, include_all = _include(control["includefield"], level)
     return Query(
         level,
         filters,
+        tuple(keys.values()),
+        Options(fuzzy=switches["fuzzymatching"], combined=True, empty=empty, multiple=multiple),
         limit=min(MAX_LIMIT, _count(control["limit"], "limit", DEFAULT_LIMIT)),
         offset=_count(control["offset"], "offset", 0),
-        fuzzy=control["fuzzymatching"][-1:] == ["true"],
-        include=include,
+        include=include | {key.path[0] for key in keys.values()},
         include_all=include_all,
+        passed=frozenset(path),
     )
 
 
-def _keyword(name: str) -> str:
-    """A keyword from a keyword or an eight-digit tag (PS3.18 8.3.4.1)."""
-    if re.fullmatch(r"[0-9A-Fa-f]{8}", name):
-        keyword = keyword_for_tag(int(name, 16))
-        if keyword:
-            return keyword
-    elif re.fullmatch(r"[A-Za-z0-9]{1,64}", name) and tag_for_keyword(name) is not None:
-        return name
-    raise HttpProblem(400, "unknown-attribute", "A query parameter is neither a DICOM keyword nor a known tag.")
+def _switch(name: str, values: list[str]) -> bool:
+    if not values:
+        return False
+    if values[-1].lower() not in ("true", "false"):
+        raise HttpProblem(400, f"bad-{name}", f"{name} is true or false.")
+    return values[-1].lower() == "true"
 
 
-def _value(keyword: str, value: str) -> str:
-    if len(value) > MAX_VALUE_CHARS * (64 if keyword.endswith("UID") else 1) or any(ord(c) < 32 for c in value):
+def _keywords(name: str) -> tuple[str, ...]:
+    """The keywords of a parameter's name: keywords or eight-digit tags, sequences first (PS3.18 8.3.4.1)."""
+    parts = name.split(".")
+    found = tuple(_known(part) for part in parts[:MAX_DEPTH])
+    if len(parts) > MAX_DEPTH or not all(found):
+        raise HttpProblem(400, "unknown-attribute", "A query parameter is neither a DICOM keyword nor a known tag.")
+    return found
+
+
+def _vr(keywords: tuple[str, ...]) -> str:
+    """The value representation of what is matched. Raises HttpProblem 400 for what cannot be."""
+    *sequences, last = (dictionary_VR(keyword) for keyword in keywords)
+    if any(vr != "SQ" for vr in sequences):
+        raise HttpProblem(400, "not-a-sequence", "Only a sequence has attributes inside.")
+    vr = last.split(" or ")[0]
+    if vr in _NO_KEY:
+        raise HttpProblem(400, "unsupported-attribute", f"{keywords[-1]} cannot be matched by a value.")
+    return vr
+
+
+def _value(keyword: str, vr: str, value: str, multiple: bool) -> str:
+    if len(value) > MAX_VALUE_CHARS * (64 if vr == "UI" else 1) or any(ord(c) < 32 for c in value):
         raise HttpProblem(400, "bad-value", f"The value of {keyword} is too long or holds control characters.")
-    vr = dictionary_VR(keyword)
     if vr == "UI":
         uids = [str(parse_uid(uid)) for uid in re.split(r"[,\\]", value)]
         if len(uids) > MAX_UIDS:
             raise HttpProblem(400, "bad-value", f"At most {MAX_UIDS} UIDs in one list.")
         return ",".join(uids)
+    parts = value.split("\\") if multiple else [value]
     form = _FORMS.get(vr)
-    if form is not None and (not form.fullmatch(value) or value == "-"):
-        raise HttpProblem(400, "bad-value", f"The value of {keyword} is no {vr} value or range (PS3.4 C.2.2.2.5).")
+    for part in parts:
+        if form is not None and (not form.fullmatch(part) or part in ("", "-")):
+            raise HttpProblem(400, "bad-value", f"The value of {keyword} is no {vr} value or range (PS3.4 C.2.2.2).")
+        _formed(keyword, part)
     return value
+
+
+def _formed(keyword: str, value: str) -> None:
+    try:
+        check_form(keyword, value)
+    except InvalidInstance as error:
+        raise HttpProblem(400, "bad-value", error.message) from None
 
 
 def _count(values: list[str], name: str, default: int) -> int:
@@ -137,19 +198,20 @@ def _count(values: list[str], name: str, default: int) -> int:
     return int(values[-1])
 
 
-def _include(values: list[str]) -> tuple[frozenset[str], bool]:
+def _include(values: list[str], level: str) -> tuple[frozenset[str], bool]:
+    """(tags, all). A nested attribute comes with its sequence; an unknown one, or one of a lower level, adds nothing to
+    the answer and is passed over (PS3.18 8.3.4.3).
+    """
     names = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    if "all" in names:
-        return frozenset(), True
-    # An unknown one adds nothing to the answer, so it is passed over (PS3.18 8.3.4.3); nested ones too.
-    known = (_known(name) for name in names)
-    return frozenset(name for name in known if name), False
+    known = (_known(name.split(".")[0]) for name in names if name != "all")
+    return frozenset(tag_of(keyword) for keyword in known if keyword and belongs(keyword, level)), "all" in names
 
 
 def _known(name: str) -> str:
+    """A keyword from a keyword or a tag of eight hex digits; '' for what the dictionary does not have."""
     if re.fullmatch(r"[0-9A-Fa-f]{8}", name):
         return keyword_for_tag(int(name, 16))
-    return name if tag_for_keyword(name) is not None else ""
+    return name if re.fullmatch(r"[A-Za-z0-9]{1,64}", name) and tag_for_keyword(name) is not None else ""
 
 
 def to_dicom_json(values: Mapping[str, Any]) -> dict[str, Any]:

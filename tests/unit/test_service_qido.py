@@ -7,10 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BadUID
-from gateway.index_search import COLUMNS
+from gateway.matching import COLUMNS
+from gateway.matching_stored import StoredKey, stored_match
+from gateway.part10 import EXPLICIT_LE
+from gateway.transfer_syntaxes import JPEG_LS
 from service.media import accepts, parse_accept, wants_dicom, wants_image
 from service.problems import HttpProblem
-from service.qido import MAX_LIMIT, RETURNED, SEARCHABLE, parse_query, to_dicom_json
+from service.qido import MAX_LIMIT, RETURNED, STORED, parse_query, to_dicom_json
+from service.qido_attributes import belongs, tag_of
 
 
 def test_keywords_tags_wildcards_ranges_and_lists() -> None:
@@ -29,7 +33,8 @@ def test_keywords_tags_wildcards_ranges_and_lists() -> None:
         "StudyInstanceUID": "1.2.3", "PatientName": "DOE*", "StudyDate": "20200101-20201231", "Modality": "CT",
         "SOPInstanceUID": "1.2,3.4,5.6", "InstanceNumber": "7",
     }  # fmt: skip
-    assert (query.limit, query.offset, query.fuzzy, query.include) == (5, 10, True, {"StudyDescription", "Rows"})
+    assert (query.limit, query.offset, query.options.fuzzy) == (5, 10, True)
+    assert query.include == {"00081030", "00280010", "00400275"}
 
 
 @pytest.mark.parametrize("value", ["20200101", "20200101-", "-20200101", "20200101-20200102"])
@@ -48,6 +53,14 @@ def test_date_ranges(value: str) -> None:
         ("study", ("StudyDate", "-"), "bad-value"),
         ("study", ("StudyTime", "9"), "bad-value"),
         ("series", ("SeriesNumber", "1;drop"), "bad-value"),
+        ("study", ("ProtocolName", "x"), "unsupported-attribute"),
+        ("instance", ("PixelData", "x"), "unsupported-attribute"),
+        ("series", ("RequestAttributesSequence", "x"), "unsupported-attribute"),
+        ("instance", ("PatientID.PatientName", "x"), "not-a-sequence"),
+        ("instance", (".".join(["00400275"] * 9), "x"), "unknown-attribute"),
+        ("instance", ("KVP", "much"), "bad-value"),
+        ("study", ("fuzzymatching", "perhaps"), "bad-fuzzymatching"),
+        ("study", ("emptyvaluematching", "1"), "bad-emptyvaluematching"),
         ("study", ("PatientName", "a\x00b"), "bad-value"),
         ("study", ("PatientName", "x" * 2000), "bad-value"),
         ("study", ("limit", "-1"), "bad-limit"),
@@ -80,7 +93,10 @@ def test_limits() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.one_of(st.sampled_from([*SEARCHABLE["instance"], "limit", "includefield"]), st.text(max_size=12)),
+            st.one_of(
+                st.sampled_from([*COLUMNS, "RequestAttributesSequence.00400009", "KVP", "limit", "includefield"]),
+                st.text(max_size=12),
+            ),
             st.text(max_size=30),
         ),
         max_size=4,
@@ -94,17 +110,60 @@ def test_any_query_is_parsed_or_refused_with_a_reason(items: list[tuple[str, str
     except BadUID as error:
         assert error.http_status == 400
     else:
-        assert set(query.filters) <= set(SEARCHABLE["instance"])
+        assert set(query.filters) <= {*COLUMNS, "ModalitiesInStudy", "SOPClassesInStudy"}
 
 
-def test_every_searchable_and_returned_keyword_is_a_dicom_keyword() -> None:
+def test_every_returned_keyword_is_a_dicom_keyword_of_its_level() -> None:
     for level, keywords in RETURNED.items():
-        answer = to_dicom_json(dict.fromkeys(keywords, None))
-        assert len(answer) == len(keywords), level
+        assert len(to_dicom_json(dict.fromkeys(keywords, None))) == len(keywords), level
+        assert all(tag_of(keyword) and belongs(keyword, level) for keyword in STORED[level]), level
 
 
-def test_the_index_has_a_column_for_every_searchable_keyword() -> None:
-    assert set(SEARCHABLE["instance"]) - set(COLUMNS) == {"ModalitiesInStudy"}
+def test_keys_outside_the_index_are_for_the_stored_metadata() -> None:
+    query = parse_query(
+        "series",
+        [("00400275.00400009", "SPS*"), ("ProtocolName", "head"), ("Modality", "CT")],
+        {"StudyInstanceUID": "1"},
+    )
+    assert query.keys == (StoredKey(("00400275", "00400009"), "SPS*"), StoredKey(("00181030",), "head"))
+    assert query.filters == {"StudyInstanceUID": "1", "Modality": "CT"}
+    assert {"00400275", "00181030"} <= query.include
+
+
+STORED_SET = {
+    "00181030": {"vr": "LO", "Value": ["Head routine"]},
+    "00180060": {"vr": "DS", "Value": [120.0]},
+    "00080008": {"vr": "CS", "Value": ["ORIGINAL", "PRIMARY"]},
+    "00400244": {"vr": "DA", "Value": ["20240131"]},
+    "00080031": {"vr": "TM", "Value": ["123059.5"]},
+    "00081048": {"vr": "PN", "Value": [{"Alphabetic": "Müller^Jörg", "Ideographic": "漢^字"}]},
+    "00200052": {"vr": "UI", "Value": ["1.2.3"]},
+    "00181000": {"vr": "LO"},
+    "00400275": {"vr": "SQ", "Value": [{"00400009": {"vr": "SH", "Value": ["A1"]}}, {"00400009": {"vr": "SH"}}, None]},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("00181030", "Head*", True), ("00181030", "head*", False), ("00181030", "H?ad routine", True),
+        ("00181030", "*x*", False), ("00180060", "120", True), ("00180060", "121", False),
+        ("00080008", "PRIMARY", True), ("00400244", "20240101-20240201", True), ("00400244", "-20240130", False),
+        ("00400244", "20240131", True), ("00080031", "1200-1230", True), ("00080031", "1231-", False),
+        ("00081048", "muller*", True), ("00081048", "漢*", True), ("00081048", "jo*", False),
+        ("00200052", "9.9,1.2.3", True), ("00181000", "1", False), ("00189999", "1", False),
+        ("00400275.00400009", "A?", True), ("00400275.00400009", "B", False), ("00181030.00400009", "A1", False),
+    ],
+)  # fmt: skip
+def test_matching_of_stored_metadata(path: str, value: str, found: bool) -> None:
+    assert stored_match(STORED_SET, StoredKey(tuple(path.split(".")), value)) is found
+
+
+def test_fuzzy_empty_and_many_values_of_stored_metadata() -> None:
+    assert stored_match(STORED_SET, StoredKey(("00081048",), "jor mul"), fuzzy=True)
+    assert stored_match(STORED_SET, StoredKey(("00181000",), '""'), empty=True)
+    assert not stored_match(STORED_SET, StoredKey(("00181030",), '""'), empty=True)
+    assert stored_match(STORED_SET, StoredKey(("00181030",), "x\\Head routine"), multiple=True)
 
 
 def test_dicom_json() -> None:
@@ -128,30 +187,28 @@ def test_dicom_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "expected"),
+    ("header", "multipart", "first"),
     [
-        (None, (True, frozenset())),
-        ("*/*", (True, frozenset())),
-        ('multipart/related; type="application/dicom"', (True, frozenset())),
-        ('multipart/related; type="application/dicom"; transfer-syntax=*', (True, frozenset())),
-        (
-            'multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.80',
-            (True, {"1.2.840.10008.1.2.4.80"}),
-        ),
-        ("application/dicom; transfer-syntax=*", (False, frozenset())),
-        ('application/dicom;q=0.5, multipart/related;type="application/dicom";q=0.9', (True, frozenset())),
-        ('text/html, multipart/related; type="application/dicom"', (True, frozenset())),
-        ("application/*", (False, frozenset())),
+        (None, True, "*"),
+        ("*/*", True, "*"),
+        ('multipart/related; type="application/dicom"', True, EXPLICIT_LE),
+        ('multipart/related; type="application/dicom"; transfer-syntax=*', True, "*"),
+        ('multipart/related; type="application/dicom"; transfer-syntax=1.2.840.10008.1.2.4.80', True, JPEG_LS),
+        ("application/dicom; transfer-syntax=*", False, "*"),
+        ('application/dicom;q=0.5, multipart/related;type="application/dicom";q=0.9', True, EXPLICIT_LE),
+        ('text/html, multipart/related; type="application/dicom"', True, EXPLICIT_LE),
+        ("application/*", False, "*"),
     ],
 )
-def test_accept_of_instances(header: str | None, expected: tuple[bool, frozenset[str]]) -> None:
-    assert wants_dicom(header) == expected
+def test_accept_of_instances(header: str | None, multipart: bool, first: str) -> None:
+    choice = wants_dicom(header)[0]
+    assert (choice.multipart, choice.syntaxes[0]) == (multipart, first)
 
 
 def test_several_instances_come_as_multipart_or_not_at_all() -> None:
     both = 'application/dicom; transfer-syntax=*, multipart/related; type="application/dicom"; transfer-syntax=*; q=0.5'
-    assert wants_dicom(both) == (False, frozenset())
-    assert wants_dicom(both, many=True) == (True, frozenset())
+    assert [choice.multipart for choice in wants_dicom(both)] == [False, True]
+    assert [choice.multipart for choice in wants_dicom(both, many=True)] == [True]
     for header in ("application/dicom; transfer-syntax=*", "application/*"):
         with pytest.raises(HttpProblem) as caught:
             wants_dicom(header, many=True)
@@ -176,7 +233,7 @@ def test_accept_of_images_and_json() -> None:
         == "application/dicom+json"
     )
     with pytest.raises(HttpProblem):
-        wants_image("image/gif")
+        wants_image("image/webp")
 
 
 HEADERISH = st.text(alphabet="abc/*;=,\"' \\q0.1%*utf8-multipart\x85é", max_size=60)
