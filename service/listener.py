@@ -1,5 +1,5 @@
 """The DICOM listener: a process of its own (`python -m service.listener`) that takes C-ECHO and C-STORE,
-and answers C-FIND, C-MOVE and C-GET.
+answers C-FIND, C-MOVE and C-GET, and commits to what is archived.
 
 It accepts every storage SOP class, private and unknown ones too, in every transfer syntax of PS3.6, on several
 associations at once.  There may be two ports, plain and TLS, and several processes behind both: the first one binds
@@ -23,10 +23,13 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from gateway.bootstrap import Gateway, build
+from gateway.commitment import PUSH_MODEL
 from gateway.errors import PolicyRefused
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from gateway.tls import FreshContext, server_context
+from service.listener_commitment import on_commitment_action, on_commitment_report, on_requested_commitment
+from service.listener_commitment_tell import Teller
 from service.listener_identifier import MODELS
 from service.listener_limits import Connections, RefusalTrail
 from service.listener_processes import Sockets, open_sockets, run_processes
@@ -69,6 +72,7 @@ class Listener:
         settings.incoming_dir.mkdir(parents=True, exist_ok=True)
         self._gateway = gateway
         self._refusals = RefusalTrail(gateway)
+        self._teller = Teller(gateway)
         self._door = Door(
             gateway.spool,
             storing(gateway),
@@ -92,6 +96,7 @@ class Listener:
         entity.add_supported_context(Verification)
         for model in MODELS:
             entity.add_supported_context(model, list(QUERY_SYNTAXES))
+        entity.add_supported_context(PUSH_MODEL, list(QUERY_SYNTAXES), scu_role=True, scp_role=True)
         entity.maximum_pdu_size = settings.max_pdu or DEFAULT_PDU
         entity.maximum_associations = sys.maxsize  # `Connections` counts: pynetdicom's number holds idle sockets, too
         entity.network_timeout = settings.network_timeout_seconds
@@ -105,6 +110,9 @@ class Listener:
             (evt.EVT_REQUESTED, on_limits, [door.connections, door.refusals, settings]),
             (evt.EVT_REQUESTED, on_requested),
             (evt.EVT_REQUESTED, on_requested_query, [self._gateway]),
+            (evt.EVT_REQUESTED, on_requested_commitment),
+            (evt.EVT_N_ACTION, on_commitment_action, [self._gateway, self._teller]),
+            (evt.EVT_N_EVENT_REPORT, on_commitment_report, [self._gateway]),
             (evt.EVT_SOP_EXTENDED, on_extended),
             (evt.EVT_ASYNC_OPS, on_async_operations),
             (evt.EVT_REJECTED, on_rejected, [door.refusals]),
@@ -136,6 +144,7 @@ class Listener:
         """Accept associations, in threads of their own."""
         for server in self._servers.values():
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.2}, daemon=True).start()
+        self._teller.start()
         log.info("listening", extra={"port": self.port, "tls_port": self.tls_port})
 
     def stop(self, grace_seconds: float = STOP_GRACE_SECONDS) -> None:
@@ -143,6 +152,7 @@ class Listener:
 
         An aborted sender has no Success for the object under way and sends it again; nothing half-written stays.
         """
+        self._teller.stop()
         for server in self._servers.values():
             server.shutdown()
         deadline = time.monotonic() + grace_seconds

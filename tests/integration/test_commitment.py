@@ -1,0 +1,342 @@
+"""Storage commitment in both roles, against pynetdicom: what is asked, answered, told, and told again after a kill."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+from pynetdicom import AE, _config, build_role, evt
+
+from gateway import audit
+from gateway.bootstrap import Gateway, build
+from gateway.commitment import PUSH_MODEL, WELL_KNOWN
+from gateway.index_rows import CandidateFacts, InstanceRow
+from gateway.instance import CommitmentState, Form
+from gateway.jobs import MemoryQueue
+from gateway.settings import Destination, load_settings
+from service import listener_commitment_tell
+from service.listener import Listener
+from tests.fakes import CT, part10, take_in
+from tests.running import until
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::UserWarning")]
+
+MODALITY = "MODALITY"
+Report = tuple[int, Dataset]
+
+
+class Requester:
+    """An SCU with an address of its own: keeps the reports that it is sent, and answers them with `status`."""
+
+    def __init__(self) -> None:
+        self.status = 0x0000
+        self.reports: list[Report] = []
+        self.roles: list[Any] = []
+        entity = AE(ae_title=MODALITY)
+        entity.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
+        self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers)
+        self.port = int(self._server.server_address[1])
+
+    @property
+    def handlers(self) -> list[Any]:
+        return [(evt.EVT_N_EVENT_REPORT, self._report), (evt.EVT_REQUESTED, self._requested)]
+
+    def _requested(self, event: Any) -> None:
+        role = event.assoc.requestor.role_selection.get(PUSH_MODEL)
+        self.roles.append((role.scu_role, role.scp_role) if role else None)
+
+    def _report(self, event: Any) -> tuple[int, None]:
+        self.reports.append((event.event_type, event.event_information))
+        return self.status, None
+
+    def close(self) -> None:
+        self._server.shutdown()
+
+
+@pytest.fixture
+def requester() -> Iterator[Requester]:
+    made = Requester()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path, requester: Requester) -> Iterator[Callable[..., Gateway]]:
+    made: list[Gateway] = []
+
+    def make(**overrides: Any) -> Gateway:
+        node = Destination(name="modality", port=requester.port, ae_title=MODALITY, forward=False)
+        values = {"destinations": (node,), "dicom_port": 0, "watermark_bytes": 0, "network_timeout_seconds": 10.0}
+        made.append(build(load_settings(home=tmp_path / "home", **(values | overrides)), queue=MemoryQueue()))
+        return made[-1]
+
+    yield make
+    for gateway in made:
+        gateway.close()
+
+
+@pytest.fixture
+def listen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gateway], Listener]]:
+    for name in ("UNRESTRICTED_STORAGE_SERVICE", "LOG_HANDLER_LEVEL"):
+        monkeypatch.setattr(_config, name, getattr(_config, name))
+    monkeypatch.setattr(_config, "VALIDATORS", dict(_config.VALIDATORS))
+    monkeypatch.setattr(listener_commitment_tell, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(listener_commitment_tell, "BACKOFF_BASE", 0.05)
+    monkeypatch.setattr(listener_commitment_tell, "pause_before_next", lambda age: 0.05)
+    running: list[Listener] = []
+
+    def start(gateway: Gateway) -> Listener:
+        running.append(Listener(gateway))
+        running[-1].start()
+        return running[-1]
+
+    yield start
+    for listener in running:
+        listener.stop(grace_seconds=0.2)
+
+
+def archive(gateway: Gateway, data: bytes | None = None, row: InstanceRow | None = None) -> InstanceRow:
+    """Carry a file to ARCHIVED as the pipeline does, without its cost: the archive object is any bytes."""
+    row = row or take_in(gateway, data or part10()).row
+    envelope = b"envelope of %d" % row.id
+    digest = gateway.candidates.put(envelope)
+    uid = f"2.25.{row.id}"
+    gateway.index.claim(row.id, "w", 60)
+    facts = CandidateFacts(digest=digest, size=len(envelope), form=Form.PASSTHROUGH, reason="test", envelope_uid=uid)
+    gateway.index.set_candidate(row.id, "w", facts)
+    gateway.index.set_verified(row.id, "w")
+    key = f"{row.id % 256:02x}/{uid}.dcm"
+    gateway.archive.put(key, envelope, digest)
+    names = [each.name for each in gateway.settings.destinations if each.forward]
+    return gateway.index.set_archived(row.id, "w", key=key, digest=digest, size=len(envelope), destinations=names)
+
+
+def wish(*uids: str, transaction: str | None = None, sop_class: str = CT) -> Dataset:
+    dataset = Dataset()
+    dataset.TransactionUID = transaction or generate_uid()
+    dataset.ReferencedSOPSequence = []
+    for uid in uids:
+        item = Dataset()
+        item.ReferencedSOPClassUID = sop_class
+        item.ReferencedSOPInstanceUID = uid
+        dataset.ReferencedSOPSequence.append(item)
+    return dataset
+
+
+def associate(listener: Listener, *, calling: str = MODALITY, handlers: Any = (), roles: Any = ()) -> Any:
+    entity = AE(ae_title=calling)
+    entity.dimse_timeout = 20
+    entity.add_requested_context(PUSH_MODEL)
+    assoc = entity.associate("127.0.0.1", listener.port, ext_neg=list(roles), evt_handlers=list(handlers))
+    assert assoc.is_established
+    return assoc
+
+
+def ask(
+    listener: Listener, dataset: Dataset | None, *, calling: str = MODALITY, action: int = 1, instance: str = WELL_KNOWN
+) -> Any:
+    """N-ACTION on an association that is released at once; the status."""
+    assoc = associate(listener, calling=calling)
+    status, _ = assoc.send_n_action(dataset, action, PUSH_MODEL, instance)
+    assoc.release()
+    return status
+
+
+def failed(report: Report) -> dict[str, int]:
+    items = report[1].get("FailedSOPSequence", [])
+    return {str(item.ReferencedSOPInstanceUID): int(item.FailureReason) for item in items}
+
+
+def kept(report: Report) -> set[str]:
+    return {str(item.ReferencedSOPInstanceUID) for item in report[1].get("ReferencedSOPSequence", [])}
+
+
+def test_what_is_archived_is_answered_for_on_a_new_association(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    rows = [archive(gateway) for _ in range(3)]
+    wanted = wish(*(row.sop_uid for row in rows), rows[0].sop_uid)  # one of them twice
+    assert ask(listen(gateway), wanted).Status == 0x0000
+    assert until(lambda: requester.reports)
+    [(event_type, report)] = requester.reports
+    assert event_type == 1 and "FailedSOPSequence" not in report
+    assert report.TransactionUID == wanted.TransactionUID and report.RetrieveAETitle == "PALIMPSEST"
+    assert [str(item.ReferencedSOPInstanceUID) for item in report.ReferencedSOPSequence] == [r.sop_uid for r in rows]
+    assert requester.roles == [(False, True)]  # we are the SCP, and say so
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    events = [line["event"] for line in audit.tail(gateway.index, 4)]
+    assert events == ["commitment-told", "commitment-decided", "commitment-asked", "archived"]
+
+
+def test_an_open_association_hears_the_answer_once_the_objects_are_safe(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    row = take_in(gateway, part10()).row
+    heard: list[Any] = []
+
+    def hear(event: Any) -> tuple[int, None]:
+        heard.append((event.event_type, event.event_information))
+        return 0x0000, None
+
+    role = build_role(PUSH_MODEL, scu_role=True)
+    assoc = associate(listen(gateway), handlers=[(evt.EVT_N_EVENT_REPORT, hear)], roles=[role])
+    status, _ = assoc.send_n_action(wish(row.sop_uid), 1, PUSH_MODEL, WELL_KNOWN)
+    assert status.Status == 0x0000
+    time.sleep(0.3)
+    assert heard == [] and gateway.index.commitments()[0].state is CommitmentState.WAITING
+    archive(gateway, row=row)
+    assert until(lambda: heard)
+    assert heard[0][0] == 1 and kept(heard[0]) == {row.sop_uid}
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    assert requester.reports == []
+    assert assoc.is_established  # and is of use still
+    status, _ = assoc.send_n_action(wish(row.sop_uid), 1, PUSH_MODEL, WELL_KNOWN)
+    assert status.Status == 0x0000
+    assert until(lambda: len(heard) == 2)
+    assoc.release()
+
+
+def test_failures_have_their_reasons(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway(commitment_unknown_seconds=0.4, commitment_wait_seconds=0.8)
+    listener = listen(gateway)
+    good, damaged, unsafe = archive(gateway), archive(gateway), take_in(gateway, part10()).row
+    path = gateway.settings.archive_dir / str(damaged.archive_key)
+    path.chmod(0o600)
+    path.write_bytes(b"other bytes")
+    assert ask(listener, wish(good.sop_uid, damaged.sop_uid, unsafe.sop_uid, "1.2.3.404")).Status == 0x0000
+    assert until(lambda: requester.reports)
+    [report] = requester.reports
+    assert report[0] == 2 and kept(report) == {good.sop_uid}
+    assert failed(report) == {damaged.sop_uid: 0x0110, unsafe.sop_uid: 0x0110, "1.2.3.404": 0x0112}
+    assert [alert.kind for alert in gateway.index.alerts()] == ["archive-damaged"]
+    requester.reports.clear()
+    assert ask(listener, wish(good.sop_uid, sop_class="1.2.840.10008.5.1.4.1.1.4")).Status == 0x0000
+    assert until(lambda: requester.reports)
+    assert failed(requester.reports[0]) == {good.sop_uid: 0x0119}
+
+
+def test_an_object_may_come_after_the_request(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    assert ask(listen(gateway), wish("1.2.3.77")).Status == 0x0000
+    time.sleep(0.3)
+    assert requester.reports == []
+    archive(gateway, part10("1.2.3.77"))
+    assert until(lambda: requester.reports)
+    assert requester.reports[0][0] == 1
+
+
+def test_no_success_before_policy_has_its_copies_and_the_keys_their_backup(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    node = Destination(name="modality", port=requester.port, ae_title=MODALITY)
+    gateway = make_gateway(destinations=(node,), commitment_copies=1)
+    row = archive(gateway)
+    assert ask(listen(gateway), wish(row.sop_uid)).Status == 0x0000
+    time.sleep(0.3)
+    assert requester.reports == []
+    [forward] = gateway.index.forwards(row.id)
+    gateway.index.forward_claim(forward.id, "f", 60)
+    gateway.index.forward_done(forward.id, "f", "stored")
+    assert until(lambda: requester.reports)
+    production = make_gateway(profile="production", dicom_plain="allow", calling_ae_allow=(MODALITY,))
+    assert production.settings.require_key_backup
+    requester.reports.clear()
+    assert ask(listen(production), wish(row.sop_uid)).Status == 0x0000
+    time.sleep(0.3)
+    assert requester.reports == []  # no backup of the keys: nobody could open the archive after a fire
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "reason"),
+    [
+        ({"calling": "STRANGER"}, 0x0124, "commitment-requester-unknown"),
+        ({"action": 2}, 0x0123, "no-such-action"),
+        ({"instance": "1.2.3"}, 0x0112, "not-the-well-known-instance"),
+        ({"uids": ()}, 0x0115, "no-references"),
+        ({"uids": None}, 0x0115, "bad-transaction-uid"),
+        ({"uids": ("no uid",)}, 0x0115, "bad-reference"),
+        ({"sop_class": ""}, 0x0115, "bad-reference"),
+        ({"transaction": "x" * 30}, 0x0115, "bad-transaction-uid"),
+        ({"uids": [f"1.2.{n}" for n in range(51)]}, 0x0213, "too-many-references"),
+    ],
+)
+def test_wrong_requests_are_refused_with_their_reason(
+    make_gateway: Callable[..., Gateway],
+    listen: Callable[[Gateway], Listener],
+    change: dict[str, Any],
+    status: int,
+    reason: str,
+) -> None:
+    gateway = make_gateway(commitment_max_references=50)
+    uids = change.get("uids", ("1.2.3",))
+    said = {name: change[name] for name in ("sop_class", "transaction") if name in change}
+    others = {name: change[name] for name in ("calling", "action", "instance") if name in change}
+    answer = ask(listen(gateway), None if uids is None else wish(*uids, **said), **others)
+    assert answer.Status == status
+    assert str(answer.ErrorComment).startswith(f"{reason}: "[:64])
+    assert gateway.index.commitments() == []
+    [line] = audit.tail(gateway.index, 1)
+    assert (line["event"], line["detail"]["reason"]) == ("refused", reason)
+
+
+def test_a_hundred_thousand_references_end_the_association_and_nothing_else(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    listener, row = listen(gateway), archive(gateway)
+    assoc = associate(listener)
+    status, _ = assoc.send_n_action(wish(*(f"1.2.3.{n}" for n in range(100_000))), 1, PUSH_MODEL, WELL_KNOWN)
+    assert "Status" not in status and until(lambda: assoc.is_aborted)
+    assert gateway.index.commitments() == []
+    assert ask(listener, wish(row.sop_uid)).Status == 0x0000
+    assert until(lambda: requester.reports)
+
+
+def test_the_same_request_again_is_answered_again_and_another_under_its_uid_is_not(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    listener, row, other = listen(gateway), archive(gateway), archive(gateway)
+    wanted = wish(row.sop_uid)
+    for times in (1, 2):
+        assert ask(listener, wanted).Status == 0x0000
+        assert until(lambda expected=times: len(requester.reports) == expected)
+        assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    answer = ask(listener, wish(other.sop_uid, transaction=str(wanted.TransactionUID)))
+    assert answer.Status == 0x0131 and "duplicate-transaction-uid" in answer.ErrorComment
+    assert len(gateway.index.commitments()) == 1
+
+
+def test_a_requester_that_is_away_is_told_later_and_at_last_an_alert_says_so(
+    make_gateway: Callable[..., Gateway],
+    listen: Callable[[Gateway], Listener],
+    requester: Requester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = make_gateway()
+    listener, row = listen(gateway), archive(gateway)
+    requester.status = 0x0110
+    assert ask(listener, wish(row.sop_uid)).Status == 0x0000
+    assert until(lambda: len(requester.reports) > 2)
+    assert gateway.index.commitments()[0].reason == "requester-status-0110"
+    requester.status = 0x0000
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    monkeypatch.setattr(listener_commitment_tell, "MOST_TELLINGS", 2)
+    requester.status = 0x0110
+    assert ask(listener, wish(row.sop_uid)).Status == 0x0000
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.DEAD)
+    assert until(lambda: [alert.kind for alert in gateway.index.alerts()] == ["commitment-untold"])
+    requester.status = 0x0000
+    gateway.index.commitment_replay(gateway.index.commitments()[0].id, "admin")
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
