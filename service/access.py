@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Literal
 
 from fastapi import Request
 
 from gateway.errors import PolicyRefused
 from gateway.tokens import Principal, Role, TokenRefused, verify_token
+from service.pages import sent_from_here
 from service.trail import record
 
-__all__ = ["COOKIE", "PUBLIC", "RULES", "Guard", "Handler", "RouteSpec", "guard_for", "principal_of"]
+__all__ = [
+    "COOKIE", "PUBLIC", "READERS", "RULES", "VIEWER_COOKIE", "VIEWER_PATHS", "Guard", "Handler", "RouteSpec",
+    "guard_for", "principal_of",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +29,12 @@ Handler = Callable[[Request], Awaitable[object]]
 RouteSpec = tuple[str, str, Handler]  # method, path, endpoint
 
 PUBLIC: Final[frozenset[Role]] = frozenset()
-"""No token needed. Health only, and the page where a token is entered."""
+"""No token needed. Health only, the pages where a token is entered, and the viewer's own code."""
 
-_READ = frozenset({Role.CLINICIAN, Role.SERVICE})
+READERS: Final[frozenset[Role]] = frozenset({Role.CLINICIAN, Role.SERVICE})
+"""Who may see images."""
+
+_READ = READERS
 _STORE = frozenset({Role.SERVICE})
 _RUN = frozenset({Role.ADMIN})
 _WATCH = frozenset({Role.ADMIN, Role.SERVICE, Role.AUDITOR})
@@ -88,11 +95,22 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("POST", "/admin/logout"): _RUN,
     ("POST", "/admin/replay"): _RUN,
     ("POST", "/admin/acknowledge"): _RUN,
+    ("GET", "/viewer"): PUBLIC,
+    ("GET", "/viewer/login"): PUBLIC,
+    ("POST", "/viewer/login"): PUBLIC,
+    ("POST", "/viewer/logout"): PUBLIC,
+    ("GET", "/viewer/{path:path}"): PUBLIC,
 }
 
 COOKIE: Final = "palimpsest_admin"
-#: Only pages under this path take the token from the cookie; everything else wants the Authorization header.
+#: Only pages under this path take the token from the cookie; everything else wants the Authorization header, but for
+#: what the viewer reads.
 COOKIE_PATH: Final = "/admin"
+VIEWER_COOKIE: Final = "palimpsest_viewer"
+#: Paths that get the viewer's cookie, and its SameSite: a link from elsewhere may open the viewer, which then reads for
+#: itself. Reading takes the token from it for GET and HEAD alone, which change nothing, and for no other origin's page.
+VIEWER_PATHS: Final[dict[str, Literal["lax", "strict"]]] = {"/viewer": "lax", "/dicomweb": "strict"}
+_VIEWED: Final = "/dicomweb/"
 
 
 class Guard:
@@ -131,6 +149,8 @@ def _token_of(request: Request) -> str | None:
         return token.strip()
     if request.url.path == COOKIE_PATH or request.url.path.startswith(COOKIE_PATH + "/"):
         return request.cookies.get(COOKIE)
+    if request.method in ("GET", "HEAD") and request.url.path.startswith(_VIEWED) and sent_from_here(request):
+        return request.cookies.get(VIEWER_COOKIE)
     return None
 
 

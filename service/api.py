@@ -23,7 +23,7 @@ from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
-from service import admin, health, problems, search, status, stow, wado
+from service import admin, health, problems, search, status, stow, viewer, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
 from service.frames import FrameShelf
 
@@ -36,6 +36,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *search.ROUTES,
     *status.ROUTES,
     *admin.ROUTES,
+    *viewer.ROUTES,
 )
 
 #: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.

@@ -1,0 +1,77 @@
+"""Pages rendered on the server and the forms that they send."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jinja2
+from fastapi import Request
+from fastapi.responses import HTMLResponse, Response
+
+from gateway.errors import PolicyRefused
+
+__all__ = ["form_of", "page_of", "sent_from_here", "template_text"]
+
+MAX_FORM = 16 << 10
+
+
+def _size(value: float | None) -> str:
+    number = float(value or 0)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def _when(value: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(value)) + " UTC" if value else "–"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("service"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(size=_size, when=_when)
+    return environment
+
+
+def page_of(request: Request, name: str, status: int = 200, **values: Any) -> Response:
+    """A template of this package with its values."""
+    state = request.app.state
+    if getattr(state, "templates", None) is None:
+        state.templates = _environment()
+    return HTMLResponse(state.templates.get_template(name).render(**values), status)
+
+
+def template_text(name: str) -> str:
+    """A file of the templates' folder as it is."""
+    source, _, _ = jinja2.PackageLoader("service").get_source(jinja2.Environment(), name)
+    return source
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """The fields of a form, the last one where a name comes twice. Raises PolicyRefused ``form-too-large``."""
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_FORM:
+            raise PolicyRefused("form-too-large", "The form is larger than any of this page.")
+    try:
+        fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise PolicyRefused("form-too-large", "The form has more fields than any of this page.") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def sent_from_here(request: Request) -> bool:
+    """Whether a request comes from a page of this origin, or from no page at all (Fetch Metadata; RFC 6454 for older
+    browsers). A site beside ours under the same domain is another origin, and SameSite cookies do not keep it out.
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
