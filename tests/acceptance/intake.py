@@ -64,15 +64,19 @@ def association_request(called: str) -> bytes:
 
 
 class Sender:
-    """One association. `send(uid)` sends one object and waits for its answer."""
+    """One association. `send(uid)` sends one object and waits for its answer.
 
-    def __init__(self, port: int, called: str, timeout: float = WAIT_SECONDS) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.sendall(association_request(called))
+    give_up_after: PDUs of an object after which `send` raises Refused; 0: none.
+    """
+
+    def __init__(self, port: int, called: str, timeout: float = WAIT_SECONDS, give_up_after: int = 0) -> None:
+        self._give_up_after, self._sent = give_up_after, 0
+        self.connection = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection.sendall(association_request(called))
         kind, accepted = self._pdu()
         if kind != 2:
-            self._socket.close()
+            self.connection.close()
             raise Refused(f"association: PDU {kind}")
         at = accepted.index(b"\x51\0\0\4") + 4  # maximum length (PS3.8 D.1); 0: any
         self._step = min(PDU_BYTES, struct.unpack_from(">L", accepted, at)[0] or PDU_BYTES) - 6
@@ -98,15 +102,18 @@ class Sender:
 
     def close(self) -> None:
         """Release."""
-        with self._socket:
-            self._socket.sendall(struct.pack(">BxLL", 5, 4, 0))
+        with self.connection:
+            self.connection.sendall(struct.pack(">BxLL", 5, 4, 0))
             self._pdu()
 
     def _fragment(self, control: int, data: memoryview) -> None:
+        if self._give_up_after and self._sent == self._give_up_after:
+            raise Refused("given up")
+        self._sent += 1
         head = struct.pack(">BxLLBB", 4, len(data) + 6, len(data) + 2, 1, control)
-        sent = self._socket.sendmsg([head, data])
+        sent = self.connection.sendmsg([head, data])
         if sent < len(head) + len(data):
-            self._socket.sendall(data[sent - len(head) :])
+            self.connection.sendall(data[sent - len(head) :])
 
     def _pdu(self) -> tuple[int, bytes]:
         header = self._exactly(6)
@@ -116,7 +123,7 @@ class Sender:
     def _exactly(self, count: int) -> bytes:
         got = b""
         while len(got) < count:
-            more = self._socket.recv(count - len(got))
+            more = self.connection.recv(count - len(got))
             if not more:
                 raise Refused("the connection ended")
             got += more
