@@ -89,6 +89,7 @@ RELEASED: Final[tuple[Released, ...]] = (
     Released("vae", "3b74968a7aa91647577b0d1e6133ffed39e13cc5d708c330092059bc0b7b31d7"),
     Released("fast", "83b2728bb5ce1bbed7ca34e3178133449842cd6b665845f766b166c2f3754df9", ("fast",)),
     Released("default", "259ec00523814fde76c37e3c04bc35414f7e67e7cf81f761866a92a94554ec55", ("default", "max")),
+    Released("default", "a99582039ac9489156b8106e264a5c31ccf0b27a78d8459bc993643371417587", ("default", "max")),
 )
 
 
