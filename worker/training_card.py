@@ -89,7 +89,8 @@ def _bank_lines(name: str, entries: Sequence[Entry]) -> list[str]:
     lines = [
         f"Bank of `{name}`: low-rank deltas (rank {RANK}) and a code by anatomical prior. Gain: bits saved, the last",
         "layer learning, on images that the entry was not learned from: of other sources where there are several, else",
-        f"of the same scanner. Entries that gained less than {LEAST_GAIN:.2%} were dropped.",
+        "of the same scanner (often the same subject). The network itself has seen all of them. Entries that gained",
+        f"less than {LEAST_GAIN:.2%} were dropped.",
         "",
         "| Modality | body part | scanner | images | sources | gain |",
         "|---|---|---|---|---|---|",
