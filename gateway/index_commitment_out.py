@@ -87,8 +87,11 @@ class CommitmentWanted(Database):
             references = dict.fromkeys((str(row.sent_class), str(row.sent_uid)) for row in rows)
             return Asking(int(key[0]), uid, tuple(references))
 
-    def commitment_refused(self, commitment_id: int, reason: str, due_at: float) -> None:
-        """The request did not get through: its objects are asked for again at `due_at`."""
+    def commitment_refused(self, commitment_id: int, reason: str, due_at: float, *, asked: bool = True) -> None:
+        """The request did not get through: its objects are asked for again at `due_at`.
+
+        asked=False: the destination did not hear it, and the asking does not count.
+        """
         now = self.now()
         with self.write() as conn:
             conn.execute(
@@ -100,7 +103,11 @@ class CommitmentWanted(Database):
             conn.execute(
                 sa.update(forward)
                 .where(forward.c.id.in_(theirs), forward.c.state == ForwardState.SENT)
-                .values(commit_due_at=due_at, reason=f"uncommitted-{reason}"[:64])
+                .values(
+                    commit_due_at=due_at,
+                    reason=f"uncommitted-{reason}"[:64],
+                    commit_attempts=forward.c.commit_attempts - (0 if asked else 1),
+                )
             )
 
     def commitment_answered(

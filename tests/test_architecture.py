@@ -35,7 +35,7 @@ NEEDS_TORCH = ("codec/train/torch_machine.py", "codec/train/vae.py")
 ONLY_IN = {
     "celery": ("gateway/jobs.py", "worker/app.py", "worker/tasks.py"),
     "kombu": ("gateway/jobs.py", "worker/app.py", "worker/tasks.py"),
-    "pynetdicom": ("service/listener", "worker/forward.py", "palimpsest/"),
+    "pynetdicom": ("service/listener", "worker/forward.py", "worker/forward_commitment.py", "palimpsest/"),
     "torch": NEEDS_TORCH,
     "sqlalchemy": ("gateway/",),
     "alembic": ("gateway/",),

@@ -26,6 +26,7 @@ from gateway.part10 import EXPLICIT_LE, peek
 from gateway.policy import Representation
 from gateway.probe_result import RAW_DATA
 from gateway.settings import Destination
+from worker.commitment import ask_for_commitment
 from worker.leases import backoff_seconds, heartbeat
 from worker.represent import HOPELESS, Parcel, StegoProver, represent
 from worker.sender import Delivery, NotReached, Sender, open_sender
@@ -113,7 +114,10 @@ def forward_instance(gw: Gateway, forward_id: int, owner: str, prover: StegoProv
             _postpone(gw, row, owner, circuit)
             return 0
         with sender:
-            return _drain(Work(gw, sender, circuit, prover, owner, destination), row)
+            delivered = _drain(Work(gw, sender, circuit, prover, owner, destination), row)
+        if circuit.open_until <= time.time():
+            ask_for_commitment(gw, destination)
+        return delivered
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
         except HOPELESS as error:  # this object's trouble: those behind it must not wait for it
             delivery = Delivery("permanent", error.reason)
         beat.check()
-    _settle(gw, claimed, delivery, owner, parcel)
+    _settle(gw, claimed, delivery, owner, parcel, commitment=work.destination.commitment)
     if delivery.outcome == "down":
         work.circuit.failed(delivery.reason, delivery.after)
     else:
@@ -194,12 +198,23 @@ def _deliver_weights(work: Work, form: Representation, data: bytes) -> Delivery:
     return Delivery("done", "weights-there")
 
 
-def _settle(gw: Gateway, row: ForwardRow, delivery: Delivery, owner: str, parcel: Parcel | None = None) -> None:
-    """Write down what became of one claimed forward. parcel: what was sent, None if it could not be made."""
+def _settle(
+    gw: Gateway,
+    row: ForwardRow,
+    delivery: Delivery,
+    owner: str,
+    parcel: Parcel | None = None,
+    *,
+    commitment: bool = False,
+) -> None:
+    """Write down what became of one claimed forward. parcel: what was sent, None if it could not be made.
+
+    commitment: the destination's word is wanted, too.
+    """
     if delivery.outcome == "done" and parcel is not None:
         gw.index.forward_done(
             row.id, owner, delivery.reason, representation=parcel.representation, reason=parcel.reason,
-            sent=_what_was_sent(parcel),
+            sent=_what_was_sent(parcel), commitment=commitment,
         )  # fmt: skip
         return
     dead = delivery.outcome == "permanent" or row.attempts >= gw.settings.forward_max_attempts

@@ -73,14 +73,31 @@ def requeue_forwards(gw: Gateway) -> int:
     return len(rows)
 
 
+def ask_commitments(gw: Gateway) -> int:
+    """Have destinations asked for the commitment that is due there; close what they did not answer in time."""
+    gw.index.commitments_expired()
+    asked = 0
+    for name, forward_id in gw.index.commitments_to_ask(_quiet_seconds(gw)).items():
+        destination = gw.settings.destination(name)
+        if destination is None:
+            gw.index.commitment_abandon(name)
+        elif not destination.commitment:
+            gw.index.commitment_waive(name)
+        else:
+            gw.queue.send(FORWARD_TASK, [forward_id], "forward", 5)
+            gw.index.forwards_touch_queued([forward_id])
+            asked += 1
+    return asked
+
+
 def release_spool(gw: Gateway) -> int:
     """Delete the spool's copy of instances whose proofs are all recorded (architecture.md, step 13).
 
-    Proofs: read back from the archive, verified, indexed, every forward sent; outside the demo profile also a key
-    backup that was opened, because without its keys an archive object is no copy. A patient's key is made with the
-    patient's first object, so what was archived after the last backup, or under a key that is not in it (clocks differ,
-    and so may the key folders of two hosts), waits for the next one. What lies under a key that was destroyed in the
-    meantime is never released: nobody could open it.
+    Proofs: read back from the archive, verified, indexed, every forward sent, and committed to by the destination where
+    that is asked for; outside the demo profile also a key backup that was opened, because without its keys an archive
+    object is no copy. A patient's key is made with the patient's first object, so what was archived after the last
+    backup, or under a key that is not in it (clocks differ, and so may the key folders of two hosts), waits for the
+    next one. What lies under a key that was destroyed in the meantime is never released: nobody could open it.
     """
     until = None
     if gw.settings.require_key_backup:
@@ -163,7 +180,7 @@ def keep_audit_head(gw: Gateway) -> int:
 Duty = Callable[[Gateway], int]
 
 #: Every round, in this order; then what walks through folders, every SLOW_EVERY rounds.
-DUTIES: tuple[Duty, ...] = (send_outbox, requeue_instances, requeue_forwards, release_spool)
+DUTIES: tuple[Duty, ...] = (send_outbox, requeue_instances, requeue_forwards, ask_commitments, release_spool)
 SLOW_DUTIES: tuple[Duty, ...] = (adopt_orphans, clean_incoming, clean_candidates, prune_cache, keep_audit_head)
 
 
