@@ -14,6 +14,7 @@ from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import LeaseLost, NotFound
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
+from gateway.index_ledger import touch_study
 from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import DELIVERED, ForwardState
@@ -149,6 +150,7 @@ class Forwarding(Database):
                     commit_attempts=0,
                 )  # fmt: skip
                 put_outbox(conn, FORWARD_TASK, [forward_id], fetch(conn, row.instance_id).priority, now)
+            touch_study(conn, fetch(conn, row.instance_id).study_uid)
             detail = {"destination": row.destination, "kind": "forward"}
             audit.append(conn, AuditEvent("replay", actor, instance_id=row.instance_id, detail=detail), now)
             return _fetch(conn, forward_id)
@@ -172,6 +174,7 @@ class Forwarding(Database):
                 sa.select(forward).where(forward.c.instance_id == instance_id, forward.c.destination.not_in(known))
             )
             rows = [ForwardRow.of(mapping) for mapping in made.mappings()]
+            touch_study(conn, row.study_uid)
             for new in rows:
                 put_outbox(conn, FORWARD_TASK, [new.id], row.priority, now)
             return rows

@@ -192,6 +192,7 @@ commitment_item = Table(
     Column("forward_id", Big, ForeignKey("forward.id")),
     Column("outcome", Integer),
     Index("ix_commitment_item", "commitment_id", "outcome"),
+    Index("ix_commitment_item_sop", "sop_uid"),
 )
 
 probe = Table(
@@ -232,7 +233,7 @@ study = Table(
     Column("open", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
     Column("announced", Text, nullable=False),
-    Column("changed_at", Double, nullable=False),
+    Column("checked_at", Double, nullable=False),
     Index("ix_study_newest", "newest_id"),
     Index("ix_study_state", "state", "newest_id"),
 )

@@ -17,8 +17,10 @@ from gateway import audit
 from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import Unavailable
+from gateway.index_correction import forget_corrections
+from gateway.index_ledger import forget_studies
 from gateway.index_rows import InstanceRow
-from gateway.index_schema import attributes, forward, instance, proof, stego_export
+from gateway.index_schema import attributes, coercion, correction, forward, instance, proof, stego_export
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 _PAGE = 500
@@ -44,9 +46,13 @@ class Shredding(Database):
     """Finding and forgetting one patient."""
 
     def subject(self, key_ids: Sequence[str], patient_id: str, study_uid: str) -> Subject:
-        """Instances sealed to one of `key_ids`, or indexed under this Patient ID (with '': this study without one)."""
-        named = attributes.c.patient_id == patient_id if patient_id else _nameless(study_uid)
+        """Instances sealed to one of `key_ids`, or indexed under this Patient ID (with '': this study without one).
+
+        The Patient ID is the original's: its key is what is destroyed, whatever a correction shows.
+        """
+        named = _original_id() == patient_id if patient_id else _nameless(study_uid)
         joined = instance.outerjoin(attributes, attributes.c.instance_id == instance.c.id)
+        joined = joined.outerjoin(coercion, coercion.c.instance_id == instance.c.id)
         query = sa.select(instance).select_from(joined).where(sa.or_(instance.c.patient_key.in_(key_ids), named))
         with self.read() as conn:
             rows = [InstanceRow.of(row) for row in conn.execute(query.order_by(instance.c.id)).mappings()]
@@ -90,6 +96,13 @@ class Shredding(Database):
         for page in _pages([row for row in rows if row.shredded_at is None]):
             ids = [row.id for row in page]
             with self.write() as conn:
+                patients = sa.select(_original_id()).select_from(
+                    attributes.outerjoin(coercion, coercion.c.instance_id == attributes.c.instance_id)
+                )
+                known = conn.execute(patients.where(_of(attributes, ids)).distinct()).scalars()
+                studies = {row.study_uid: rename(row.study_uid) for row in page if row.study_uid}
+                forget_corrections(conn, ids, list(studies), [each for each in known if each])
+                forget_studies(conn, studies)
                 conn.execute(sa.delete(attributes).where(_of(attributes, ids)))
                 conn.execute(sa.update(stego_export).where(_of(stego_export, ids)).values(wraps="[]"))
                 conn.execute(sa.update(proof).where(_of(proof, ids)).values(facts="{}", wraps="[]"))
@@ -126,12 +139,17 @@ class Shredding(Database):
                 raise Unavailable("database-busy", "the database's log holds what was deleted still: run it again")
             return
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            for table in (attributes, instance, proof, stego_export):
+            for table in (attributes, coercion, correction, instance, proof, stego_export):
                 conn.exec_driver_sql(f"VACUUM {table.name}")
 
 
+def _original_id() -> sa.ColumnElement[str]:
+    """The Patient ID as received, of `attributes` joined with `coercion`."""
+    return sa.func.coalesce(coercion.c.patient_id, attributes.c.patient_id, "")
+
+
 def _nameless(study_uid: str) -> sa.ColumnElement[bool]:
-    without = sa.or_(attributes.c.patient_id.is_(None), attributes.c.patient_id == "")
+    without = _original_id() == ""
     return sa.and_(without, instance.c.study_uid == study_uid, instance.c.study_uid != "")
 
 

@@ -21,7 +21,7 @@ def upgrade() -> None:
         sa.Column("open", sa.Boolean(), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("announced", sa.Text(), nullable=False),
-        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.Column("checked_at", sa.Double(), nullable=False),
     )
     op.create_index("ix_study_newest", "study", ["newest_id"])
     op.create_index("ix_study_state", "study", ["state", "newest_id"])
@@ -93,3 +93,4 @@ def upgrade() -> None:
         sa.UniqueConstraint("note_id", "sop_uid", name="uq_rejection"),
     )
     op.create_index("ix_rejection_sop", "rejection", ["sop_uid", "hidden"])
+    op.create_index("ix_commitment_item_sop", "commitment_item", ["sop_uid"])
