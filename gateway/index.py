@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from gateway.index_commitment import CommitmentAsked
 from gateway.index_commitment_out import CommitmentWanted
+from gateway.index_correction import Corrections
 from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
+from gateway.index_ledger import Ledger
 from gateway.index_probe import Probes
+from gateway.index_rejection import Rejections
 from gateway.index_report import Report
 from gateway.index_rows import (
     Accepted,
@@ -38,6 +41,18 @@ __all__ = [
 
 
 class Index(
-    Intake, Work, Forwarding, CommitmentAsked, CommitmentWanted, Exports, Search, Shredding, Probes, Report
+    Intake,
+    Work,
+    Forwarding,
+    CommitmentAsked,
+    CommitmentWanted,
+    Exports,
+    Search,
+    Shredding,
+    Probes,
+    Report,
+    Ledger,
+    Corrections,
+    Rejections,
 ):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""
