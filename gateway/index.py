@@ -7,6 +7,7 @@ OutOfResources or IntegrityError.
 
 from __future__ import annotations
 
+from gateway.index_certificate import Certified
 from gateway.index_commitment import CommitmentAsked
 from gateway.index_commitment_out import CommitmentWanted
 from gateway.index_correction import Corrections
@@ -51,6 +52,7 @@ class Index(
     Shredding,
     Probes,
     Report,
+    Certified,
     Ledger,
     Corrections,
     Rejections,

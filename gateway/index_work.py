@@ -141,15 +141,17 @@ class Work(Database):
             return fetch(conn, instance_id)
 
     def set_verified(self, instance_id: int, owner: str, facts: Mapping[str, Any] | None = None) -> InstanceRow:
-        """Another process rebuilt the received file from the candidate: -> VERIFIED. `facts` join the recorded ones."""
+        """Another process rebuilt the received file from the candidate: -> VERIFIED.
+
+        `facts` join the recorded ones, with the number of this event in the trail as `verified_seq`.
+        """
         with self.write() as conn:
             self._move(conn, instance_id, owner, State.VERIFIED)
             self._set(conn, instance_id, verified_at=self.now())
-            if facts:
-                merged = {**self._facts(conn, instance_id), **facts}
-                text = json.dumps(merged, sort_keys=True)
-                conn.execute(sa.update(proof).where(proof.c.instance_id == instance_id).values(facts=text))
-            self._note(conn, "verified", owner, instance_id, {})
+            seq = self._note(conn, "verified", owner, instance_id, {})
+            merged = {**self._facts(conn, instance_id), **(facts or {}), "verified_seq": seq}
+            text = json.dumps(merged, sort_keys=True)
+            conn.execute(sa.update(proof).where(proof.c.instance_id == instance_id).values(facts=text))
             return fetch(conn, instance_id)
 
     def set_archived(
@@ -291,6 +293,6 @@ class Work(Database):
 
     def _note(
         self, conn: Connection, event: str, actor: str, instance_id: int, detail: Detail, failed: bool = False
-    ) -> None:
+    ) -> int:
         outcome: audit.AuditOutcome = "failure" if failed else "success"
-        audit.append(conn, AuditEvent(event, actor, outcome, instance_id, detail=detail), self.now())
+        return audit.append(conn, AuditEvent(event, actor, outcome, instance_id, detail=detail), self.now())

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gateway import keyfile
 from gateway.blobs import sync_folder
 from gateway.errors import PalimpsestError, PolicyRefused, Unavailable
-from gateway.keystate import Backup, Key, RingState, dump, parse
+from gateway.keystate import SIGNING, Backup, Key, RingState, dump, parse
 from gateway.patientkeys import Tombstone
 
 _FORMAT = "palimpsest-keyring-backup"
@@ -162,13 +162,17 @@ def purge_file(path: Path, passphrase: str, ids: Collection[str]) -> tuple[str, 
 
 
 def public_document(state: RingState) -> bytes:
-    """JSON of the public signing keys (id, created, raw base64, PEM): all that is needed to check signatures."""
+    """JSON of the public signing keys (id, use, created, raw base64, PEM): all that is needed to check signatures.
+
+    use: 'sign' for the records in archived objects and tombstones, 'certify' for restore certificates.
+    """
     rows = []
-    for key in (key for key in state.keys if key.kind == "sign"):
+    for key in (key for key in state.keys if key.kind in SIGNING):
         public = Ed25519PublicKey.from_public_bytes(key.public)
         pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
         raw = base64.b64encode(key.public).decode("ascii")
-        rows.append({"id": key.id, "algorithm": "Ed25519", "created": key.created, "public": raw, "pem": pem})
+        named = {"id": key.id, "use": key.kind, "algorithm": "Ed25519", "created": key.created}
+        rows.append({**named, "public": raw, "pem": pem})
     return json.dumps({"format": "palimpsest-public-keys", "version": 1, "keys": rows}, indent=1).encode() + b"\n"
 
 

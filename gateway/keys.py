@@ -150,6 +150,11 @@ class KeyRing:
         self._note("verify", key_id)
         return self._find(key_id, "sign").public
 
+    def certify_keys(self) -> tuple[Key, ...]:
+        """The Ed25519 keys of restore certificates, oldest first; the last signs. Raises as `stego_key`."""
+        self._noted("certify", self._state().current("certify"))
+        return self._state().of_kind("certify")[::-1]
+
     def pseudonym_key(self) -> bytes:
         """32 bytes for new pseudonyms. After a rotation the same patient gets new pseudonyms."""
         return self._noted("pseudonym", self._state().current("pseudo", self._moment))[1]

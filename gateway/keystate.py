@@ -26,10 +26,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gateway.errors import NotFound, PolicyRefused, Unavailable
 
 #: kek wraps patient keys (and data keys), sign signs records, pseudo makes pseudonyms, token signs bearer tokens,
-#: stego finds and unwhitens what rides in pixels, pixel seals the bitmap where policy hides the exact pixels
-KINDS = ("kek", "sign", "pseudo", "token", "stego", "pixel")
-#: kinds that a ring of the first release does not have yet; they are added when it is opened for use
-LATER_KINDS = ("stego", "pixel")
+#: stego finds and unwhitens what rides in pixels, pixel seals the bitmap where policy hides the exact pixels,
+#: certify signs restore certificates
+KINDS = ("kek", "sign", "pseudo", "token", "stego", "pixel", "certify")
+#: kinds that a ring of an earlier release does not have yet; they are added when it is opened for use
+LATER_KINDS = ("stego", "pixel", "certify")
+#: kinds whose secret is an Ed25519 private key (RFC 8032)
+SIGNING = ("sign", "certify")
 KEY_BYTES = 32
 _FORMAT = "palimpsest-keyring"
 _VERSIONS = {1: ("keys", "backups"), 2: ("keys", "backups", "recipients", "seal")}
@@ -59,7 +62,7 @@ class Recipient(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One version of one key. `secret` (32 bytes; Ed25519 private key for kind 'sign') never shows in a repr."""
+    """One version of one key. `secret` (32 bytes; Ed25519 private key for SIGNING kinds) never shows in a repr."""
 
     id: str
     kind: str
@@ -72,7 +75,7 @@ class Key:
 
     @property
     def public(self) -> bytes:
-        """Raw 32-byte Ed25519 public key (kind 'sign' only)."""
+        """Raw 32-byte Ed25519 public key (SIGNING kinds only)."""
         private = Ed25519PrivateKey.from_private_bytes(self.secret)
         return private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 

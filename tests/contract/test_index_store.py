@@ -162,7 +162,10 @@ def test_the_walk_from_received_to_released(index: Index, clock: FakeClock) -> N
     assert (candidate.state, candidate.coder, candidate.payload_bytes) == (State.CANDIDATE, "dual", 512)
     assert index.wraps(row.id) == [{"kek": "kek-1"}]
     index.set_verified(row.id, "w", {"sha256": "00"})
-    assert index.facts(row.id) == {"a": 1, "sha256": "00"}
+    assert index.facts(row.id) == {"a": 1, "sha256": "00", "verified_seq": 3}
+    found = index.proven_instance(row.id)
+    assert (found.row, found.facts) == (index.get(row.id), index.facts(row.id))
+    assert found.entry is not None and found.entry.hash == audit.tail(index, 1)[0]["hash"]
     done = index.set_archived(row.id, "w", "aa/2.25.9.dcm", CODED.digest, 400, ["pacs", "vna"])
     assert (done.state, done.archived_size, done.lease_owner) == (State.ARCHIVED, 400, None)
     assert [f.destination for f in index.forwards(row.id)] == ["vna", "pacs"]

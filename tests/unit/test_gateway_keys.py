@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def secrets_of(ring: KeyRing) -> list[bytes]:
     first = [ring.kek_current()[1], ring.signing_key()[1], ring.pseudonym_key(), ring.token_key()[1]]
-    return [*first, ring.stego_key()[1], ring.pixel_key()[1]]
+    return [*first, ring.stego_key()[1], ring.pixel_key()[1], ring.certify_keys()[-1].secret]
 
 
 def test_the_first_start_makes_one_owner_only_key_of_each_kind(folder: Path) -> None:
@@ -40,9 +40,9 @@ def test_the_first_start_makes_one_owner_only_key_of_each_kind(folder: Path) -> 
         os.umask(old)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-    assert [row.id for row in ring.list()] == ["kek-1", "sign-1", "pseudo-1", "token-1", "stego-1", "pixel-1"]
+    assert [row.id for row in ring.list()] == [f"{kind}-1" for kind in KINDS]
     assert all(row.current and not row.backed_up for row in ring.list())
-    assert len({*secrets_of(ring)}) == 6 and all(len(secret) == 32 for secret in secrets_of(ring))
+    assert len({*secrets_of(ring)}) == len(KINDS) and all(len(secret) == 32 for secret in secrets_of(ring))
     assert secrets_of(KeyRing.load_or_create(folder)) == secrets_of(ring)
 
 

@@ -165,9 +165,13 @@ def test_exported_keys_are_public_only(ring: KeyRing, tmp_path: Path) -> None:
     ring.export_public(tmp_path / "public.json")
     text = (tmp_path / "public.json").read_text()
     rows = json.loads(text)["keys"]
-    assert [row["id"] for row in rows] == ["sign-1", "sign-2"]
+    assert [(row["id"], row["use"]) for row in rows] == [
+        ("sign-1", "sign"), ("certify-1", "certify"), ("sign-2", "sign")
+    ]  # fmt: skip
+    certify = {key.id: key.public for key in ring.certify_keys()}
     for row in rows:
         public = load_pem_public_key(row["pem"].encode())
-        assert public.public_bytes_raw() == ring.find_verify_key(row["id"])  # type: ignore[union-attr]
+        known = certify[row["id"]] if row["use"] == "certify" else ring.find_verify_key(row["id"])
+        assert public.public_bytes_raw() == known  # type: ignore[union-attr]
     for key in json.loads((ring.folder / keyfile.RING_FILE).read_text())["keys"]:
         assert key["secret"] not in text

@@ -97,10 +97,11 @@ def read_backup(data: bytes, passphrase: str) -> Keys:
 
 
 def read_public(data: bytes) -> dict[str, bytes]:
-    """Public signing keys by id, from the file of `palimpsest keys export-public`. Raises Refused."""
+    """Public keys of signed records by id, from the file of `palimpsest keys export-public`. Raises Refused."""
     try:
-        return {each["id"]: base64.b64decode(each["public"]) for each in json.loads(data)["keys"]}
-    except (ValueError, KeyError, TypeError):
+        rows = [each for each in json.loads(data)["keys"] if each.get("use", "sign") == "sign"]
+        return {each["id"]: base64.b64decode(each["public"]) for each in rows}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Refused("no file of public keys") from None
 
 
