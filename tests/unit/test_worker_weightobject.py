@@ -52,7 +52,7 @@ def envelope(*ids: bytes, stack: bytes = b"") -> bytes:
     blobs.append(write_header(Header(FORMAT, LevelTable(0, 9), "raw", 0, None)) + bytes(12))
     sections = {SectionType.FRAMES: box.pack_frames(blobs)}
     if stack:
-        sections[SectionType.STACK] = b"\x53\x01" + stack + bytes(20)
+        sections[SectionType.STACK] = box.pack_frames([b"", b"\x53\x01" + stack + bytes(20)])
     return build_envelope(box.build(sections), Source("0" * 64, "", "", "", ""), "", bytes(32))
 
 
