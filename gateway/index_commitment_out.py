@@ -80,7 +80,7 @@ class CommitmentWanted(Database):
             conn.execute(
                 sa.update(forward)
                 .where(forward.c.id.in_([row.id for row in rows]))
-                .values(commit_due_at=now + answer_seconds, commit_attempts=forward.c.commit_attempts + 1)
+                .values(commit_due_at=now + answer_seconds, commit_attempts=forward.c.commit_attempts + 1, reason=None)
             )
             detail: Detail = {"destination": destination, "count": len(rows)}
             audit.append(conn, AuditEvent("commitment-wanted", "forwarder", detail=detail), now)
