@@ -42,11 +42,8 @@ class CountsCollector:
         yield _family("palimpsest_forms", "Archive objects by form.", "form", counts.by_form)
         yield _family("palimpsest_passthrough", "Passthrough by reason.", "reason", counts.passthrough_by_reason)
         yield _family("palimpsest_queue_depth", "Messages waiting, by queue.", "queue", self._depths())
-        forwards = GaugeMetricFamily("palimpsest_forwards", "Forwards.", labels=["destination", "state"])
-        for destination, states in counts.forwards.items():
-            for state, count in states.items():
-                forwards.add_metric([destination, state], count)
-        yield forwards
+        yield _nested("palimpsest_forwards", "Forwards.", "destination", counts.forwards)
+        yield _nested("palimpsest_commitments", "Storage commitment transactions.", "role", counts.commitments)
         for name in (
             "bytes_in",
             "bytes_archived",
@@ -66,6 +63,14 @@ def exposition(counts: Callable[[], Counts], depths: Callable[[], Mapping[str, i
     registry = CollectorRegistry()
     registry.register(CountsCollector(counts, depths))
     return generate_latest(REGISTRY) + generate_latest(registry)
+
+
+def _nested(name: str, text: str, label: str, values: Mapping[str, Mapping[str, int]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=[label, "state"])
+    for outer, states in values.items():
+        for state, count in states.items():
+            family.add_metric([outer, state], count)
+    return family
 
 
 def _family(name: str, text: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:

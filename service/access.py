@@ -84,6 +84,8 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/api/destinations"): _WATCH,
     ("GET", "/api/forwards"): _WATCH,
     ("POST", "/api/forwards/replay"): _RUN,
+    ("GET", "/api/commitments"): _WATCH,
+    ("POST", "/api/commitments/replay"): _RUN,
     ("GET", "/api/audit"): _AUDIT,
     ("GET", "/api/audit/verify"): _AUDIT,
     ("GET", "/metrics"): _WATCH,

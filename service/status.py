@@ -17,7 +17,7 @@ from gateway import audit
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
 from gateway.index_rows import InstanceRow
-from gateway.instance import ForwardState
+from gateway.instance import CommitmentState, ForwardState
 from gateway.metrics import exposition
 from gateway.uids import parse_sop_instance
 from service.access import RouteSpec, principal_of
@@ -110,13 +110,34 @@ async def destinations(request: Request) -> Response:
 
 
 async def forwards(request: Request) -> Response:
-    """GET /api/forwards?state=WAITING|SENT|DEAD: dead letters unless another state is asked for."""
+    """GET /api/forwards?state=WAITING|SENT|COMMITTED|DEAD: dead letters unless another state is asked for."""
     wanted = request.query_params.get("state", ForwardState.DEAD.value).upper()
     if wanted not in list(ForwardState):
         raise HttpProblem(400, "bad-state", f"state is one of {', '.join(ForwardState)}.")
     gateway: Gateway = request.app.state.gateway
     rows = await run_in_threadpool(lambda: gateway.index.forwards(state=ForwardState(wanted), limit=1000))
     return JSONResponse({"forwards": [asdict(row) for row in rows]})
+
+
+async def commitments(request: Request) -> Response:
+    """GET /api/commitments?state=...: storage commitment transactions in both roles, newest first."""
+    wanted = request.query_params.get("state", "").upper()
+    if wanted and wanted not in list(CommitmentState):
+        raise HttpProblem(400, "bad-state", f"state is one of {', '.join(CommitmentState)}.")
+    gateway: Gateway = request.app.state.gateway
+    state = CommitmentState(wanted) if wanted else None
+    rows = await run_in_threadpool(lambda: gateway.index.commitments(state, limit=1000))
+    return JSONResponse({"commitments": [asdict(row) for row in rows]})
+
+
+async def commitments_replay(request: Request) -> Response:
+    """POST /api/commitments/replay {"id": ...}: the requester is told the answer (again)."""
+    number = row_number((await _body(request)).get("id"))
+    if number is None:
+        raise HttpProblem(400, "bad-id", "Name the transaction by its id.")
+    gateway: Gateway = request.app.state.gateway
+    row = await run_in_threadpool(gateway.index.commitment_replay, number, principal_of(request).subject)
+    return JSONResponse({"commitments": [asdict(row)]})
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -255,6 +276,8 @@ ROUTES: tuple[RouteSpec, ...] = (
     ("GET", "/api/destinations", destinations),
     ("GET", "/api/forwards", forwards),
     ("POST", "/api/forwards/replay", forwards_replay),
+    ("GET", "/api/commitments", commitments),
+    ("POST", "/api/commitments/replay", commitments_replay),
     ("GET", "/api/audit", audit_export),
     ("GET", "/api/audit/verify", audit_verify),
     ("GET", "/metrics", metrics),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE, _config, build_role, evt
@@ -19,10 +20,12 @@ from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.instance import CommitmentState, Form
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
+from gateway.tokens import mint_token
 from service import listener_commitment_tell
+from service.api import create_app
 from service.listener import Listener
 from tests.fakes import CT, part10, take_in
-from tests.running import until
+from tests.running import Rig, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -128,17 +131,24 @@ def wish(*uids: str, transaction: str | None = None, sop_class: str = CT) -> Dat
     return dataset
 
 
-def associate(listener: Listener, *, calling: str = MODALITY, handlers: Any = (), roles: Any = ()) -> Any:
+def associate(listener: Listener | int, *, calling: str = MODALITY, handlers: Any = (), roles: Any = ()) -> Any:
     entity = AE(ae_title=calling)
     entity.dimse_timeout = 20
     entity.add_requested_context(PUSH_MODEL)
-    assoc = entity.associate("127.0.0.1", listener.port, ext_neg=list(roles), evt_handlers=list(handlers))
+    port = listener if isinstance(listener, int) else listener.port
+    assert port is not None
+    assoc = entity.associate("127.0.0.1", port, ext_neg=list(roles), evt_handlers=list(handlers))
     assert assoc.is_established
     return assoc
 
 
 def ask(
-    listener: Listener, dataset: Dataset | None, *, calling: str = MODALITY, action: int = 1, instance: str = WELL_KNOWN
+    listener: Listener | int,
+    dataset: Dataset | None,
+    *,
+    calling: str = MODALITY,
+    action: int = 1,
+    instance: str = WELL_KNOWN,
 ) -> Any:
     """N-ACTION on an association that is released at once; the status."""
     assoc = associate(listener, calling=calling)
@@ -338,5 +348,39 @@ def test_a_requester_that_is_away_is_told_later_and_at_last_an_alert_says_so(
     assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.DEAD)
     assert until(lambda: [alert.kind for alert in gateway.index.alerts()] == ["commitment-untold"])
     requester.status = 0x0000
-    gateway.index.commitment_replay(gateway.index.commitments()[0].id, "admin")
+    admin = {"Authorization": f"Bearer {mint_token(gateway, 'admin', 'someone')}"}
+    with TestClient(create_app(gateway)) as web:
+        [shown] = web.get("/api/commitments?state=dead", headers=admin).json()["commitments"]
+        said = (shown["role"], shown["peer"], shown["items"], shown["failed"], shown["reason"])
+        assert said == ("scp", MODALITY, 1, 0, "requester-status-0110")
+        assert web.get("/api/commitments?state=lost", headers=admin).status_code == 400
+        assert web.post("/api/commitments/replay", json={"id": 404}, headers=admin).status_code == 404
+        assert web.post("/api/commitments/replay", json={}, headers=admin).status_code == 400
+        assert 'palimpsest_commitments{role="scp",state="DEAD"} 1.0' in web.get("/metrics", headers=admin).text
+        assert web.post("/api/commitments/replay", json={"id": shown["id"]}, headers=admin).status_code == 200
     assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+
+
+def test_a_process_that_is_killed_between_request_and_answer_loses_nothing(
+    tmp_path: Path, requester: Requester
+) -> None:
+    node = Destination(name="modality", port=requester.port, ae_title=MODALITY, forward=False)
+    with Rig(tmp_path / "home", destinations=(node,), lease_seconds=2.0) as rig:
+        rig.start("listener")
+        rig.wait("listener", rig.listens)
+        row = take_in(rig.gw, part10()).row
+        wanted = wish(row.sop_uid)
+        assoc = associate(rig.settings.dicom_port)  # stays open, so that the lease is held
+        status, _ = assoc.send_n_action(wanted, 1, PUSH_MODEL, WELL_KNOWN)
+        assert status.Status == 0x0000
+        [transaction] = rig.gw.index.commitments()
+        assert transaction.state is CommitmentState.WAITING and transaction.lease_owner is not None
+        process = rig.children["listener"].process
+        rig.kill9("listener")
+        assert process is not None and process.wait(20) == -9
+        archive(rig.gw, row=row)
+        rig.wait("the answer", lambda: bool(requester.reports))
+        assert requester.reports[0][0] == 1 and kept(requester.reports[0]) == {row.sop_uid}
+        assert requester.reports[0][1].TransactionUID == wanted.TransactionUID
+        rig.wait("its receipt", lambda: rig.gw.index.commitments()[0].state is CommitmentState.REPORTED)
+        assert len(requester.reports) == 1
