@@ -1,4 +1,4 @@
-"""DICOM JSON (PS3.18 F) as the Native DICOM Model in XML (PS3.19 A.1), one part for each instance."""
+"""DICOM JSON (PS3.18 F) as the Native DICOM Model in XML (PS3.19 A.1), one part for each instance; and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydicom.datadict import keyword_for_tag
 from service.media import XML
 from service.multipart import close_delimiter, frame_part
 
-__all__ = ["native_model", "xml_parts"]
+__all__ = ["from_native_model", "native_model", "xml_parts"]
 
 NAMESPACE = "http://dicom.nema.org/PS3.19/models/NativeDICOM"
 NAME_GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
@@ -83,3 +83,70 @@ def _name(node: ElementTree.Element, groups: Mapping[str, str]) -> None:
 def _text(value: object) -> str:
     """Text without what XML 1.0 cannot hold."""
     return "".join(char for char in str(value) if char >= " " and char not in "\ufffe\uffff" or char in "\t\n\r")
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    """Refuses a document type declaration, and with it every entity."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Raises ValueError."""
+        raise ValueError("a document type declaration")
+
+
+def from_native_model(text: bytes) -> dict[str, Any]:
+    """DICOM JSON of one document. Raises ValueError for what is no Native DICOM Model."""
+    try:
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype()))
+    except ElementTree.ParseError:
+        raise ValueError("not well-formed") from None
+    if _local(root) != "NativeDicomModel":
+        raise ValueError("not a Native DICOM Model")
+    return _dataset(root)
+
+
+def _local(node: ElementTree.Element) -> str:
+    return str(node.tag).rpartition("}")[2]
+
+
+def _dataset(parent: ElementTree.Element) -> dict[str, Any]:
+    return {
+        node.get("tag", "").upper(): _element(node, node.get("vr", "UN"))
+        for node in parent
+        if _local(node) == "DicomAttribute"
+    }
+
+
+def _element(node: ElementTree.Element, vr: str) -> dict[str, Any]:
+    element: dict[str, Any] = {"vr": vr}
+    values: list[tuple[int, Any]] = []
+    for child in node:
+        name, number = _local(child), int(child.get("number") or 1)
+        if name == "BulkData":
+            element["BulkDataURI"] = child.get("uri") or child.get("uuid") or ""
+        elif name == "InlineBinary":
+            element["InlineBinary"] = "".join((child.text or "").split())
+        elif name == "Item":
+            values.append((number, _dataset(child)))
+        elif name == "PersonName":
+            values.append((number, _person(child)))
+        elif name == "Value":
+            values.append((number, _scalar(vr, child.text or "")))
+    if values:
+        element["Value"] = [value for _, value in sorted(values, key=lambda pair: pair[0])]
+    return element
+
+
+def _person(node: ElementTree.Element) -> dict[str, str]:
+    name = {}
+    for group in node:
+        parts = {_local(part): part.text or "" for part in group}
+        name[_local(group)] = "^".join(parts.get(part, "") for part in NAME_PARTS).rstrip("^")
+    return name
+
+
+def _scalar(vr: str, text: str) -> Any:
+    if vr in ("DS", "FD", "FL"):
+        return float(text) if text.strip() else None
+    if vr in ("IS", "SL", "SS", "SV", "UL", "US", "UV"):
+        return int(text) if text.strip() else None
+    return text

@@ -7,50 +7,28 @@ for an instance means what it means for C-STORE, because both doors call `gatewa
 from __future__ import annotations
 
 import asyncio
-import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO
 
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from gateway.accept import accept_instance
-from gateway.blobs import storage_errors
 from gateway.bootstrap import Gateway
-from gateway.errors import InvalidInstance, PalimpsestError
-from gateway.part10 import Peek, peek
+from gateway.errors import InvalidInstance
 from gateway.uids import UID, parse_uid
 from service.access import RouteSpec, principal_of
-from service.media import DICOM, accepts
+from service.media import DICOM, JSON, XML, accepts
 from service.multipart import MultipartError, PartBegin, PartData, PartEnd, RelatedParser, parse_media_type
 from service.problems import HttpProblem
-from service.stow_answer import DICOM_JSON, Outcome, answer, instance_url
-from service.trail import refused
+from service.stow_answer import Outcome, answer, instance_url
+from service.stow_metadata import METADATA, MetadataRequest
+from service.stow_part import SpooledPart, judge
 
 __all__ = ["ROUTES", "StoreRequest"]
 
 #: Bytes gathered before a thread takes them: one hop a mebibyte instead of one per network read.
 BATCH_BYTES = 1 << 20
-SPACE_CHECK_BYTES = 16 << 20
-MEDIUM_PRIORITY = 5
-UNEXPECTED_FAILURE = 0x0110  # PS3.7 C.5.11: processing failure
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Part:
-    """A part under way. Without a file only when none could be made; then `error` says why."""
-
-    path: Path | None = None
-    file: BinaryIO | None = None
-    size: int = 0
-    next_check: int = 0
-    error: PalimpsestError | None = None
 
 
 @dataclass
@@ -62,21 +40,23 @@ class StoreRequest:
     study: UID | None
     parser: RelatedParser | None  # None: the body is one bare instance
     outcomes: list[Outcome] = field(default_factory=list)
-    _part: _Part | None = None
+    _part: SpooledPart | None = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body; raises MultipartError."""
         if self.parser is None:
             if self._part is None:
                 self._begin(PartBegin({"content-type": DICOM}))
-            self._write(data)
+            assert self._part is not None
+            self._part.write(data)
             return
         for event in self.parser.feed(data):
             match event:
                 case PartBegin():
                     self._begin(event)
                 case PartData(run):
-                    self._write(run)
+                    assert self._part is not None
+                    self._part.write(run)
                 case PartEnd():
                     self._end()
 
@@ -90,118 +70,51 @@ class StoreRequest:
     def abandon(self) -> None:
         """Remove the file of a part that never came to its end. Safe to call at any time."""
         part, self._part = self._part, None
-        if part is None:
-            return
-        if part.file is not None:
-            part.file.close()
-        if part.path is not None:
-            part.path.unlink(missing_ok=True)
+        if part is not None:
+            part.discard()
 
     def _begin(self, event: PartBegin) -> None:
-        part = self._part = _Part()
-        try:
-            part.path = self.gateway.spool.incoming()
-            with storage_errors():
-                part.file = part.path.open("wb", buffering=0)
-            if parse_media_type(event.headers.get("content-type", DICOM)).essence != DICOM:
-                raise InvalidInstance("part-media-type", "A part is not application/dicom.")
-        except PalimpsestError as error:
-            part.error = error
-
-    def _write(self, data: bytes) -> None:
-        part = self._part
-        assert part is not None
-        part.size += len(data)
-        if part.error is not None or part.file is None:
-            return
-        try:
-            self._append(part, part.file, data)
-        except PalimpsestError as error:
-            part.error = error
-            with suppress(OSError):  # only to free the space early: the file is removed in any case
-                part.file.truncate(0)
-
-    def _append(self, part: _Part, file: BinaryIO, data: bytes) -> None:
-        self.gateway.spool.check_size(part.size)
-        if part.size >= part.next_check:
-            self.gateway.spool.check_space()
-            part.next_check = part.size + SPACE_CHECK_BYTES
-        with storage_errors(), memoryview(data) as view:
-            written = 0
-            while written < len(data):  # unbuffered: one write(2) may take less than it was given
-                written += file.write(view[written:])
+        part = self._part = SpooledPart(self.gateway)
+        if parse_media_type(event.headers.get("content-type", DICOM)).essence != DICOM:
+            part.error = part.error or InvalidInstance("part-media-type", "A part is not application/dicom.")
 
     def _end(self) -> None:
         part = self._part
         assert part is not None
         try:
-            if part.file is not None:
-                part.file.close()
-            self.outcomes.append(self._judge(part))
+            part.close()
+            self.outcomes.append(judge(self.gateway, part, actor=self.actor, study=self.study))
         finally:
             self.abandon()
 
-    def _judge(self, part: _Part) -> Outcome:
-        seen: Peek | None = None
-        try:
-            if part.error is not None or part.path is None:
-                assert part.error is not None
-                refused(self.gateway, part.error, actor=self.actor, source="stow")
-                raise part.error
-            seen = _seen(part.path)
-            accept_instance(
-                self.gateway,
-                part.path,
-                source="stow",
-                calling_ae=self.actor,
-                priority=MEDIUM_PRIORITY,
-                expected_study=self.study,
-            )
-        except PalimpsestError as error:
-            log.warning("instance refused", extra={"reason": error.reason, "source": "stow"})
-            status = 413 if error.reason == "object-too-large" else error.http_status
-            return _outcome(seen, error.dimse_status, status, error.reason)
-        except OSError as error:
-            log.error("unexpected error in STOW", extra={"reason": type(error).__name__})
-            return _outcome(seen, UNEXPECTED_FAILURE, 500, "internal-error")
-        return _outcome(seen)
 
-
-def _seen(path: Path) -> Peek | None:
-    """The UIDs that the answer names the instance by; what is wrong with the file `accept_instance` says."""
-    try:
-        return peek(path)
-    except PalimpsestError:
-        return None
-
-
-def _outcome(seen: Peek | None, failure: int = 0, status: int = 200, reason: str = "") -> Outcome:
-    if seen is None:
-        return Outcome(failure, status, reason)
-    return Outcome(
-        failure, status, reason, seen.sop_class_uid, seen.sop_instance_uid, seen.study_uid or "", seen.series_uid or ""
-    )
-
-
-def _parser_for(request: Request) -> RelatedParser | None:
+def _job_for(request: Request) -> StoreRequest | MetadataRequest:
+    """What takes this body. Raises HttpProblem 415, MultipartError, BadUID."""
+    study = request.path_params.get("study")
+    expected = parse_uid(study, "study-uid") if study else None
+    gateway, actor = request.app.state.gateway, principal_of(request).subject
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise HttpProblem(415, "content-encoding", "Send the body without a content encoding.")
     media = parse_media_type(request.headers.get("content-type", ""))
     if media.essence == DICOM:
-        return None
-    if media.essence != "multipart/related" or media.parameters.get("type", DICOM).lower() != DICOM:
-        raise HttpProblem(415, "unsupported-media-type", 'Send multipart/related; type="application/dicom".')
-    return RelatedParser(media.parameters.get("boundary", ""))
+        return StoreRequest(gateway, actor, expected, None)
+    kind = media.parameters.get("type", DICOM).lower()
+    if media.essence != "multipart/related" or kind not in (DICOM, *METADATA):
+        raise HttpProblem(
+            415,
+            "unsupported-media-type",
+            f'Send multipart/related; type="{DICOM}", type="{JSON}" or type="{XML}".',
+        )
+    parser = RelatedParser(media.parameters.get("boundary", ""))
+    if kind == DICOM:
+        return StoreRequest(gateway, actor, expected, parser)
+    return MetadataRequest(gateway, actor, expected, parser)
 
 
 async def store(request: Request) -> Response:
     """POST /dicomweb/studies and /dicomweb/studies/{study}."""
-    accepts(request.headers.get("accept"), DICOM_JSON, "application/json")
-    study = request.path_params.get("study")
-    job = StoreRequest(
-        request.app.state.gateway,
-        principal_of(request).subject,
-        parse_uid(study, "study-uid") if study else None,
-        _parser_for(request),
-    )
+    media = accepts(request.headers.get("accept"), JSON, "application/json", XML)
+    job = _job_for(request)
     try:
         await _receive(request, job)
     except MultipartError as error:
@@ -214,10 +127,10 @@ async def store(request: Request) -> Response:
     if not job.outcomes:
         raise HttpProblem(400, "no-instances", "The request holds no instance.")
     base = str(request.base_url).rstrip("/")
-    return answer(job.outcomes, lambda *uids: instance_url(base, *uids))
+    return answer(job.outcomes, lambda *uids: instance_url(base, *uids), media)
 
 
-async def _receive(request: Request, job: StoreRequest) -> None:
+async def _receive(request: Request, job: StoreRequest | MetadataRequest) -> None:
     """Feed the body to `job` in batches, in worker threads; the idle timeout is on each read, never on the whole."""
     idle = job.gateway.settings.network_timeout_seconds
     chunks = aiter(request.stream())

@@ -8,6 +8,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
+from service.dicomxml import native_model
+from service.media import XML
 from service.problems import problem_response
 
 __all__ = ["DICOM_JSON", "Outcome", "answer", "instance_url"]
@@ -31,9 +33,9 @@ class Outcome:
     series: str = ""
 
 
-def answer(outcomes: list[Outcome], url: Callable[..., str]) -> Response:
-    """The Store Instances response (PS3.18 10.5.3): 200 all stored, 202 some, 409 none; 413 or 507 when that was the
-    one reason.
+def answer(outcomes: list[Outcome], url: Callable[..., str], media: str = DICOM_JSON) -> Response:
+    """The Store Instances response (PS3.18 10.5.3), in DICOM JSON, or XML where that is `media`: 200 all stored, 202
+    some, 409 none; 413 or 507 when that was the one reason.
     """
     failed = [outcome for outcome in outcomes if outcome.failure]
     if failed and len(failed) == len(outcomes):
@@ -42,7 +44,10 @@ def answer(outcomes: list[Outcome], url: Callable[..., str]) -> Response:
             headers = {"Retry-After": "60"} if status != 413 else None
             return problem_response(status, failed[0].reason, "No instance was stored.", headers=headers)
     status = 200 if not failed else 202 if len(failed) < len(outcomes) else 409
-    return JSONResponse(_body(outcomes, url), status, media_type=DICOM_JSON)
+    body = _body(outcomes, url)
+    if media == XML:
+        return Response(native_model(body), status, media_type=XML)
+    return JSONResponse(body, status, media_type=media)
 
 
 def _body(outcomes: list[Outcome], url: Callable[..., str]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ def test_store_refusals(web: TestClient, gateway: Gateway) -> None:
         return answer.status_code, answer.json()["reason"]
 
     assert post(b"{}", "application/dicom+json") == (415, "unsupported-media-type")
-    assert post(b"", 'multipart/related; type="application/dicom+json"; boundary=B')[0] == 415
+    assert post(b"", 'multipart/related; type="text/html"; boundary=B')[0] == 415
     assert post(related(instance()), 'multipart/related; type="application/dicom"') == (400, "multipart-bad-boundary")
     assert post(b"", RELATED) == (400, "multipart-truncated")
     assert post(b"--B--\r\n", RELATED) == (400, "no-instances")
