@@ -34,6 +34,7 @@ SCRIPT = re.compile(r"app\.bundle\.[0-9a-f]{16}\.js")
 STYLE = "app.bundle.css"
 #: How the distribution names the path that it is served under (webpack's public path), and what stands there instead.
 OWN_PATH, OUR_PATH = b'__webpack_require__.p = "/";', f'__webpack_require__.p = "{ROOT}";'.encode()
+OWN_URL, OUR_URL = re.compile(rb"url\((['\"]?)/(?=[A-Za-z0-9])"), rb"url(\1" + ROOT.encode()
 PACKED = (".js", ".css", ".wasm", ".svg")
 MAX_FILE_BYTES = 64 << 20
 MAX_FILES = 1000
@@ -106,6 +107,8 @@ def _kept(archive: Path) -> Iterator[tuple[str, bytes]]:
 def _put(folder: Path, name: str, data: bytes) -> tuple[str, bool]:
     if name.endswith(".js"):
         data = data.replace(OWN_PATH, OUR_PATH)
+    elif name.endswith(".css"):
+        data = OWN_URL.sub(OUR_URL, data)
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)

@@ -28,17 +28,22 @@ __all__ = ["ROUTES"]
 
 LOGIN: Final = ROOT + "login"
 CONFIG: Final = "app-config.js"
-#: Scripts and workers of ours, WebAssembly, pictures and workers made in the page; no eval, no other host. The styles
-#: that OHIF's parts write into the page need 'unsafe-inline'. Isolated (COOP, COEP), so that its workers share memory.
-HEADERS: Final = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; style-src 'self' "
-        "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
-        "media-src 'self' blob:; object-src blob:; frame-src blob:; manifest-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Embedder-Policy": "require-corp",
-}
+#: Of the page: scripts and workers of ours, WebAssembly, pictures and workers made in the page; no eval, no other host.
+#: The styles that OHIF's parts write into the page need 'unsafe-inline'.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; style-src 'self' "
+    "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; "
+    "media-src 'self' blob:; object-src blob:; frame-src blob:; manifest-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+#: Of the files, which counts where one is a worker: the decoders (Emscripten) make functions from text, so eval is
+#: allowed there, where there is no page, no cookie and no other host.
+WORKER_POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval' 'unsafe-eval'; worker-src 'self' blob:; "
+    "connect-src 'self' blob: data:; frame-ancestors 'none'"
+)
+#: Isolated, with the COOP that every answer has, so that workers may share memory with the page (HTML 7.1.4).
+EMBEDDER: Final = {"Cross-Origin-Embedder-Policy": "require-corp"}
 TYPES: Final = {
     ".js": "text/javascript",
     ".css": "text/css",
@@ -132,7 +137,7 @@ async def serve(request: Request) -> Response:
         return response
     if name == CONFIG:
         return Response(
-            template_text(CONFIG), media_type=TYPES[".js"], headers={**HEADERS, "Cache-Control": "no-cache"}
+            template_text(CONFIG), media_type=TYPES[".js"], headers={**EMBEDDER, "Cache-Control": "no-cache"}
         )
     if name in viewer.files:
         return _file(request, name, viewer.files[name])
@@ -158,14 +163,15 @@ async def _page(request: Request, viewer: Installed) -> Response:
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", SEE_OTHER)
     page = page_of(request, "viewer.html", root=ROOT, script=viewer.script, style=viewer.style)
-    page.headers.update(HEADERS)
+    page.headers.update({**EMBEDDER, "Content-Security-Policy": POLICY})
     return page
 
 
 def _file(request: Request, name: str, file: StoredFile) -> Response:
     tag = f'"{file.sha256[:32]}"'
     keep = "public, max-age=31536000, immutable" if _HASHED.fullmatch(name) else "no-cache"
-    headers = {**HEADERS, "ETag": tag, "Cache-Control": keep, "Vary": "Accept-Encoding"}
+    headers = {**EMBEDDER, "ETag": tag, "Cache-Control": keep, "Vary": "Accept-Encoding"}
+    headers["Content-Security-Policy"] = WORKER_POLICY
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     path = file.path
