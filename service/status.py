@@ -25,7 +25,7 @@ from service.overview import destinations as overview_of_destinations
 from service.overview import overview, queue_depths
 from service.problems import HttpProblem
 
-__all__ = ["ROUTES", "replay_failures", "replay_forwards", "row_number"]
+__all__ = ["ROUTES", "json_body", "replay_failures", "replay_forwards", "row_number"]
 
 MAX_BODY = 4096
 #: What of a row leaves the service: how far it came and what it weighs; nothing of the patient.
@@ -65,7 +65,7 @@ def _instances(gateway: Gateway, query: dict[str, str]) -> dict[str, Any]:
 
 async def choose(request: Request) -> Response:
     """POST /api/instances/choose {"id": ...}: of several versions in conflict, this one is served from now on."""
-    number = row_number((await _body(request)).get("id"))
+    number = row_number((await json_body(request)).get("id"))
     if number is None:
         raise HttpProblem(400, "bad-id", "Name the version by its id.")
     gateway: Gateway = request.app.state.gateway
@@ -132,7 +132,7 @@ async def commitments(request: Request) -> Response:
 
 async def commitments_replay(request: Request) -> Response:
     """POST /api/commitments/replay {"id": ...}: the requester is told the answer (again)."""
-    number = row_number((await _body(request)).get("id"))
+    number = row_number((await json_body(request)).get("id"))
     if number is None:
         raise HttpProblem(400, "bad-id", "Name the transaction by its id.")
     gateway: Gateway = request.app.state.gateway
@@ -140,7 +140,8 @@ async def commitments_replay(request: Request) -> Response:
     return JSONResponse({"commitments": [asdict(row)]})
 
 
-async def _body(request: Request) -> dict[str, Any]:
+async def json_body(request: Request) -> dict[str, Any]:
+    """A small JSON object. Raises HttpProblem 413, 400."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -159,7 +160,7 @@ async def failures_replay(request: Request) -> Response:
     """POST /api/failures/replay {"reason": ...} or {"id": ...}: the instances are worked on again, attempts counted
     anew.
     """
-    body = await _body(request)
+    body = await json_body(request)
     actor = principal_of(request).subject
     count = await run_in_threadpool(
         replay_failures, request.app.state.gateway, actor, reason=body.get("reason"), instance_id=body.get("id")
@@ -185,7 +186,7 @@ async def forwards_replay(request: Request) -> Response:
     """POST /api/forwards/replay: dead letters are sent again. {"forward": id}, {"forwards": [id, ...]}, {"destination":
     name} and/or {"reason": word}, or {"all": true}.
     """
-    body = await _body(request)
+    body = await json_body(request)
     actor = principal_of(request).subject
     count = await run_in_threadpool(_replay_asked, request.app.state.gateway, actor, body)
     return JSONResponse({"replayed": count})
