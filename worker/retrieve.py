@@ -19,12 +19,12 @@ from gateway.audit import AuditEvent
 from gateway.blobs import file_digest
 from gateway.bootstrap import Gateway
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError, Unavailable
+from gateway.hotcache import TRANSCODED, Cache, CacheEntry, cache_key, cache_of
 from gateway.index import InstanceRow
 from gateway.instance import Form
 from gateway.keyuse import used_keys
 from gateway.part10 import read_meta
 from gateway.rendering import Rendering
-from worker.cache import Cache, CacheEntry, request_key
 from worker.indexing import metadata_of
 from worker.render import render, render_image
 from worker.restore import OpenGroup, Write, exact_image, rebuild
@@ -32,9 +32,6 @@ from worker.transcode import write_transcoded
 
 __all__ = ["original_bytes", "retrieve", "retrieve_failure", "write_original"]
 
-RENDERER = "render/1"  # part of the key of rendered frames: a new way of drawing is another request
-TRANSCODER = "transcode/1"  # the same of transcoded objects
-TRANSCODED = "transcoded:"
 COPIED_BYTES = 1 << 20
 
 
@@ -48,8 +45,7 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     syntax = kind.removeprefix(TRANSCODED) if kind.startswith(TRANSCODED) else ""
     how = Rendering.parse(kind) if not syntax and kind not in ("original", "metadata") else None
     row = gw.index.get(instance_id)
-    key = request_key(kind, row.digest, RENDERER if how else TRANSCODER if syntax else "")
-    cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
+    key, cache = cache_key(row.digest, kind), cache_of(gw.settings)
     with cache.locked(key):
         entry = cache.find(key)
     if entry is not None:

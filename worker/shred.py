@@ -24,19 +24,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, NotFound, PolicyRefused
+from gateway.hotcache import cache_of
 from gateway.index import InstanceRow, Subject
 from gateway.instance import UNFINISHED, Form, State
 from gateway.keys import KeyRing
 from gateway.pseudonym import pseudonym_text, pseudonym_uid
-from worker.cache import Cache, request_key
 from worker.sealing import patient_label
 
 __all__ = ["Patient", "ShredReport", "find_patient", "shred", "verify_statement"]
 
 _SIGNED = b"palimpsest/tombstone/v1\x00"
 _STATEMENT = "palimpsest-tombstone"
-#: what is kept of an instance under names of files that a row's digest leads to; rendered frames are pixels
-_CACHED = ("original", "metadata")
 
 
 @dataclass(frozen=True)
@@ -186,8 +184,7 @@ def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
 
 
 def _drop_cached(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
-    cache = Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes)
+    cache = cache_of(gw.settings)
     for row in rows:
         if row.shredded_at is None:
-            for kind in _CACHED:
-                cache.drop(request_key(kind, row.digest, ""))
+            cache.drop_instance(row.digest)

@@ -22,13 +22,13 @@ from gateway.accept import adopt_orphan
 from gateway.audit import write_head
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError, Unavailable
+from gateway.hotcache import cache_of
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
 from gateway.instance import State
 from gateway.jobs import flush_outbox
 from gateway.keyfile import erase
 from gateway.log import configure_logging
 from gateway.settings import load_settings
-from worker.cache import Cache
 
 __all__ = ["DUTIES", "main", "sweep_once"]
 
@@ -168,7 +168,7 @@ def clean_candidates(gw: Gateway) -> int:
 
 def prune_cache(gw: Gateway) -> int:
     """Keep the cache under its bound; returns bytes freed."""
-    return Cache(gw.settings.cache_dir, gw.settings.cache_max_bytes).prune()
+    return cache_of(gw.settings).prune()
 
 
 def keep_audit_head(gw: Gateway) -> int:

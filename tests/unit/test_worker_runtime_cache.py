@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cache import Cache, request_key
+from gateway.hotcache import HOT_KIND, Cache, cache_key
 
 
 @pytest.fixture
@@ -20,24 +20,24 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def test_what_was_stored_is_found_under_its_digest(cache: Cache, tmp_path: Path) -> None:
-    key = request_key("original", "abc")
+    key = cache_key("abc", "original")
     stored = cache.store(key, b"pixels")
     assert stored.sha256 == sha256(b"pixels").hexdigest()
     assert (tmp_path / stored.path).read_bytes() == b"pixels"
     assert cache.find(key) == stored
-    assert cache.find(request_key("original", "abd")) is None
+    assert cache.find(cache_key("abd", "original")) is None
 
 
 def test_equal_bytes_of_two_requests_are_one_object(cache: Cache, tmp_path: Path) -> None:
-    first = cache.store(request_key("a"), b"same")
-    second = cache.store(request_key("b"), b"same")
+    first = cache.store(cache_key("1", "a"), b"same")
+    second = cache.store(cache_key("1", "b"), b"same")
     assert first == second
     assert len([path for path in (tmp_path / "objects").rglob("*") if path.is_file()]) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"pixelz", b"pixels and more"])
 def test_damaged_object_is_dropped_and_never_found(cache: Cache, tmp_path: Path, damage: bytes) -> None:
-    key = request_key("original", "abc")
+    key = cache_key("abc", "original")
     stored = cache.store(key, b"pixels")
     (tmp_path / stored.path).write_bytes(damage)
     assert cache.find(key) is None
@@ -46,14 +46,14 @@ def test_damaged_object_is_dropped_and_never_found(cache: Cache, tmp_path: Path,
 
 @pytest.mark.parametrize("entry", [b"", b"[]", b"{}", b'{"sha256": 5}', b"\xff"])
 def test_damaged_entry_means_not_cached(cache: Cache, tmp_path: Path, entry: bytes) -> None:
-    key = request_key("original", "abc")
+    key = cache_key("abc", "original")
     cache.store(key, b"pixels")
     (tmp_path / "entries" / f"{key}.json").write_bytes(entry)
     assert cache.find(key) is None
 
 
 def test_prune_drops_the_longest_unused_first(cache: Cache, tmp_path: Path) -> None:
-    keys = [request_key(str(number)) for number in range(4)]
+    keys = [cache_key("1", str(number)) for number in range(4)]
     for age, key in enumerate(keys):
         stored = cache.store(key, bytes([age]) * 400)
         os.utime(tmp_path / stored.path, (age, age))
@@ -65,7 +65,7 @@ def test_prune_drops_the_longest_unused_first(cache: Cache, tmp_path: Path) -> N
 
 
 def test_equal_requests_wait_for_one_another(cache: Cache) -> None:
-    key, made = request_key("slow"), []
+    key, made = cache_key("1", "slow"), []
 
     def serve() -> None:
         with cache.locked(key):
@@ -81,6 +81,29 @@ def test_equal_requests_wait_for_one_another(cache: Cache) -> None:
     assert len(made) == 1
 
 
-@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
-def test_request_keys_are_unambiguous(left: list[str], right: list[str]) -> None:
-    assert (request_key(*left) == request_key(*right)) == (left == right)
+@given(st.tuples(st.text(), st.text()), st.tuples(st.text(), st.text()))
+def test_keys_are_unambiguous(left: tuple[str, str], right: tuple[str, str]) -> None:
+    assert (cache_key(*left) == cache_key(*right)) == (left == right)
+
+
+def test_all_that_was_made_of_an_instance_is_dropped_and_nothing_else(cache: Cache, tmp_path: Path) -> None:
+    kinds = ("original", HOT_KIND, "rendered:png:1:annotation=patient", "metadata")
+    for digest in ("abc", "abd"):
+        for kind in kinds:
+            cache.store(cache_key(digest, kind), f"{digest} {kind}".encode())
+    cache.drop_instance("abc")
+    left = [path.read_bytes() for path in (tmp_path / "objects").rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(f"abd {kind}".encode() for kind in kinds)
+    assert all(cache.find(cache_key("abd", kind)) for kind in kinds)
+    assert not any(cache.find(cache_key("abc", kind)) for kind in kinds)
+
+
+def test_what_is_opened_was_compared_and_stays_open_when_pruned(cache: Cache, tmp_path: Path) -> None:
+    key = cache_key("abc", HOT_KIND)
+    stored = cache.store(key, b"pixels")
+    found = cache.open(key)
+    assert found is not None and found[1] == stored.sha256
+    (tmp_path / stored.path).unlink()
+    with found[0] as file:
+        assert file.read() == b"pixels"
+    assert cache.open(key) is None

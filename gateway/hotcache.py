@@ -1,12 +1,14 @@
-"""The shared cache by which a retrieve worker hands files to the API: content-addressed, bounded, safe to delete.
+"""The hot cache: what workers made of instances, where the service finds it without asking them. Content-addressed,
+bounded, checked by digest whenever it is read, safe to delete.
 
 Layout under the cache folder::
 
     objects/<aa>/<sha256>     the bytes; the name is their digest, so a reader can check what it got
-    entries/<key>.json        {"sha256", "size"}: which object answers one request (key = SHA-256 of the request)
+    entries/<key>.json        {"sha256", "size"}: which object answers one request
     locks/<aa>.lock           flock stripes: equal requests wait for the first one and then find its result
 
-Objects and entries appear by rename, so a reader sees all of a file or nothing of it.
+A key is one digest of the instance and one of what was asked for, so that all there is of an instance is found, and
+dropped, by its name. Objects and entries appear by rename, so a reader sees all of a file or nothing of it.
 """
 
 from __future__ import annotations
@@ -21,10 +23,28 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from gateway.transfer_syntaxes import HTJ2K_RPCL
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 Buffer = bytes | memoryview | mmap.mmap
 
-__all__ = ["Cache", "CacheEntry", "request_key"]
+__all__ = ["HOT_KIND", "TRANSCODED", "Cache", "CacheEntry", "cache_key", "cache_of"]
+
+TRANSCODED: Final = "transcoded:"
+#: The copy that viewers are given: HTJ2K with its resolutions in order of size.
+HOT_KIND: Final = TRANSCODED + HTJ2K_RPCL
+#: Part of the key: a new way of making something is another request.
+_VERSIONS: Final = {
+    "original": "",
+    "metadata": "",
+    "rendered": "render/1",
+    "transcoded": "transcode/1",
+    "corrected": "correct/1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +56,19 @@ class CacheEntry:
     size: int
 
 
-def request_key(*parts: str) -> str:
-    """The cache key of a request: hex SHA-256 over its parts, unambiguous (each is length-prefixed)."""
-    return sha256(b"".join(f"{len(part)}:{part}".encode() for part in parts)).hexdigest()
+def cache_key(digest: str, kind: str) -> str:
+    """The key of one kind (worker/retrieve.py) of the instance whose received file has that digest."""
+    asked = f"{kind}\0{_VERSIONS.get(kind.partition(':')[0], '')}"
+    return f"{_subject(digest)}-{sha256(asked.encode()).hexdigest()[:32]}"
+
+
+def _subject(digest: str) -> str:
+    return sha256(f"instance:{digest}".encode()).hexdigest()[:32]
+
+
+def cache_of(settings: Settings) -> Cache:
+    """The cache of a home folder."""
+    return Cache(settings.cache_dir, settings.cache_max_bytes)
 
 
 class Cache:
@@ -51,7 +81,7 @@ class Cache:
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
         """Hold the key's stripe; the kernel lets go of it if this process dies."""
-        path = self._folder / "locks" / f"{key[:2]}.lock"
+        path = self._folder / "locks" / f"{key[-2:]}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -102,12 +132,22 @@ class Cache:
         _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
         return entry
 
-    def drop(self, key: str) -> None:
-        """Forget a request and delete the object that answered it."""
-        with self.locked(key), suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(self._entry_path(key).read_bytes())
-            (self._folder / _entry(str(stored["sha256"]), 0).path).unlink(missing_ok=True)
-        self._entry_path(key).unlink(missing_ok=True)
+    def drop_instance(self, digest: str) -> None:
+        """Forget all that was made of an instance, and delete it."""
+        for path in (self._folder / "entries").glob(f"{_subject(digest)}-*.json"):
+            with self.locked(path.stem), suppress(OSError, ValueError, KeyError, TypeError):
+                stored = json.loads(path.read_bytes())
+                (self._folder / _entry(str(stored["sha256"]), 0).path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def open(self, key: str) -> tuple[BinaryIO, str] | None:
+        """(open file, its SHA-256) of a request, compared just now; None if it is not there or is damaged."""
+        entry = self.find(key)
+        if entry is None:
+            return None
+        with suppress(FileNotFoundError):  # pruned meanwhile
+            return (self._folder / entry.path).open("rb"), entry.sha256
+        return None
 
     def prune(self) -> int:
         """Delete the longest unused objects until the cache fits its bound, then entries without object; bytes
