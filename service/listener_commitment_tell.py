@@ -19,7 +19,7 @@ from io import BytesIO
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
-from pynetdicom import AE, build_role
+from pynetdicom import AE, build_role, evt
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.dsutils import encode
 
@@ -32,6 +32,7 @@ from gateway.jobs import new_owner
 from gateway.settings import Destination, Settings
 from gateway.tls import client_context
 from service.listener_exchange import alive
+from service.listener_move import bound_silence
 
 __all__ = ["Teller", "event_information", "install_telling"]
 
@@ -308,6 +309,7 @@ def _call(settings: Settings, destination: Destination) -> Any:
         destination.port,
         ae_title=destination.ae_title,
         ext_neg=[build_role(PUSH_MODEL, scp_role=True)],
+        evt_handlers=[(evt.EVT_CONN_OPEN, bound_silence, [settings.network_timeout_seconds])],
         **security,
     )
 

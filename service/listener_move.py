@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.presentation import build_context
 
 from gateway.errors import PalimpsestError, Unavailable
@@ -23,7 +23,7 @@ from gateway.tls import client_context
 from service.listener_exchange import Exchange
 from service.listener_suboperation import LOSSLESS_OFFERED
 
-__all__ = ["Batch", "Unreachable", "UnknownDestination", "batches", "destination_of"]
+__all__ = ["Batch", "Unreachable", "UnknownDestination", "batches", "bound_silence", "destination_of"]
 
 MAX_CONTEXTS: Final = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 _CONNECT_SECONDS: Final = 10.0
@@ -46,6 +46,14 @@ class Unreachable(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def bound_silence(event: Any, seconds: float) -> None:
+    """A connection that we opened: give it up when the peer falls silent in the middle of a PDU.
+
+    pynetdicom reads without a timeout there, and whoever then aborts waits for that read.
+    """
+    event.assoc.dul.socket.socket.settimeout(seconds)
 
 
 def destination_of(exchange: Exchange) -> Destination:
@@ -75,6 +83,7 @@ class Batch:
             destination.port,
             contexts,
             ae_title=destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, bound_silence, [settings.network_timeout_seconds])],
             **_security(settings, destination),
         )
         if not association.is_established:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from ssl import SSLContext
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
@@ -18,12 +18,20 @@ from gateway.settings import Destination
 from worker.forward_status import classify_status
 from worker.sender import Delivery, NotReached
 
-__all__ = ["DicomSender"]
+__all__ = ["DicomSender", "bound_silence"]
 
 EXPLICIT_LE = "1.2.840.10008.1.2.1"
 SENDING = "sending-"  # temporary files begin so; after a kill the sweep finds them by it
 MAX_CONTEXTS = 128  # in one association (PS3.8 9.3.2.2: odd numbers from 1 to 255)
 RAW_DATA = "1.2.840.10008.5.1.4.1.1.66"  # Raw Data Storage, the envelope's SOP class
+
+
+def bound_silence(event: Any, seconds: float) -> None:
+    """A connection that we opened: give it up when the peer falls silent in the middle of a PDU.
+
+    pynetdicom reads without a timeout there, and whoever then aborts waits for that read.
+    """
+    event.assoc.dul.socket.socket.settimeout(seconds)
 
 
 class DicomSender:
@@ -101,6 +109,7 @@ class DicomSender:
             self._destination.host,
             self._destination.port,
             ae_title=self._destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, bound_silence, [self._ae.network_timeout])],
             tls_args=(self._tls, self._destination.host) if self._tls is not None else None,
         )
         if association.is_established:

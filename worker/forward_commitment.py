@@ -16,6 +16,7 @@ from pynetdicom.association import Association
 from gateway.commitment import PUSH_MODEL, REQUEST, WELL_KNOWN
 from gateway.index_commitment_out import Asking
 from gateway.settings import Destination
+from worker.forward import bound_silence
 
 __all__ = ["CommitmentUser"]
 
@@ -64,7 +65,10 @@ class CommitmentUser:
             self._destination.port,
             ae_title=self._destination.ae_title,
             ext_neg=[build_role(PUSH_MODEL, scu_role=True)],
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._report)],
+            evt_handlers=[
+                (evt.EVT_N_EVENT_REPORT, self._report),
+                (evt.EVT_CONN_OPEN, bound_silence, [self._ae.network_timeout]),
+            ],
             tls_args=(self._tls, self._destination.host) if self._tls is not None else None,
         )
         if association.is_established:

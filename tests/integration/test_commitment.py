@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE, _config, build_role, evt
@@ -24,7 +27,9 @@ from gateway.tokens import mint_token
 from service import listener_commitment_tell
 from service.api import create_app
 from service.listener import Listener
+from tests.certificates import Authority
 from tests.fakes import CT, part10, take_in
+from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import Rig, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -36,13 +41,14 @@ Report = tuple[int, Dataset]
 class Requester:
     """An SCU with an address of its own: keeps the reports that it is sent, and answers them with `status`."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.status = 0x0000
         self.reports: list[Report] = []
         self.roles: list[Any] = []
         entity = AE(ae_title=MODALITY)
         entity.add_supported_context(PUSH_MODEL, scu_role=True, scp_role=True)
-        self._server: Any = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=self.handlers)
+        here = ("127.0.0.1", 0)
+        self._server: Any = entity.start_server(here, block=False, evt_handlers=self.handlers, ssl_context=tls)
         self.port = int(self._server.server_address[1])
 
     @property
@@ -384,3 +390,87 @@ def test_a_process_that_is_killed_between_request_and_answer_loses_nothing(
         assert requester.reports[0][1].TransactionUID == wanted.TransactionUID
         rig.wait("its receipt", lambda: rig.gw.index.commitments()[0].state is CommitmentState.REPORTED)
         assert len(requester.reports) == 1
+
+
+@pytest.mark.parametrize("kind", ["cut", "silent"])
+def test_an_answer_that_is_lost_on_the_way_is_told_again(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester, kind: Any
+) -> None:
+    with FaultProxy(("127.0.0.1", requester.port), Fault(kind, at=In.pdu(2), way="down")) as proxy:
+        node = Destination(name="modality", port=proxy.port, ae_title=MODALITY, forward=False)
+        gateway = make_gateway(destinations=(node,), network_timeout_seconds=1.0)
+        listener, row = listen(gateway), archive(gateway)
+        assert ask(listener, wish(row.sop_uid)).Status == 0x0000
+        assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    assert gateway.index.commitments()[0].attempts == 2
+    assert [(kept(report), str(report[1].TransactionUID)) for report in requester.reports] == [
+        ({row.sop_uid}, gateway.index.commitments()[0].transaction_uid)
+    ] * 2
+
+
+def test_of_several_processes_one_tells(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    rows = [archive(gateway) for _ in range(6)]
+    doors = [listen(gateway), listen(make_gateway())]
+    for number, row in enumerate(rows):
+        assert ask(doors[number % 2], wish(row.sop_uid)).Status == 0x0000
+    assert until(lambda: gateway.index.counts().commitments == {"scp": {"REPORTED": 6}})
+    assert sorted(uid for report in requester.reports for uid in kept(report)) == sorted(row.sop_uid for row in rows)
+
+
+def test_a_sender_in_the_middle_of_its_objects_is_not_interrupted(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    listener, row = listen(gateway), archive(gateway)
+    heard: list[int] = []
+
+    def hear(event: Any) -> tuple[int, None]:
+        heard.append(event.event_type)
+        return 0x0000, None
+
+    entity = AE(ae_title=MODALITY)
+    entity.add_requested_context(PUSH_MODEL)
+    entity.add_requested_context(CT, "1.2.840.10008.1.2.1")
+    handlers = [(evt.EVT_N_EVENT_REPORT, hear)]
+    assert listener.port is not None
+    assoc = entity.associate("127.0.0.1", listener.port, evt_handlers=handlers)  # type: ignore[arg-type]
+    status, _ = assoc.send_n_action(wish(row.sop_uid), 1, PUSH_MODEL, WELL_KNOWN)
+    assert status.Status == 0x0000
+    for _ in range(20):
+        time.sleep(0.05)
+        assert assoc.send_c_store(dcmread(BytesIO(part10()))).Status == 0x0000
+    assert heard == [] and requester.reports == []
+    assert until(lambda: heard == [1])
+    assoc.release()
+
+
+def test_over_tls_in_both_directions(
+    tmp_path: Path, make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener]
+) -> None:
+    authority = Authority(tmp_path)
+    ours, theirs = authority.issue("gateway"), authority.issue("modality")
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for context in (server, client):
+        context.load_cert_chain(theirs.certificate, theirs.key)
+        context.load_verify_locations(authority.file)
+    server.verify_mode = ssl.CERT_REQUIRED
+    requester = Requester(server)
+    node = Destination(name="modality", port=requester.port, ae_title=MODALITY, forward=False, tls=True)
+    gateway = make_gateway(
+        destinations=(node,), dicom_tls_port=0, dicom_tls_cert=ours.certificate, dicom_tls_key=ours.key,
+        dicom_tls_ca=authority.file,
+    )  # fmt: skip
+    listener, row = listen(gateway), archive(gateway)
+    entity = AE(ae_title=MODALITY)
+    entity.add_requested_context(PUSH_MODEL)
+    assert listener.tls_port is not None
+    assoc = entity.associate("127.0.0.1", listener.tls_port, tls_args=(client, "127.0.0.1"))
+    status, _ = assoc.send_n_action(wish(row.sop_uid), 1, PUSH_MODEL, WELL_KNOWN)
+    assoc.release()
+    assert status.Status == 0x0000
+    assert until(lambda: requester.reports)
+    assert kept(requester.reports[0]) == {row.sop_uid}
+    requester.close()

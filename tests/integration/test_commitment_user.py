@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +20,7 @@ from pynetdicom.sop_class import RawDataStorage  # type: ignore[attr-defined]
 from gateway import audit
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway, build
+from gateway.circuit import read_circuit
 from gateway.commitment import PUSH_MODEL, WELL_KNOWN
 from gateway.index_rows import ForwardRow
 from gateway.index_schema import commitment as transactions
@@ -28,6 +30,7 @@ from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
 from service.listener import Listener
 from tests.fakes import NoStego
+from tests.faultproxy import Fault, FaultProxy, In
 from tests.proving import InProcess
 from tests.running import free_port, until
 from worker import commitment
@@ -302,3 +305,15 @@ def test_a_wish_that_is_withdrawn_frees_the_spool_and_a_destination_that_is_gone
     second = gone.index.forward_get(second.id)
     assert (second.state, second.reason) == (ForwardState.DEAD, "unknown-destination")
     assert gone.index.forward_get(row.id).state is ForwardState.SENT
+
+
+def test_a_destination_that_falls_silent_inside_a_pdu_holds_nobody(
+    make_gateway: Callable[..., Gateway], pacs: Provider
+) -> None:
+    with FaultProxy(("127.0.0.1", pacs.here), Fault("silent", at=In.pdu(2), way="down")) as proxy:
+        gateway = make_gateway(proxy.port, network_timeout_seconds=1.0)
+        row = sent(gateway)
+        assert (row.state, row.reason) == (ForwardState.WAITING, "no-response")
+        soon(gateway)
+        assert until(lambda: read_circuit(gateway.settings.run_dir, "pacs").open_until < time.time())
+        assert forward(gateway, row.instance_id).state is ForwardState.SENT
