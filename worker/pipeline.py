@@ -47,11 +47,11 @@ from worker.leases import Beat, backoff_seconds, heartbeat
 from worker.routing import destinations_of
 from worker.rules import archive_rule, modality_of
 from worker.verify import VerifyReport
-from worker.weightobject import archive_weights, require_archived
+from worker.weightobject import archive_weights, needed_weights, require_archived
 
 __all__ = [
-    "GroupProver", "Prover", "Work", "archive_stored", "carry_claimed", "disproof", "process_instance", "quarantine",
-    "record_failure", "set_candidates", "verified",
+    "GroupProver", "Prover", "Work", "archive_stored", "carry_claimed", "decoders_of", "disproof", "process_instance",
+    "quarantine", "record_failure", "set_candidates", "verified",
 ]  # fmt: skip
 
 OUT_OF_RESOURCES_SECONDS = 60.0
@@ -163,7 +163,7 @@ def verified(work: Work, report: VerifyReport) -> None:
     """Commit a proof that succeeded."""
     for key_id in report.keys.split():
         note_use("proof", key_id)
-    work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report))
+    work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report, work.row.form))
 
 
 def archive(work: Work) -> None:
@@ -216,14 +216,17 @@ def set_candidates(
     Several candidates are those of one group: their bytes are the same.
     """
     gw, digest = works[0].gw, works[0].gw.candidates.put(made[0].envelope)
+    weights = sorted(each.sha256 for each in needed_weights(made[0].envelope))
     facts = {
-        work.row.id: _candidate_facts(digest, candidate, *each)
+        work.row.id: _candidate_facts(digest, candidate, weights, *each)
         for work, candidate, each in zip(works, made, told, strict=True)
     }
     return gw.index.set_candidates(works[0].owner, facts)
 
 
-def _candidate_facts(digest: str, candidate: Candidate, rule: ArchiveRule, modality: str) -> CandidateFacts:
+def _candidate_facts(
+    digest: str, candidate: Candidate, weights: list[str], rule: ArchiveRule, modality: str
+) -> CandidateFacts:
     return CandidateFacts(
         digest=digest,
         size=candidate.size,
@@ -245,6 +248,7 @@ def _candidate_facts(digest: str, candidate: Candidate, rule: ArchiveRule, modal
             "shared_with": list(candidate.shared_with),
             "pixel_wraps": [wrap.hex() for wrap in candidate.pixel_wraps],
             "global_part": dict(candidate.global_part),
+            "weights": weights,
         },
         wraps=[wrap.hex() for wrap in candidate.wraps],
         patient_key=candidate.patient_key or None,
@@ -317,9 +321,21 @@ def disproof(work: Work, report: VerifyReport) -> str | None:
     return None
 
 
-def _proof_facts(report: VerifyReport) -> dict[str, Any]:
-    """What is recorded of a proof: the digest that the restored file will always have, and the seconds it took."""
-    return {"restored_sha256": report.sha256, "verify_seconds": round(report.seconds, 3)}
+def _proof_facts(report: VerifyReport, form: Form | None) -> dict[str, Any]:
+    """What is recorded of a proof: the digest that the restored file will always have, how, and the seconds it took."""
+    return {
+        "restored_sha256": report.sha256,
+        "verify_seconds": round(report.seconds, 3),
+        "decoders": decoders_of(report, form),
+        "verifier": software(),
+    }
+
+
+def decoders_of(report: VerifyReport, form: Form | None) -> list[str]:
+    """Which decoders rebuilt the frames: numba's, and the NumPy reference; none for a file that was sealed whole."""
+    if form == Form.PASSTHROUGH:
+        return []
+    return ["numba", "reference"] if report.reference else ["numba"]
 
 
 def quarantine(work: Work, envelope: bytes, problem: str) -> None:
