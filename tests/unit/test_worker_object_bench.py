@@ -191,7 +191,7 @@ def adaptable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_adapters_for_each_image(folder: Path, adaptable: None) -> None:
     without = frozenset({"previous"})  # random networks: which one is chosen says nothing
-    plan = Plan(adapt="image", fit_seconds=0.5, objects=False, without=without)
+    plan = Plan(adapt="image", fit_seconds=60, objects=False, without=without)
     report = bench([folder / "a.dcm", folder / "e.png"], plan)
     assert [row.adapter for row in report.frames] == ["shared", "shared", "inline"]
     assert report.summary["exact"]
@@ -200,7 +200,7 @@ def test_adapters_for_each_image(folder: Path, adaptable: None) -> None:
 
 
 def test_an_adapter_for_a_series_is_paid_by_its_frames(folder: Path, adaptable: None) -> None:
-    plan = Plan(adapt="series", fit_seconds=0.5, objects=False, without=frozenset({"previous"}))
+    plan = Plan(adapt="series", fit_seconds=60, objects=False, without=frozenset({"previous"}))
     report = bench([folder / "d.nii"], plan)
     assert {row.adapter for row in report.frames} == {"shared"}
     assert report.summary["exact"]
