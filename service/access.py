@@ -39,6 +39,7 @@ _STORE = frozenset({Role.SERVICE})
 _RUN = frozenset({Role.ADMIN})
 _WATCH = frozenset({Role.ADMIN, Role.SERVICE, Role.AUDITOR})
 _AUDIT = frozenset({Role.AUDITOR})
+_PROOF = _READ | _AUDIT
 
 _STUDY = "/dicomweb/studies/{study}"
 _SERIES = _STUDY + "/series/{series}"
@@ -79,6 +80,8 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/api/status"): _WATCH,
     ("GET", "/api/instances"): _WATCH,
     ("POST", "/api/instances/choose"): _RUN,
+    ("GET", "/api/instances/{id}/certificate"): _PROOF,
+    ("GET", "/api/studies/{study}/certificate"): _PROOF,
     ("GET", "/api/failures"): _WATCH,
     ("POST", "/api/failures/replay"): _RUN,
     ("GET", "/api/destinations"): _WATCH,

@@ -23,7 +23,7 @@ from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
-from service import admin, health, problems, search, status, stow, viewer, wado
+from service import admin, certificates, health, problems, search, status, stow, viewer, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
 from service.frames import FrameShelf
 
@@ -37,6 +37,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *status.ROUTES,
     *admin.ROUTES,
     *viewer.ROUTES,
+    *certificates.ROUTES,
 )
 
 #: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.
