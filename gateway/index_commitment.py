@@ -204,6 +204,14 @@ class CommitmentAsked(Database):
             return [CommitmentRow.of(row) for row in conn.execute(query).mappings()]
 
 
+def forget_references(conn: Connection, renamed: Mapping[str, str]) -> None:
+    """Put pseudonyms in the place of SOP Instance UIDs, in the caller's write transaction."""
+    query = sa.select(commitment_item.c.id, commitment_item.c.sop_uid).where(commitment_item.c.sop_uid.in_(renamed))
+    for number, uid in conn.execute(query).all():
+        same = commitment_item.c.id == number
+        conn.execute(sa.update(commitment_item).where(same).values(sop_uid=renamed[uid]))
+
+
 def _workable(owner: str, now: float) -> sa.ColumnElement[bool]:
     c = commitment.c
     free = sa.or_(c.lease_until.is_(None), c.lease_until < now, c.lease_owner == owner)

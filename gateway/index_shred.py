@@ -17,10 +17,11 @@ from gateway import audit
 from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import Unavailable
+from gateway.index_commitment import forget_references
 from gateway.index_correction import forget_corrections
 from gateway.index_ledger import forget_studies
 from gateway.index_rows import InstanceRow
-from gateway.index_schema import attributes, coercion, correction, forward, instance, proof, stego_export
+from gateway.index_schema import attributes, coercion, commitment_item, correction, forward, instance, proof, stego_export
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 _PAGE = 500
@@ -106,6 +107,7 @@ class Shredding(Database):
                 conn.execute(sa.delete(attributes).where(_of(attributes, ids)))
                 conn.execute(sa.update(stego_export).where(_of(stego_export, ids)).values(wraps="[]"))
                 conn.execute(sa.update(proof).where(_of(proof, ids)).values(facts="{}", wraps="[]"))
+                forget_references(conn, {row.sop_uid: rename(row.sop_uid) for row in page})
                 for row in page:
                     changes = {
                         "sop_uid": rename(row.sop_uid),
@@ -139,7 +141,7 @@ class Shredding(Database):
                 raise Unavailable("database-busy", "the database's log holds what was deleted still: run it again")
             return
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            for table in (attributes, coercion, correction, instance, proof, stego_export):
+            for table in (attributes, coercion, commitment_item, correction, instance, proof, stego_export):
                 conn.exec_driver_sql(f"VACUUM {table.name}")
 
 

@@ -99,6 +99,12 @@ def test_the_same_uid_again_another_list_and_too_many(index: Index) -> None:
     assert row is not None and row.state is CommitmentState.READY
 
 
+def test_shredding_takes_the_uids_of_references_too(index: Index) -> None:
+    number = asked(index)
+    index.forget([archived(index, 1)], lambda uid: f"2.25.{len(uid)}", lambda found: found[::-1])
+    assert [item.sop_uid for item in index.commitment_items(number)] == ["2.25.7", "1.2.3.2"]
+
+
 def test_evidence_is_all_that_came_under_a_uid_and_the_copies_of_each(index: Index) -> None:
     row = sent(index, 1, "pacs")[0]
     found = index.commitment_evidence(["1.2.3.1", "1.2.3.404"])
