@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -27,25 +26,13 @@ from gateway.index_schema import (
     subscriber,
 )
 from gateway.instance import DELIVERED, ForwardState
-from gateway.study_state import Delivery, Evidence, Judgement, StudyFacts, judge
+from gateway.study_state import Delivery, Evidence, Judgement, StudyEvent, StudyFacts, judge
 
-__all__ = ["Ledger", "StudyEvent", "forget_studies", "touch_study"]
+__all__ = ["Ledger", "forget_studies", "touch_study"]
 
 PAGE: Final = 500
 #: Name of the cursor over instances among those of the subscribers; none of theirs can hold a colon.
 _INSTANCES: Final = "ledger:instances"
-
-
-@dataclass(frozen=True, slots=True)
-class StudyEvent:
-    """One change of state. id: rises by time; count: instances or objects that it is about."""
-
-    id: int
-    study_uid: str
-    kind: str
-    destination: str | None
-    count: int
-    at: float
 
 
 class Ledger(Database):

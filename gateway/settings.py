@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.destination import Destination as Destination  # a part of the settings, and imported as one
 from gateway.destination import Secret
 from gateway.errors import Unavailable
+from gateway.webhook import Webhook
 
 MAX_SOCKET_PATH = 100  # bytes; sun_path holds 108 with its NUL (unix(7)), and servers append suffixes
 GIB = 1 << 30
@@ -141,6 +142,12 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=0.5, gt=0)
     retrieve_timeout_seconds: float = Field(default=60.0, gt=0)
     cache_max_bytes: int = Field(default=4 * GIB, ge=0)
+    hot_cache: Literal["arrival", "touch", "off"] = Field(
+        default="arrival",
+        description="when HTJ2K copies are made for viewers: as objects are archived, as their series is read, never",
+    )
+    hot_object_bytes: int = Field(default=GIB // 8, ge=0, description="of larger objects no copy is made ahead")
+    prefetch_instances: int = Field(default=500, ge=0, description="of a series that are made ahead, at most")
     viewer_folder: Path | None = Field(default=None, description="where OHIF is installed; default <home>/viewer")
     token_ttl_seconds: int = Field(default=12 * 3600, ge=60)
 
@@ -161,6 +168,14 @@ class Settings(BaseSettings):
     kms_key: str = Field(default="alias/palimpsest", description="alias (needed to rotate), key id or ARN")
     kms_region: str = Field(default="", description="default: AWS_REGION or the AWS configuration")
     kms_endpoint: str = Field(default="", description="URL of a private endpoint; default: AWS's own")
+
+    study_quiet_seconds: float = Field(
+        default=300.0, gt=0, description="without a new instance, then a study counts as complete if nothing says else"
+    )
+    stow_completes: bool = Field(default=False, description="one STOW-RS request holds all of a study")
+    rejected_quality: Literal["hide", "show"] = Field(default="hide", description="what a note 113001 rejects")
+    event_days: float = Field(default=30.0, gt=0, description="that study events are kept for subscribers")
+    webhooks: tuple[Webhook, ...] = Field(default=(), description="JSON list: receivers of study events")
 
     destinations_file: Path | None = Field(default=None, description="JSON list; default <home>/destinations.json")
     destinations: tuple[Destination, ...] = ()

@@ -93,6 +93,18 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
+class StudyEvent:
+    """One change of state. id: rises by time; count: instances or objects that it is about."""
+
+    id: int
+    study_uid: str
+    kind: str
+    destination: str | None
+    count: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """state: of the study; open: it may still change by itself; announced: what will have been told by then."""
 

@@ -26,7 +26,7 @@ from gateway.index_search import Retrievable
 from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE, read_meta
 from gateway.transfer_syntaxes import JPEG_2000, JPEG_LOSSLESS, JPEG_LS, MADE, RLE
 from service.listener_exchange import AssociationLost, alive, wait_room
-from service.objects import OpenObject, derived, open_original
+from service.objects import OpenObject, derived, given, open_given
 from service.problems import HttpProblem
 
 __all__ = ["LOSSLESS_OFFERED", "Peer", "Prepared", "prepare", "storage_contexts"]
@@ -80,13 +80,13 @@ def prepare(gateway: Gateway, wanted: Retrievable, accepted: Sequence[str]) -> P
     if row.shredded_at is not None:
         raise Gone("identity-shredded", "The identity of this instance was destroyed on purpose.")
     if row.transfer_syntax in accepted or EXPLICIT_LE in accepted:  # else it need not be fetched to be converted
-        original = open_original(gateway, row)
+        original = open_given(gateway, row)
         if (syntax := original.transfer_syntax()) in accepted:
             return Prepared(original, syntax)
         original.file.close()
     for syntax in sorted(set(accepted) & _PREFERRED.keys(), key=_PREFERRED.__getitem__):
         try:
-            return Prepared(derived(gateway, row, f"transcoded:{syntax}"), syntax)
+            return Prepared(derived(gateway, row, given(row, syntax)), syntax)
         except NotFound:
             continue
         except HttpProblem as problem:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from gateway import metrics
 from gateway.bootstrap import Gateway
 from gateway.errors import Gone, IntegrityError, NotFound, Unavailable
+from gateway.hotcache import HOT_KIND, cache_key, cache_of
 from gateway.index_rows import InstanceRow
 from gateway.instance import State
 from gateway.part10 import read_meta
@@ -26,13 +27,18 @@ from gateway.transfer_syntaxes import MADE, NATIVE
 from service.problems import HttpProblem
 from service.trail import record
 
-__all__ = ["AS_IS", "Located", "OpenObject", "derived", "locate", "mismatch", "open_as", "open_original", "proven"]
+__all__ = [
+    "AS_IS", "HOT", "Located", "OpenObject", "derived", "given", "locate", "mismatch", "open_as", "open_given",
+    "open_original", "proven",
+]  # fmt: skip
 
 CHUNK_BYTES = 256 << 10
 RETRIEVE_QUEUE = "retrieve"
 RETRIEVE_TASK = "palimpsest.retrieve"
 #: Among transfer syntaxes: as the object is here.
 AS_IS = "*"
+#: Among transfer syntaxes: the copy in the hot cache, if there is one. For pixels alone, and who takes any syntax.
+HOT = "hot"
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,18 @@ def syntax_of(file: BinaryIO) -> str:
         return read_meta(mapped)[0]
 
 
+def given(row: InstanceRow, syntax: str = "") -> str:
+    """The kind (see worker/retrieve.py) in which an instance is given under its UIDs: corrected, where it is."""
+    if row.coerced:
+        return f"corrected:{syntax}" if syntax else "corrected"
+    return f"transcoded:{syntax}" if syntax else "original"
+
+
+def open_given(gateway: Gateway, row: InstanceRow) -> OpenObject:
+    """The instance as it is given under its UIDs: the original, or, if it was corrected, that with another header."""
+    return derived(gateway, row, given(row)) if row.coerced else open_original(gateway, row)
+
+
 def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:
     """The instance as received or, losslessly compressed, as restored. Raises NotFound, Unavailable, IntegrityError.
 
@@ -86,20 +104,21 @@ def open_original(gateway: Gateway, row: InstanceRow) -> OpenObject:
 
 
 def open_as(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> OpenObject:
-    """The instance in the first of the transfer syntaxes that it can be given in; AS_IS: as it is here.
+    """The instance in the first of the transfer syntaxes that it can be given in; AS_IS: as it is here. Corrected, if
+    it was: `dataclasses.replace(row, coerced=None)` gives the original.
 
     Raises HttpProblem 406 ``not-transcodable`` when none will do, else as `open_original`.
     """
     for syntax in syntaxes:
         if _is_own(row, syntax):
-            return open_original(gateway, row)
-        received = _from_spool(gateway, row) if syntax == row.transfer_syntax else None
+            return open_given(gateway, row)
+        received = None if row.coerced or syntax != row.transfer_syntax else _from_spool(gateway, row)
         if received is not None:
             return received
         if not _possible(row, syntax):
             continue
         try:
-            return derived(gateway, row, f"transcoded:{syntax}")
+            return derived(gateway, row, given(row, syntax))
         except HttpProblem as problem:
             if problem.status_code != 406:
                 raise
@@ -107,8 +126,15 @@ def open_as(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> Open
 
 
 def locate(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> Located:
-    """As `open_as`, for who proves what is read in another way than by hashing the whole file first."""
+    """As `open_as`, for who proves what is read in another way than by hashing the whole file first, and reads pixels
+    only: the header is the original's.
+    """
     for syntax in syntaxes:
+        if syntax == HOT:
+            hot = _cached(gateway, row, HOT_KIND)
+            if hot is not None:
+                return hot
+            continue
         spooled = _spooled(gateway, row) if syntax in (AS_IS, row.transfer_syntax) else None
         if spooled is not None:
             return spooled
@@ -171,7 +197,17 @@ def _restored(gateway: Gateway, row: InstanceRow) -> Located:
     return found
 
 
+def _cached(gateway: Gateway, row: InstanceRow, kind: str) -> Located | None:
+    """What is in the cache already, compared with its digest just now; the worker is not asked."""
+    found = cache_of(gateway.settings).open(cache_key(row.digest, kind))
+    metrics.CACHE.labels(result="miss" if found is None else "hit").inc()
+    return None if found is None else Located(*found)
+
+
 def _answered(gateway: Gateway, row: InstanceRow, kind: str) -> Located:
+    cached = _cached(gateway, row, kind)
+    if cached is not None:
+        return cached
     for _ in range(2):  # the cache may be pruned between the answer and the open
         answer = gateway.queue.call(
             RETRIEVE_TASK, [row.id, kind], RETRIEVE_QUEUE, gateway.settings.retrieve_timeout_seconds

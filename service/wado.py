@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -28,6 +29,7 @@ __all__ = ["ROUTES"]
 #: 500 or 503, or is 206 if some of it cannot be had as asked for; of a larger one a later failure cuts the connection,
 #: which every HTTP client notices. Wrong bytes go out in neither case.
 READY_FIRST = 64
+COERCED = "Palimpsest-Coerced"
 #: How the index writes bulk data into metadata: relative to its instance, with this key in front.
 _BULK = re.compile(r'"BulkDataURI": ?"bulkdata/')
 
@@ -39,21 +41,29 @@ async def retrieve(request: Request) -> Response:
     wants_dicom(accept)  # nonsense is refused before anything is looked up
     rows = await run_in_threadpool(rows_of, gateway, target)
     if len(rows) == 1:
-        return await _one(request, rows[0], wants_dicom(accept))
-    return await _many(request, rows, wants_dicom(accept, many=True))
+        return _said(await _one(request, rows[0], wants_dicom(accept)), rows)
+    return _said(await _many(request, rows, wants_dicom(accept, many=True)), rows)
+
+
+def _said(answer: Response, rows: Sequence[InstanceRow]) -> Response:
+    """Say how many of the instances are given under corrections: their bytes are not those that were received."""
+    if coerced := sum(row.coerced is not None for row in rows):
+        answer.headers[COERCED] = str(coerced)
+    return answer
 
 
 async def by_digest(request: Request) -> Response:
     """GET /dicomweb/objects/{digest}: one version, by the SHA-256 (hex) of the file as received. Not of the standard:
 
-    under one SOP Instance UID DICOMweb shows one instance, and here every version stays reachable.
+    under one SOP Instance UID DICOMweb shows one instance, and here every version stays reachable, uncorrected.
     """
     gateway: Gateway = request.app.state.gateway
     choices = wants_dicom(accept_of(request))
     row = await run_in_threadpool(gateway.index.by_digest, request.path_params["digest"].lower())
     if row is None:
         raise NotFound("no-such-object", "No object of that digest was received.")
-    return await _one(request, row, [Choice(False, choice.syntaxes) for choice in choices])
+    original = replace(row, coerced=None)
+    return await _one(request, original, [Choice(False, choice.syntaxes) for choice in choices])
 
 
 async def _one(request: Request, row: InstanceRow, choices: list[Choice]) -> Response:
@@ -84,7 +94,7 @@ async def _many(request: Request, rows: list[InstanceRow], choices: list[Choice]
     ready, refused = await retrieving(request, _open_first, gateway, rows, syntaxes)
     await _audited(request, rows, ready)
     boundary = uuid.uuid4().hex
-    tag = answers.weak_tag(syntaxes, *((row.digest, row.state) for row in rows))
+    tag = answers.weak_tag(syntaxes, *((row.digest, row.state, row.coerced) for row in rows))
     later = (open_as(gateway, row, syntaxes) for row in rows[READY_FIRST:])
     missing = f"{refused} instances cannot be given in the transfer syntaxes asked for" if refused else ""
     return _related(request, ready, _parts(ready, later, boundary), boundary, tag, missing)
@@ -161,7 +171,7 @@ async def metadata(request: Request) -> Response:
     # the first ones now: what the retrieve worker cannot give is a clean answer, not a cut connection
     ready = await retrieving(request, lambda: [_metadata(gateway, row, base) for row in rows[:READY_FIRST]])
     await run_in_threadpool(read_event, request, rows, "metadata")
-    tag = answers.weak_tag(media, base, *((row.digest, row.indexed_at) for row in rows))
+    tag = answers.weak_tag(media, base, *((row.digest, row.indexed_at, row.coerced) for row in rows))
     same = answers.unchanged(request, tag)
     if same is not None:
         return same
@@ -173,8 +183,8 @@ async def metadata(request: Request) -> Response:
 
     if media == XML:
         boundary = uuid.uuid4().hex
-        return answers.related(request, xml_parts(texts(), boundary), XML, boundary, tag)
-    return answers.text(request, _json_array(texts), media, tag)
+        return _said(answers.related(request, xml_parts(texts(), boundary), XML, boundary, tag), rows)
+    return _said(answers.text(request, _json_array(texts), media, tag), rows)
 
 
 def _json_array(texts: Callable[[], Iterator[str]]) -> Callable[[], Iterator[bytes]]:

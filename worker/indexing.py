@@ -29,11 +29,12 @@ from pydicom.tag import BaseTag
 
 from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance, NotFound
+from gateway.index_rejection import REJECTIONS
 from gateway.index_rows import InstanceRow
 from gateway.index_search import COLUMNS
 from gateway.part10 import DEFLATED, pixel_digest, read_meta, walk
 
-__all__ = ["Description", "describe", "index_by_door", "index_instance", "metadata_of"]
+__all__ = ["Description", "describe", "index_by_door", "index_instance", "metadata_of", "rejected_by"]
 
 DEFER_BYTES = 64 << 10  # longer values are not read at all
 INLINE_BYTES = 1024  # longer binary values are bulk data: the metadata refer to them (PS3.18 F.2.6)
@@ -42,6 +43,7 @@ PIXEL_GROUP_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 #: What may be bulk data (PS3.18 F.2.6).
 BULK_VRS = frozenset(("DS", "FL", "FD", "IS", "LT", "OB", "OD", "OF", "OL", "OV", "OW"))
 BULK_VRS |= frozenset(("SL", "SS", "ST", "SV", "UC", "UL", "UN", "US", "UT", "UV"))
+KEY_OBJECT_SELECTION = "1.2.840.10008.5.1.4.1.1.88.59"
 UTF8 = "ISO_IR 192"  # JSON is UTF-8, whatever the file was (PS3.18 F.2)
 
 #: What reading an odd file or element raises in pydicom, numpy and the standard library below it.
@@ -109,8 +111,40 @@ def index_instance(gw: Gateway, instance_id: int) -> bool:
         raise NotFound("not-spooled", "the instance is not in the spool any more")
     path = gw.spool.path(row.digest)
     described = describe(path, _identifiers(row))
+    if row.sop_class == KEY_OBJECT_SELECTION and (note := rejected_by(described.metadata_json)):
+        code, named = note  # before the row counts as indexed: a kill between must not lose it
+        gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality)
     gw.index.set_attributes(row.id, described.attributes, described.metadata_json, pixel_digest(path))
     return described.complete
+
+
+def rejected_by(metadata_json: str) -> tuple[str, list[tuple[str, str]]] | None:
+    """(code, (study, SOP instance) of what it names) of a Key Object Selection that is a rejection note, else None.
+
+    The document title is the Concept Name of the root (PS3.3 C.17.6.2), the instances are those of the Current
+    Requested Procedure Evidence Sequence (PS3.3 C.17.2.3), which lists all that the document references.
+    """
+    root = json.loads(metadata_json)
+    code = next(
+        (_first(title, "00080100") for title in _items(root, "0040A043") if _first(title, "00080102") == "DCM"), ""
+    )
+    if code not in REJECTIONS:
+        return None
+    named = [
+        (_first(study, "0020000D"), _first(instance, "00081155"))
+        for study in _items(root, "0040A375")
+        for series in _items(study, "00081115")
+        for instance in _items(series, "00081199")
+    ]
+    return code, [(study, uid) for study, uid in named if 0 < len(study) <= 64 and 0 < len(uid) <= 64]
+
+
+def _items(node: Mapping[str, Any], tag: str) -> list[Mapping[str, Any]]:
+    return [item for item in (node.get(tag) or {}).get("Value") or [] if isinstance(item, Mapping)]
+
+
+def _first(node: Mapping[str, Any], tag: str) -> str:
+    return str(next(iter((node.get(tag) or {}).get("Value") or []), "")).strip()
 
 
 def index_by_door(gw: Gateway, instance_id: int) -> None:

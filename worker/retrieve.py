@@ -25,6 +25,7 @@ from gateway.instance import Form
 from gateway.keyuse import used_keys
 from gateway.part10 import read_meta
 from gateway.rendering import Rendering
+from worker.coerce import write_corrected
 from worker.indexing import metadata_of
 from worker.render import render, render_image
 from worker.restore import OpenGroup, Write, exact_image, rebuild
@@ -32,6 +33,7 @@ from worker.transcode import write_transcoded
 
 __all__ = ["original_bytes", "retrieve", "retrieve_failure", "write_original"]
 
+CORRECTED = "corrected"
 COPIED_BYTES = 1 << 20
 
 
@@ -39,9 +41,12 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     """{'path' relative to the cache folder, 'sha256', 'size'} of what was asked for.
 
     kind: original | metadata | rendered:<format>:<frame>[:<options>] (gateway/rendering.py; frames count from 1) |
-    transcoded:<transfer syntax UID>: the original's UIDs, header and pixels in that syntax; its own gives the original.
+    transcoded:<transfer syntax UID>: the original's UIDs, header and pixels in that syntax, its own: the original |
+    corrected[:<transfer syntax UID>]: either of them under the corrections in force (gateway/coercion.py).
     Raises NotFound, IntegrityError, Unavailable, Unsupported (``not-transcodable``, ...), InvalidInstance ``bad-kind``.
     """
+    if kind == CORRECTED or kind.startswith(f"{CORRECTED}:"):
+        return _corrected(gw, instance_id, kind)
     syntax = kind.removeprefix(TRANSCODED) if kind.startswith(TRANSCODED) else ""
     how = Rendering.parse(kind) if not syntax and kind not in ("original", "metadata") else None
     row = gw.index.get(instance_id)
@@ -56,6 +61,43 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
         return _of_original(gw, cache, key, row, how, syntax)
     whole = write_original if kind == "original" else _write_metadata
     return _stored(cache, key, lambda write: whole(gw, row, write))
+
+
+def _corrected(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
+    """The object was compared with its digest, or made of one that was, before a byte of its header is changed."""
+    syntax = kind.removeprefix(CORRECTED).removeprefix(":")
+    found = gw.index.replacement(instance_id)
+    if found is None:
+        return retrieve(gw, instance_id, f"{TRANSCODED}{syntax}" if syntax else "original")
+    row, (name, elements) = gw.index.get(instance_id), found
+    key, cache = cache_key(row.digest, f"{kind}:{name}"), cache_of(gw.settings)
+    with cache.locked(key):
+        entry = cache.find(key)
+    if entry is not None:
+        return _reply(entry)
+    with _open_base(gw, row, syntax) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return _stored(cache, key, lambda write: write_corrected(mapped, elements, write))
+
+
+@contextmanager
+def _open_base(gw: Gateway, row: InstanceRow, syntax: str) -> Iterator[BinaryIO]:
+    """What a corrected object is made of, digest checked. Raises as `retrieve`."""
+    if not syntax:
+        with _open_original(gw, row) as file:
+            yield file
+        return
+    made = retrieve(gw, row.id, TRANSCODED + syntax)
+    with _cached(gw, made) as file:
+        if file_digest(file) != made["sha256"]:
+            raise IntegrityError("digest-mismatch", "a cached file is not what its name says")
+        yield file
+
+
+def _cached(gw: Gateway, made: dict[str, Any]) -> BinaryIO:
+    try:
+        return (gw.settings.cache_dir / str(made["path"])).open("rb")
+    except FileNotFoundError:
+        raise Unavailable("retrieve-cache-miss", "the cache is too small to hold one object", 2) from None
 
 
 def _stored(cache: Cache, key: str, write_all: Callable[[Write], object]) -> dict[str, Any]:
@@ -97,11 +139,7 @@ def _open_original(gw: Gateway, row: InstanceRow) -> Iterator[BinaryIO]:
         raise _gone()
     file = _spooled(gw, row)
     if file is None:
-        path = gw.settings.cache_dir / str(retrieve(gw, row.id, "original")["path"])
-        try:
-            file = path.open("rb")
-        except FileNotFoundError:
-            raise Unavailable("retrieve-cache-miss", "the cache is too small to hold one object", 2) from None
+        file = _cached(gw, retrieve(gw, row.id, "original"))
     with file:
         yield file
 

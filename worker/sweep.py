@@ -29,6 +29,7 @@ from gateway.jobs import flush_outbox
 from gateway.keyfile import erase
 from gateway.log import configure_logging
 from gateway.settings import load_settings
+from worker.webhooks import run_webhooks
 
 __all__ = ["DUTIES", "main", "sweep_once"]
 
@@ -88,6 +89,23 @@ def ask_commitments(gw: Gateway) -> int:
             gw.index.forwards_touch_queued([forward_id])
             asked += 1
     return asked
+
+
+def keep_ledger(gw: Gateway) -> int:
+    """Look at studies that may have changed and write what became of them as events; returns how many.
+
+    Corrections that were cut off are gone on with here, too.
+    """
+    gw.index.corrections_run()
+    for _ in range(10):  # of a database that is older than the ledger, a part each round
+        if not gw.index.studies_find():
+            break
+    return gw.index.studies_judge(gw.settings.study_quiet_seconds)
+
+
+def forget_events(gw: Gateway) -> int:
+    """Forget study events that no subscriber can ask for any more."""
+    return gw.index.study_events_prune(gw.index.now() - gw.settings.event_days * 24 * 3600)
 
 
 def release_spool(gw: Gateway) -> int:
@@ -180,8 +198,22 @@ def keep_audit_head(gw: Gateway) -> int:
 Duty = Callable[[Gateway], int]
 
 #: Every round, in this order; then what walks through folders, every SLOW_EVERY rounds.
-DUTIES: tuple[Duty, ...] = (send_outbox, requeue_instances, requeue_forwards, ask_commitments, release_spool)
-SLOW_DUTIES: tuple[Duty, ...] = (adopt_orphans, clean_incoming, clean_candidates, prune_cache, keep_audit_head)
+DUTIES: tuple[Duty, ...] = (
+    send_outbox,
+    requeue_instances,
+    requeue_forwards,
+    ask_commitments,
+    release_spool,
+    keep_ledger,
+)
+SLOW_DUTIES: tuple[Duty, ...] = (
+    adopt_orphans,
+    clean_incoming,
+    clean_candidates,
+    prune_cache,
+    keep_audit_head,
+    forget_events,
+)
 
 
 def sweep_once(gw: Gateway, duties: Sequence[Duty] = (*DUTIES, *SLOW_DUTIES)) -> dict[str, int]:
@@ -226,7 +258,8 @@ def sweep_lock(path: Path) -> Iterator[None]:
 
 
 def run(gw: Gateway, stop: threading.Event) -> None:
-    """Sweep until `stop` is set."""
+    """Sweep until `stop` is set; webhooks are told meanwhile, from threads of their own."""
+    run_webhooks(gw, stop)
     rounds = 0
     while not stop.is_set():
         slow = rounds % SLOW_EVERY == 0
