@@ -193,6 +193,7 @@ commitment_item = Table(
     Column("outcome", Integer),
     Index("ix_commitment_item", "commitment_id", "outcome"),
     Index("ix_commitment_item_sop", "sop_uid"),
+    Index("ix_commitment_item_sop", "sop_uid"),
 )
 
 probe = Table(
