@@ -21,7 +21,16 @@ from gateway.index_commitment import forget_references
 from gateway.index_correction import forget_corrections
 from gateway.index_ledger import forget_studies
 from gateway.index_rows import InstanceRow
-from gateway.index_schema import attributes, coercion, commitment_item, correction, forward, instance, proof, stego_export
+from gateway.index_schema import (
+    attributes,
+    coercion,
+    commitment_item,
+    correction,
+    forward,
+    instance,
+    proof,
+    stego_export,
+)
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 _PAGE = 500
