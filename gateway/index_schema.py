@@ -193,7 +193,6 @@ commitment_item = Table(
     Column("outcome", Integer),
     Index("ix_commitment_item", "commitment_id", "outcome"),
     Index("ix_commitment_item_sop", "sop_uid"),
-    Index("ix_commitment_item_sop", "sop_uid"),
 )
 
 probe = Table(

@@ -41,7 +41,6 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Integer()),
     )
     op.create_index("ix_commitment_item", "commitment_item", ["commitment_id", "outcome"])
-    op.create_index("ix_commitment_item_sop", "commitment_item", ["sop_uid"])
     op.add_column("forward", sa.Column("commit_due_at", sa.Double()))
     op.add_column("forward", sa.Column("commit_attempts", sa.Integer(), nullable=False, server_default="0"))
     op.create_index("ix_forward_commit", "forward", ["commit_due_at"])
