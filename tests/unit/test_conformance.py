@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway import errors, transfer_syntaxes
+from gateway import commitment, errors, transfer_syntaxes
+from gateway.index_commitment_out import ASK_AGAIN, FOR_A_PERSON, SEND_AGAIN, UNANSWERED
 from gateway.matching import COLUMNS, LISTED
 from gateway.settings import Settings
 from gateway.tls import harden
-from service import listener_exchange, listener_retrieve, listener_syntax
+from service import listener_commitment, listener_exchange, listener_retrieve, listener_syntax
 from service.access import RULES
 from service.listener_identifier import MODELS, BadIdentifier
 from service.listener_move import UnknownDestination
@@ -25,6 +26,9 @@ STATUSES = {
     "SUCCESS", "PENDING", "PENDING_PARTIAL", "CANCELLED", "OUT_OF_RESOURCES", "CANNOT_COUNT", "UNABLE_TO_PERFORM",
     "WARNINGS", "SOP_CLASS_NOT_SUPPORTED", "UNABLE_TO_PROCESS",
 }  # fmt: skip
+COMMITMENT_STATUSES = (
+    "SUCCESS", "PROCESSING_FAILURE", "NO_SUCH_EVENT", "NO_SUCH_ACTION", "DUPLICATE_TRANSACTION", "RESOURCE_LIMITATION",
+)  # fmt: skip
 TEXT = (Path(__file__).parents[2] / "docs" / "conformance.md").read_text("utf-8")
 
 
@@ -62,6 +66,20 @@ def test_query_retrieve_models_keys_and_statuses_are_those_of_the_code() -> None
     }
     answered |= {BadIdentifier.dimse_status, UnknownDestination.dimse_status, errors.PolicyRefused.dimse_status}
     assert {int(row[0], 16) for row in rows("query statuses")} == answered
+
+
+def test_statuses_and_failure_reasons_of_storage_commitment_are_those_of_the_code() -> None:
+    here = vars(listener_commitment)
+    own = {here[name] for name in COMMITMENT_STATUSES}
+    own |= {error.dimse_status for error in (commitment.BadCommitment, errors.NotFound, errors.PolicyRefused)}
+    assert {int(row[0], 16) for row in rows("commitment statuses")} == own
+    table = {row[0]: row for row in rows("failure reasons")}
+    answered = {int(reason, 16) for reason, row in table.items() if row[1] != "-"}
+    assert answered == {commitment.PROCESSING_FAILURE, commitment.NO_SUCH_OBJECT, commitment.CLASS_CONFLICT}
+    done = {"sent again": SEND_AGAIN, "asked for again": ASK_AGAIN, "a dead letter": FOR_A_PERSON}
+    for what, reasons in done.items():
+        told = {int(reason, 16) for reason, row in table.items() if row[2] == what and reason != "other"}
+        assert told == {reason for reason in reasons if reason != UNANSWERED}
 
 
 def test_dicomweb_routes_and_roles_are_those_served() -> None:
