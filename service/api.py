@@ -23,7 +23,7 @@ from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
-from service import admin, certificates, health, problems, search, status, stow, viewer, wado
+from service import admin, certificates, correcting, health, ledger, problems, search, status, stow, viewer, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
 from service.frames import FrameShelf
 
@@ -35,6 +35,8 @@ ROUTES: tuple[RouteSpec, ...] = (
     *wado.ROUTES,
     *search.ROUTES,
     *status.ROUTES,
+    *ledger.ROUTES,
+    *correcting.ROUTES,
     *admin.ROUTES,
     *viewer.ROUTES,
     *certificates.ROUTES,
@@ -88,6 +90,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.templates = None
     app.state.retrieving = CapacityLimiter(RETRIEVING)
     app.state.frames = FrameShelf()
+    app.state.streams = set()
     for method, path, endpoint in ROUTES:
         app.add_api_route(
             path,

@@ -14,6 +14,12 @@ Big = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
+    _ledger()
+    _corrections()
+    op.create_index("ix_commitment_item_sop", "commitment_item", ["sop_uid"])
+
+
+def _ledger() -> None:
     op.create_table(
         "study",
         sa.Column("study_uid", sa.String(64), primary_key=True),
@@ -54,6 +60,9 @@ def upgrade() -> None:
         sa.Column("due_at", sa.Double(), nullable=False),
         sa.Column("reason", sa.String(64)),
     )
+
+
+def _corrections() -> None:
     op.create_table(
         "correction",
         sa.Column("id", Big, primary_key=True, autoincrement=True),
@@ -93,4 +102,3 @@ def upgrade() -> None:
         sa.UniqueConstraint("note_id", "sop_uid", name="uq_rejection"),
     )
     op.create_index("ix_rejection_sop", "rejection", ["sop_uid", "hidden"])
-    op.create_index("ix_commitment_item_sop", "commitment_item", ["sop_uid"])
