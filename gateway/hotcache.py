@@ -18,7 +18,7 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -132,9 +132,12 @@ class Cache:
         _replace(self._entry_path(key), json.dumps({"sha256": entry.sha256, "size": entry.size}).encode())
         return entry
 
-    def drop_instance(self, digest: str) -> None:
-        """Forget all that was made of an instance, and delete it."""
-        for path in (self._folder / "entries").glob(f"{_subject(digest)}-*.json"):
+    def drop_instances(self, digests: Iterable[str]) -> None:
+        """Forget all that was made of the instances whose received files have these digests, and delete it."""
+        wanted = {_subject(digest) for digest in digests}
+        for path in (self._folder / "entries").glob("*-*.json"):
+            if path.stem.partition("-")[0] not in wanted:
+                continue
             with self.locked(path.stem), suppress(OSError, ValueError, KeyError, TypeError):
                 stored = json.loads(path.read_bytes())
                 (self._folder / _entry(str(stored["sha256"]), 0).path).unlink(missing_ok=True)
@@ -154,6 +157,7 @@ class Cache:
         freed.
         """
         objects = sorted(self._objects(), key=lambda item: item[1].st_mtime)
+        self._drop_of_older_names()
         surplus = sum(status.st_size for _, status in objects) - self._max_bytes
         freed = 0
         for path, status in objects:
@@ -164,6 +168,15 @@ class Cache:
         if freed:
             self._drop_dangling_entries()
         return freed
+
+    def _drop_of_older_names(self) -> None:
+        """Entries whose names do not say of which instance they are: nothing could drop them by it."""
+        for path in (self._folder / "entries").glob("*.json"):
+            if "-" not in path.stem:
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    stored = json.loads(path.read_bytes())
+                    (self._folder / _entry(str(stored["sha256"]), 0).path).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
     def _drop_dangling_entries(self) -> None:
         for path in (self._folder / "entries").glob("*.json"):

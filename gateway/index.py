@@ -13,7 +13,7 @@ from gateway.index_commitment_out import CommitmentWanted
 from gateway.index_correction import Corrections
 from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
-from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, Intake
+from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, WARM_TASK, Intake
 from gateway.index_ledger import Ledger
 from gateway.index_probe import Probes
 from gateway.index_rejection import Rejections
@@ -35,7 +35,7 @@ from gateway.index_shred import Shredding, Subject
 from gateway.index_work import Work
 
 __all__ = [
-    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK",
+    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK", "WARM_TASK",
     "Accepted", "AlertRow", "CandidateFacts", "Counts", "FailureGroup", "ForwardRow", "Index",
     "InstanceRow", "NewInstance", "OutboxMessage", "StegoExport", "Subject",
 ]  # fmt: skip

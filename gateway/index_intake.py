@@ -22,7 +22,14 @@ INDEX_TASK: Final = "palimpsest.index"
 ENCODE_TASK: Final = "palimpsest.encode"
 FORWARD_TASK: Final = "palimpsest.forward"
 RETRIEVE_TASK: Final = "palimpsest.retrieve"
-QUEUE_OF: Final = {INDEX_TASK: "index", ENCODE_TASK: "encode", FORWARD_TASK: "forward", RETRIEVE_TASK: "retrieve"}
+WARM_TASK: Final = "palimpsest.warm"
+QUEUE_OF: Final = {
+    INDEX_TASK: "index",
+    ENCODE_TASK: "encode",
+    FORWARD_TASK: "forward",
+    RETRIEVE_TASK: "retrieve",
+    WARM_TASK: "retrieve",
+}
 
 # Built once: building an expression costs more than running it.
 KNOWN_UIDS: Final = sa.select(instance.c.sop_uid).where(instance.c.sop_uid.in_(sa.bindparam("wanted", expanding=True)))

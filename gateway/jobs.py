@@ -35,7 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 GPU_QUEUE: Final = "gpu"  # encode messages, where there is a GPU worker (settings.encode_queue)
-QUEUES: Final = (*QUEUE_OF.values(), GPU_QUEUE)
+QUEUES: Final = (*dict.fromkeys(QUEUE_OF.values()), GPU_QUEUE)
 PRIORITIES: Final = tuple(range(10))  # 0 most urgent
 RESULT_SECONDS: Final = 300
 CONNECT_SECONDS: Final = 2.0

@@ -25,6 +25,10 @@ ACCEPT_SECONDS: Final = Histogram(
 WAKE_UPS_FAILED: Final = Counter(
     "palimpsest_wake_ups_failed", "Objects taken in while the queue was down.", registry=REGISTRY
 )
+CACHE: Final = Counter(
+    "palimpsest_cache", "Requests that the service answered from the cache by itself, or not.", ["result"],
+    registry=REGISTRY,
+)  # fmt: skip
 RETRIEVED: Final = Counter("palimpsest_retrieved", "Objects given back.", ["kind", "outcome"], registry=REGISTRY)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE
 from gateway.transfer_syntaxes import DEFAULT_OF_MEDIA, FRAME_MEDIA, HTJ2K_RPCL, JPEG_2000, JPEG_LS, JPEG_XL, RLE
 from service.multipart import parse_media_type
-from service.objects import AS_IS
+from service.objects import AS_IS, HOT
 from service.problems import HttpProblem
 
 __all__ = [
@@ -164,6 +164,8 @@ def wants_frames(header: str | None, *, many: bool = False) -> list[Choice]:
 
 def _of_media(kind: str, syntax: str) -> tuple[tuple[str, ...], str]:
     """(transfer syntaxes, media type to name) of one media type with its transfer-syntax parameter."""
+    if syntax == AS_IS and kind in ("*/*", "application/*", OCTETS):
+        return (HOT, AS_IS), OCTETS if kind == OCTETS else ""
     if kind in ("*/*", "application/*"):
         return _syntaxes(syntax, (AS_IS,)), ""
     if kind == OCTETS:  # compressed frames under this name are no table's, but what viewers ask for

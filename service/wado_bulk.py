@@ -6,7 +6,7 @@ import mmap
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -23,7 +23,7 @@ from service.access import RouteSpec
 from service.frames import FramedObject, FrameShelf, check_numbers, frame_numbers, in_order
 from service.media import OCTETS, Choice, own_first, wants_frames
 from service.multipart import close_delimiter, frame_part
-from service.objects import AS_IS, OpenObject, derived, open_as
+from service.objects import AS_IS, HOT, OpenObject, derived, open_as
 from service.problems import HttpProblem
 from service.wado_resource import accept_of, instance_path, read_event, retrieving, rows_of, target_of
 
@@ -69,12 +69,16 @@ async def frames(request: Request) -> Response:
     numbers = frame_numbers(request.path_params["frames"])
     choices = wants_frames(accept_of(request), many=len(numbers) > 1)
     rows = await run_in_threadpool(rows_of, gateway, target_of(request))
-    return await _frames(request, rows[0], numbers, choices)
+    answer = await _frames(request, rows[0], numbers, choices)
+    await run_in_threadpool(request.app.state.prefetch.touch, gateway, rows[0])
+    return answer
 
 
 async def _frames(request: Request, row: InstanceRow, numbers: list[int] | None, choices: list[Choice]) -> Response:
     """numbers: None for all, which native samples are given as one value."""
     gateway: Gateway = request.app.state.gateway
+    if numbers is None:  # one value, as the file has it
+        choices = [replace(choice, syntaxes=tuple(uid for uid in choice.syntaxes if uid != HOT)) for choice in choices]
     opening = (request.app.state.frames, gateway, row, own_first(choices, row.transfer_syntax))
     choice, framed = await retrieving(request, _open_first, *opening)
     try:

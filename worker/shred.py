@@ -184,7 +184,4 @@ def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
 
 
 def _drop_cached(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
-    cache = cache_of(gw.settings)
-    for row in rows:
-        if row.shredded_at is None:
-            cache.drop_instance(row.digest)
+    cache_of(gw.settings).drop_instances(row.digest for row in rows if row.shredded_at is None)

@@ -17,8 +17,8 @@ from codec.gpu import Batcher, open_device, open_processor
 from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
-from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK
-from gateway.instance import ForwardState
+from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK, WARM_TASK
+from gateway.instance import ForwardState, State
 from gateway.jobs import new_owner
 from gateway.settings import Settings
 from worker.delivery import forward_instance, record_forward_failure
@@ -26,6 +26,7 @@ from worker.gpubatch import PATIENCE, Provers, process_batch
 from worker.grouping import process_series
 from worker.indexing import index_by_door, index_instance
 from worker.pipeline import failure_reason, record_failure
+from worker.prefetch import arrived, warm, warm_failed
 from worker.retrieve import retrieve, retrieve_failure
 from worker.verify import Verifier
 
@@ -142,6 +143,7 @@ def run_encode(runtime: Runtime, instance_id: int) -> Reply:
     for each in states:
         for row in runtime.gw.index.forwards(each, ForwardState.WAITING):
             wake_up(runtime.gw, row.id)  # a message is found by its one argument
+    arrived(runtime.gw, [each for each, state in states.items() if state == State.ARCHIVED])
     return {"state": states.get(instance_id, "not-claimed")}
 
 
@@ -190,11 +192,22 @@ def retrieve_failed(runtime: Runtime, error: BaseException, instance_id: int, ki
     return retrieve_failure(runtime.gw, instance_id, error)
 
 
+def run_warm(runtime: Runtime, instance_id: int, left: int) -> Reply:
+    """palimpsest.warm [instance id, how many more of its series]: a copy in the cache before anybody asks."""
+    return warm(runtime.gw, instance_id, left)
+
+
+def warm_task_failed(runtime: Runtime, error: BaseException, instance_id: int, left: int) -> Reply:
+    """Nothing waits for it."""
+    return warm_failed(error)
+
+
 TASKS: dict[str, TaskSpec] = {
     ENCODE_TASK: TaskSpec(run_encode, encode_failed),
     INDEX_TASK: TaskSpec(run_index, index_failed),
     FORWARD_TASK: TaskSpec(run_forward, forward_failed),
     RETRIEVE_TASK: TaskSpec(run_retrieve, retrieve_failed),
+    WARM_TASK: TaskSpec(run_warm, warm_task_failed),
 }
 
 

@@ -91,7 +91,7 @@ def test_all_that_was_made_of_an_instance_is_dropped_and_nothing_else(cache: Cac
     for digest in ("abc", "abd"):
         for kind in kinds:
             cache.store(cache_key(digest, kind), f"{digest} {kind}".encode())
-    cache.drop_instance("abc")
+    cache.drop_instances(["abc", "xyz"])
     left = [path.read_bytes() for path in (tmp_path / "objects").rglob("*") if path.is_file()]
     assert sorted(left) == sorted(f"abd {kind}".encode() for kind in kinds)
     assert all(cache.find(cache_key("abd", kind)) for kind in kinds)
