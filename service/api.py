@@ -26,6 +26,7 @@ from gateway.settings import Settings, load_settings
 from service import admin, certificates, correcting, health, ledger, problems, search, status, stow, viewer, wado
 from service.access import COOKIE_PATH, RouteSpec, guard_for
 from service.frames import FrameShelf
+from service.prefetch import Prefetch
 
 __all__ = ["ROUTES", "create_app", "main", "run_api"]
 
@@ -90,6 +91,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.templates = None
     app.state.retrieving = CapacityLimiter(RETRIEVING)
     app.state.frames = FrameShelf()
+    app.state.prefetch = Prefetch()
     app.state.streams = set()
     for method, path, endpoint in ROUTES:
         app.add_api_route(
