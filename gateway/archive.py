@@ -5,6 +5,7 @@ Keys are pseudonymous: <two hex digits>/<envelope UID>.dcm, the envelope UID bei
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import tempfile
@@ -13,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.blobs import storage_errors, sync_folder
+from gateway.blobs import file_digest, storage_errors, sync_folder
 from gateway.errors import IntegrityError, NotFound
 from gateway.uids import parse_uid
 
@@ -34,6 +35,9 @@ class ArchiveStore(Protocol):
 
     def get(self, key: str, digest: str) -> bytes:
         """The bytes, whose SHA-256 is `digest`. Raises NotFound, IntegrityError, Unavailable."""
+
+    def map(self, key: str, digest: str) -> memoryview:
+        """The same without holding them in memory, where the archive can; the system takes back what it wants of it."""
 
     def read_unchecked(self, key: str) -> bytes:
         """The bytes as they lie there, where no digest is known: only for what checks itself. Raises NotFound."""
@@ -84,6 +88,18 @@ class FilesystemArchive:
         if sha256(data).hexdigest() != digest:
             raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
         return data
+
+    def map(self, key: str, digest: str) -> memoryview:
+        """See ArchiveStore. Nobody writes to an object under its key: what was checked stays what is mapped."""
+        with storage_errors():
+            try:
+                file = self.path(key).open("rb")
+            except FileNotFoundError:
+                raise NotFound("not-archived", "there is no archive object of that key") from None
+            with file:
+                if file_digest(file) != digest:
+                    raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with its last view
 
     def exists(self, key: str) -> bool:
         """See ArchiveStore."""

@@ -154,7 +154,7 @@ def _key_destroyed(gw: Gateway, row: InstanceRow) -> bool:
 def _read_back(gw: Gateway, row: InstanceRow) -> bool | None:
     """Whether the archive gives the bytes that were put there; None if it cannot be asked now."""
     try:
-        gw.archive.get(str(row.archive_key), str(row.archive_digest))
+        gw.archive.map(str(row.archive_key), str(row.archive_digest))
     except Unavailable:
         return None
     except (IntegrityError, NotFound) as error:

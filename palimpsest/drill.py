@@ -60,7 +60,7 @@ def drill(gateway: Gateway, backup: Path, passphrase: str, count: int) -> DrillR
 def _try(gateway: Gateway, row: InstanceRow, ring: KeyRing) -> str:
     """'' when the object did what it should, else a machine word."""
     try:
-        envelope = gateway.archive.get(str(row.archive_key), str(row.archive_digest))
+        envelope = gateway.archive.map(str(row.archive_key), str(row.archive_digest))
         found = restore(envelope, ring, member=row.member)
     except PalimpsestError as error:
         return "" if row.shredded_at is not None and error.reason == "seal-refused" else error.reason

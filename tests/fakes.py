@@ -60,6 +60,10 @@ class MemoryArchive:
             raise IntegrityError("digest-mismatch")
         return data
 
+    def map(self, key: str, digest: str) -> memoryview:
+        """See gateway.archive.ArchiveStore."""
+        return memoryview(self.get(key, digest))
+
     def exists(self, key: str) -> bool:
         """See gateway.archive.ArchiveStore."""
         return key in self.objects

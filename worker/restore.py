@@ -167,7 +167,7 @@ def rebuild_member(
 class OpenGroup:
     """A group's envelope, for giving back several of its instances: in coding order each frame is decoded once."""
 
-    def __init__(self, envelope: bytes) -> None:
+    def __init__(self, envelope: bytes | memoryview) -> None:
         """Raises IntegrityError, also for an envelope of one instance."""
         self._members = members_of(envelope)
         if not self._members:

@@ -180,7 +180,7 @@ def write_original(gw: Gateway, row: InstanceRow, write: Write) -> None:
         raise NotFound("not-stored", "neither the spool nor the archive holds this instance")
     with used_keys():
         if row.member is None:
-            restored = rebuild(gw.archive.get(row.archive_key, row.archive_digest), gw.keys, write)
+            restored = rebuild(gw.archive.map(row.archive_key, row.archive_digest), gw.keys, write)
         else:
             restored = _group(gw.archive, row.archive_key, row.archive_digest).rebuild(row.member, gw.keys, write)
         gw.index.audit(AuditEvent("restored", "worker", instance_id=row.id))
@@ -191,14 +191,14 @@ def write_original(gw: Gateway, row: InstanceRow, write: Write) -> None:
 @lru_cache(maxsize=1)
 def _group(archive: ArchiveStore, key: str, digest: str) -> OpenGroup:
     """The group that was asked for last stays open: a series is fetched slice after slice, and one read gives all."""
-    return OpenGroup(archive.get(key, digest))
+    return OpenGroup(archive.map(key, digest))
 
 
 def _rendered_without_identity(gw: Gateway, row: InstanceRow, how: Rendering) -> bytes:
     """A picture of a frame of a shredded instance from its pixels alone, which need no patient's key."""
     if row.form is Form.PASSTHROUGH:
         raise _gone()
-    envelope = gw.archive.get(str(row.archive_key), str(row.archive_digest))
+    envelope = gw.archive.map(str(row.archive_key), str(row.archive_digest))
     return render_image(exact_image(envelope, gw.keys, member=row.member), how)
 
 

@@ -29,6 +29,7 @@ def test_put_then_get(store: ArchiveStore) -> None:
     store.put(KEY, DATA, DIGEST)
     assert store.exists(KEY)
     assert store.get(KEY, DIGEST) == DATA
+    assert store.map(KEY, DIGEST) == DATA
     assert list(store.keys()) == [KEY]
 
 
@@ -55,6 +56,8 @@ def test_a_read_is_checked_against_the_recorded_digest(store: ArchiveStore) -> N
     store.put(KEY, DATA, DIGEST)
     with pytest.raises(IntegrityError):
         store.get(KEY, sha256(b"other").hexdigest())
+    with pytest.raises(IntegrityError):
+        store.map(KEY, sha256(b"other").hexdigest())
 
 
 def test_without_a_digest_it_is_read_as_it_lies_there(store: ArchiveStore) -> None:
@@ -67,6 +70,8 @@ def test_without_a_digest_it_is_read_as_it_lies_there(store: ArchiveStore) -> No
 def test_what_is_not_there_is_not_found(store: ArchiveStore) -> None:
     with pytest.raises(NotFound):
         store.get(KEY, DIGEST)
+    with pytest.raises(NotFound):
+        store.map(KEY, DIGEST)
 
 
 def test_damage_on_disk_is_found(tmp_path: Path) -> None:
@@ -76,8 +81,9 @@ def test_damage_on_disk_is_found(tmp_path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[7] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(IntegrityError, match="not what was recorded"):
-        store.get(KEY, DIGEST)
+    for read in (store.get, store.map):
+        with pytest.raises(IntegrityError, match="not what was recorded"):
+            read(KEY, DIGEST)
 
 
 @pytest.mark.parametrize("key", ["../../etc/passwd", "aa/../bb.dcm", "/aa/1.dcm", "aa/1.dcm\n", "aa/x.dcm", ""])
