@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -22,6 +22,16 @@ from gateway.policy import IDENTIFIED
 
 NEWEST: Final = 1000
 """Messages at the outbox's end among which those of an instance just taken in must be (else the sweep sends them)."""
+
+# Built once: building an expression costs more than running it.
+WAITING_MESSAGES: Final = (
+    sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(sa.bindparam("most", type_=sa.Integer))
+)
+NEWEST_MESSAGES: Final = WAITING_MESSAGES.where(
+    outbox.c.id > sa.select(sa.func.max(outbox.c.id)).scalar_subquery() - sa.bindparam("newest", type_=sa.Integer),
+    outbox.c.args.in_(sa.bindparam("theirs", expanding=True)),
+)
+FORGET: Final = sa.delete(outbox).where(outbox.c.id.in_(sa.bindparam("sent", expanding=True)))
 
 
 class Forwarding(Database):
@@ -225,23 +235,20 @@ class Forwarding(Database):
         For those only the newest messages are looked at: while the queue is down the outbox grows, and the door must
         not read all of it for each object.
         """
-        query = sa.select(outbox).order_by(outbox.c.priority, outbox.c.id).limit(limit)
+        query: sa.Select[Any] = WAITING_MESSAGES
+        values: dict[str, Any] = {"most": limit}
         if instances is not None:
-            newest = sa.select(sa.func.max(outbox.c.id)).scalar_subquery()
-            theirs = outbox.c.args.in_([json.dumps([instance_id]) for instance_id in instances])
-            query = query.where(outbox.c.id > newest - NEWEST, theirs)
+            query = NEWEST_MESSAGES
+            values |= {"newest": NEWEST, "theirs": [json.dumps([number]) for number in instances]}
         with self.read() as conn:
-            rows = conn.execute(query).mappings().all()
-        return [
-            OutboxMessage(row["id"], row["task"], tuple(json.loads(row["args"])), row["queue"], row["priority"])
-            for row in rows
-        ]
+            rows = conn.execute(query, values).all()
+        return [OutboxMessage(row.id, row.task, tuple(json.loads(row.args)), row.queue, row.priority) for row in rows]
 
     def outbox_sent(self, ids: Sequence[int]) -> None:
         """The queue has these: forget them. Should it lose them, `overdue` finds their rows."""
         if ids:
             with self.write(durable=False) as conn:
-                conn.execute(sa.delete(outbox).where(outbox.c.id.in_(ids)))
+                conn.execute(FORGET, {"sent": list(ids)})
 
 
 def _fetch(conn: Connection, forward_id: int) -> ForwardRow:

@@ -41,9 +41,11 @@ UNEXPECTED = 0xC001  # PS3.4 B.2.3: Cxxx, cannot understand; ours: the log knows
 #: DIMSE priority (PS3.7 9.1.1.1: 0 medium, 1 high, 2 low) to the queue's (0 most urgent, 9 least).
 QUEUE_PRIORITY = {1: 0, 0: 5, 2: 9}
 
-#: Wake-ups are gathered for so long, and so many.
+#: Wake-ups are gathered for so long, at least so long after the ones before, and so many at once: a transaction and a
+#: round trip to the broker for each object of a study would cost as much as receiving it.
 GATHER_SECONDS = 0.03
-WAKE_BATCH = 64
+BETWEEN_SECONDS = 0.25
+WAKE_BATCH = 100
 
 log = logging.getLogger(__name__)
 
@@ -107,13 +109,15 @@ class Waker:
         self._waiting.put(instance_id)
 
     def _run(self) -> None:
+        again_at = 0.0
         while True:
             batch = [self._waiting.get()]
-            time.sleep(GATHER_SECONDS)
+            time.sleep(max(GATHER_SECONDS, again_at - time.monotonic()))
             with suppress(queue.Empty):
                 while len(batch) < WAKE_BATCH:
                     batch.append(self._waiting.get_nowait())
             wake_up(self._gateway, *batch)
+            again_at = time.monotonic() + (BETWEEN_SECONDS if len(batch) < WAKE_BATCH else 0.0)
 
 
 def storing(gateway: Gateway) -> Store:
