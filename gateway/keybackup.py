@@ -176,6 +176,12 @@ def public_document(state: RingState) -> bytes:
     return json.dumps({"format": "palimpsest-public-keys", "version": 1, "keys": rows}, indent=1).encode() + b"\n"
 
 
+def certify_pem(state: RingState) -> bytes:
+    """The public key in use for restore certificates, as PEM. Raises UnknownKey."""
+    public = Ed25519PublicKey.from_public_bytes(state.current("certify").public)
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
 def _pack(contents: Contents) -> bytes:
     ring = dump(replace(contents.state, seal=None)).decode("ascii")
     patients = [

@@ -287,10 +287,11 @@ class KeyRing:
                 raise PolicyRefused("unknown-backup", "no backup of this digest is on the list")
             self._write(replace(state, backups=left))
 
-    def export_public(self, path: Path) -> None:
-        """Write the public signing keys as JSON. An existing file is replaced."""
+    def export_public(self, path: Path, *, pem: bool = False) -> None:
+        """Write the public signing keys as JSON; pem: that of restore certificates alone. Replaces the file."""
+        make = keybackup.certify_pem if pem else keybackup.public_document
         try:
-            keyfile.write_atomic(Path(path), keybackup.public_document(self._state()))
+            keyfile.write_atomic(Path(path), make(self._state()))
         except OSError:
             raise Unavailable("export-unwritable", f"{path} cannot be written") from None
 

@@ -48,7 +48,8 @@ def keys_list(home: Home = None) -> None:
 @keys.command("rotate")
 def keys_rotate(
     kind: Annotated[
-        str, typer.Argument(help="kek (master of the patient keys), sign (signs records), token, stego, pixel, pseudo.")
+        str,
+        typer.Argument(help="kek (wraps patient keys), sign (signs records), certify, token, stego, pixel, or pseudo"),
     ],
     new_pseudonyms: Annotated[
         bool, typer.Option("--new-pseudonyms", help="Needed for pseudo: patients and studies get other pseudonyms.")
@@ -216,11 +217,17 @@ def keys_forget(
 @keys.command("export-public")
 def keys_export_public(
     file: Annotated[Path, typer.Argument(help="JSON file to write.")],
+    pem: Annotated[
+        bool, typer.Option("--pem", help="Only the key in use for restore certificates, as PEM, for openssl.")
+    ] = False,
     home: Home = None,
 ) -> None:
-    """Write the public keys with which others can check the signatures inside archived images. No secret is in it."""
+    """Write the public keys with which others check signatures in archived images, and restore certificates.
+
+    No secret is in it.
+    """
     with open_gateway(home) as gateway:
-        gateway.keys.export_public(file)
+        gateway.keys.export_public(file, pem=pem)
         record(gateway, "key-exported", kind="public")
     console.print(str(file), highlight=False, soft_wrap=True)
 

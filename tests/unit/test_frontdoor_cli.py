@@ -22,7 +22,7 @@ COMMANDS = {
     "keys recipients remove",
     "keys export-public", "audit verify", "audit export", "codec bench", "codec escrow", "codec train",
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
-    "payload inspect", "payload rebind", "payload bench",
+    "payload inspect", "payload rebind", "payload bench", "certify", "check",
 }  # fmt: skip
 
 
