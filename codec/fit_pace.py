@@ -13,7 +13,7 @@ MIXTURE: Final = 2500  # weights that a sample's mixture takes as long as
 #: of the seconds asked for that much is planned: a machine half as fast, or twice as busy, still does all of it
 PLANNED: Final = 0.5
 BATCH: Final = 2048  # samples of a step
-MOST_CODE, MOST_DELTAS = 60, 240  # steps after which hardly anything is gained (docs/codec-experiments.md)
+MOST_CODE, MOST_DELTAS = 60, 400  # steps after which hardly anything is gained (docs/codec-experiments.md)
 LEAST_CODE, LEAST_DELTAS = 30, 60  # with fewer a fit is not worth its bytes
 COUNTS: Final = 4  # candidates whose cost is counted: none, centre, code, deltas
 
