@@ -8,7 +8,7 @@ ONCE ?=
 ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup run test test-gpu bench-gpu fuzz lint wheel clean
+.PHONY: help setup run viewer test test-gpu bench-gpu fuzz lint wheel clean
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
@@ -18,6 +18,10 @@ setup:
 
 run:
 	@$(PYTHON) dev.py run $(if $(filter-out 0 no false,$(ONCE)),--once) $(ARGS)
+
+# OHIF for /viewer, by npm (ARGS="--from FILE": an npm pack of it), into PALIMPSEST_HOME or ./var.
+viewer: setup
+	@.venv/bin/python -m palimpsest viewer install $(ARGS)
 
 test:
 	@$(PYTHON) dev.py test $(ARGS)

@@ -55,10 +55,10 @@ def _pixels(ds: FileDataset, pixels: NDArray[np.uint8] | NDArray[np.int16], bits
     return out.getvalue()
 
 
-def _slice(z: float) -> NDArray[np.int16]:
+def _slice(z: float, size: int) -> NDArray[np.int16]:
     """Hounsfield units of a slice of a body with two lungs, a spine and a ball; z from -1 to 1."""
-    y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
-    hu = np.full((SIZE, SIZE), -1000.0)
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    hu = np.full((size, size), -1000.0)
     hu[(x / 0.85) ** 2 + (y / 0.62) ** 2 < 1] = 40
     for side in (-1, 1):
         hu[((x - side * 0.38) / 0.27) ** 2 + (y / 0.42) ** 2 + (z / 1.1) ** 2 < 1] = -820
@@ -68,19 +68,19 @@ def _slice(z: float) -> NDArray[np.int16]:
     return np.asarray(np.rint(hu + noise), np.int16)
 
 
-def ct_series(slices: int = 12, study: str = "thorax") -> list[bytes]:
+def ct_series(slices: int = 12, study: str = "thorax", size: int = SIZE) -> list[bytes]:
     """Part 10 files of a CT series, top to bottom."""
-    return [_ct(study, number, slices) for number in range(1, slices + 1)]
+    return [_ct(study, number, slices, size) for number in range(1, slices + 1)]
 
 
-def _ct(study: str, number: int, slices: int) -> bytes:
+def _ct(study: str, number: int, slices: int, size: int) -> bytes:
     ds = _header(study, "axial", number, CT_CLASS, "CT")
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    ds.PixelSpacing, ds.SliceThickness = [1.5, 1.5], 5
+    ds.PixelSpacing, ds.SliceThickness = [384 / size, 384 / size], 5
     ds.ImageOrientationPatient, ds.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-192, -192, 5 * number]
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = 0, 1, "HU"
     ds.WindowCenter, ds.WindowWidth, ds.KVP = -300, 1600, 120
-    return _pixels(ds, _slice(2 * (number - 1) / max(1, slices - 1) - 1), 16)
+    return _pixels(ds, _slice(2 * (number - 1) / max(1, slices - 1) - 1, size), 16)
 
 
 def colour() -> bytes:

@@ -157,7 +157,8 @@ def api_routes(web: TestClient) -> list[tuple[str, str]]:
 def test_every_route_has_a_rule_and_every_rule_a_route(web: TestClient) -> None:
     assert sorted(api_routes(web)) == sorted(RULES)
     public = {path for (_, path), roles in RULES.items() if roles == PUBLIC}
-    assert public == {"/", "/healthz", "/readyz", "/admin/login", "/admin/style.css"}
+    viewer = {"/viewer", "/viewer/login", "/viewer/logout", "/viewer/{path:path}"}
+    assert public == {"/", "/healthz", "/readyz", "/admin/login", "/admin/style.css"} | viewer
 
 
 def filled(path: str) -> str:
