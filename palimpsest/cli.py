@@ -15,7 +15,17 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
-from palimpsest import cli_care, cli_certify, cli_codec, cli_keys, cli_payload, cli_policy, cli_probe, cli_viewer
+from palimpsest import (
+    cli_care,
+    cli_certify,
+    cli_codec,
+    cli_keys,
+    cli_ledger,
+    cli_payload,
+    cli_policy,
+    cli_probe,
+    cli_viewer,
+)
 
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
@@ -61,6 +71,7 @@ cli_codec.register(app)
 cli_policy.register(app)
 cli_payload.register(app)
 cli_probe.register(app)
+cli_ledger.register(app)
 cli_certify.register(app)
 cli_viewer.register(app)
 
