@@ -125,6 +125,16 @@ def send(
         bool, typer.Option("--quiet", "-q", help="One line per file only where something is wrong.")
     ] = False,
     patience: Annotated[float, typer.Option(help="Give up when nothing changed for so many seconds.")] = 900.0,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="To the TLS port. Always so where the plain port is closed.")
+    ] = False,
+    tls_name: Annotated[
+        str, typer.Option(help="Name in the listener's certificate. Default: the address called.", metavar="NAME")
+    ] = "",
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM; default: the listener's own.", metavar="FILE")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM; goes with --tls-cert.", metavar="FILE")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="PEM; default: the listener's own.", metavar="FILE")] = None,
+    calling: Annotated[str, typer.Option(help="AE title, where a certificate binds it.", metavar="AE")] = "",
     home: Home = None,
 ) -> None:
     """Send files to the running gateway, wait until they are archived and forwarded, get them back and compare.
@@ -132,13 +142,20 @@ def send(
     Files that the gateway has already are not sent again, so a broken run is resumed by repeating it. Files that
     are not DICOM are named with the reason. Exit 0 if something was accepted, and all of that came back equal.
     """
+    from palimpsest.addresses import Secure
     from palimpsest.report import as_json, print_standards, print_summary, write_json
     from palimpsest.send import default_plan, send_paths
     from palimpsest.standards import measure_all
 
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key go together")
+    asked = tls or any((tls_name, tls_cert, tls_ca, calling))
+    secure = Secure(tls_name, tls_cert, tls_key, tls_ca, calling) if asked else None
     gateway = _gateway(home)
     try:
-        plan = replace(default_plan(gateway), associations=associations, fetch=not no_fetch, quiet_seconds=patience)
+        plan = replace(
+            default_plan(gateway, secure), associations=associations, fetch=not no_fetch, quiet_seconds=patience
+        )
         summary, tracker = send_paths(gateway, paths, console, _stop_event(), plan, quiet=quiet)
     finally:
         gateway.close()
@@ -168,6 +185,9 @@ def fetch(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.")] = Path("."),
     url: Annotated[str | None, typer.Option(help="Another gateway's address, e.g. http://gateway:8080.")] = None,
     token: Annotated[str | None, typer.Option(help="A bearer token for it.", envvar="PALIMPSEST_TOKEN")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM: who signed its certificate. Default: those Python trusts.", metavar="FILE")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Get originals back by WADO-RS: a study, a series, one instance, or one version by its digest."""
@@ -176,7 +196,9 @@ def fetch(
     if (study is None) == (digest is None):
         raise typer.BadParameter("name a study (and series, and instance), or a digest")
     written = fetching.fetch_files(
-        fetching.web_client(lambda: _gateway(home), url, token), fetching.route(study, series, instance, digest), out
+        fetching.web_client(lambda: _gateway(home), url, token, ca_file),
+        fetching.route(study, series, instance, digest),
+        out,
     )
     for path in written:
         console.print(str(path), highlight=False, soft_wrap=True, markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import ssl
 import tempfile
 import time
 from collections.abc import Iterator
@@ -51,11 +52,15 @@ class Route:
 class WebClient:
     """A client with a bearer token. Safe to use from several threads."""
 
-    def __init__(self, base_url: str, token: str, timeout_seconds: float = 120.0) -> None:
+    def __init__(
+        self, base_url: str, token: str, timeout_seconds: float = 120.0, *, ca_file: Path | None = None
+    ) -> None:
+        """ca_file: PEM of who may sign the server's certificate. Raises FetchError ``bad-ca-file``."""
         self._http = httpx.Client(
             base_url=base_url.rstrip("/") + "/dicomweb/",
             headers={"Authorization": f"Bearer {token}"},
             timeout=timeout_seconds,
+            verify=_authorities(ca_file),
             trust_env=False,  # a proxy for the web is no way to the gateway beside us
         )
 
@@ -104,6 +109,13 @@ class WebClient:
                 raise problem
             time.sleep(wait)
         raise FetchError("no-answer")
+
+
+def _authorities(file: Path | None) -> ssl.SSLContext | bool:
+    try:
+        return ssl.create_default_context(cafile=str(file)) if file is not None else True
+    except OSError as error:  # ssl.SSLError is one, too
+        raise FetchError("bad-ca-file", f"{file} holds no certificates: {type(error).__name__}") from None
 
 
 def _problem(answer: httpx.Response) -> FetchError:

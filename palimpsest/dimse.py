@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from ssl import SSLContext
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import write_file_meta_info
@@ -49,12 +50,19 @@ STATUS_REASONS: tuple[tuple[int, int, str], ...] = (
 
 @dataclass(frozen=True)
 class Target:
-    """The receiving application entity, and how we call ourselves."""
+    """The receiving application entity, and how we call ourselves. tls_name: what its certificate must bear."""
 
     host: str
     port: int
     ae_title: str
     calling_ae: str = "PALIMPSEST_SCU"
+    tls: SSLContext | None = field(default=None, repr=False)
+    tls_name: str = ""
+
+    def associate(self, ae: AE) -> Association:
+        """Ask for an association; `is_established` says whether there is one."""
+        tls_args = (self.tls, self.tls_name) if self.tls is not None else None
+        return ae.associate(self.host, self.port, ae_title=self.ae_title, tls_args=tls_args)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def echo(target: Target) -> bool:
     ae = AE(ae_title=target.calling_ae)
     ae.add_requested_context("1.2.840.10008.1.1")
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = 5
-    association = ae.associate(target.host, target.port, ae_title=target.ae_title)
+    association = target.associate(ae)
     if not association.is_established:
         return False
     status = association.send_c_echo()
@@ -140,7 +148,7 @@ class _Line:
         """The established association. Raises SendError."""
         if self._association is not None and self._association.is_established:
             return self._association
-        association = self._ae.associate(self._target.host, self._target.port, ae_title=self._target.ae_title)
+        association = self._target.associate(self._ae)
         if not association.is_established:
             raise SendError(self._why(association))
         self._association = association
@@ -152,7 +160,8 @@ class _Line:
             primitive = association.acceptor.primitive
             reason = primitive.reason_str if primitive is not None else "no reason given"
             return f"{where} rejected the association: {reason}"
-        return f"nobody answers as {where} (is `palimpsest run` or `palimpsest listen` up?)"
+        secure = ", and do its certificate and ours fit?" if self._target.tls is not None else "?"
+        return f"nobody answers as {where} (is `palimpsest run` or `palimpsest listen` up{secure})"
 
     def drain(self, todo: queue.SimpleQueue[Found], answer: Callable[[Answer], None]) -> None:
         """Send until the queue is empty, then release."""

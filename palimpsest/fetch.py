@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 TOKEN_SECONDS = 3600.0
 
 
-def web_client(gateway: Callable[[], Gateway], url: str | None, token: str | None) -> WebClient:
-    """A client for `url` with `token`, or for this machine's gateway with a token of its own key ring."""
+def web_client(
+    gateway: Callable[[], Gateway], url: str | None, token: str | None, ca_file: Path | None = None
+) -> WebClient:
+    """A client for `url` with `token`, or for this machine's gateway with a token of its own key ring.
+
+    Raises FetchError ``no-token``, ``bad-ca-file``.
+    """
     from gateway.tokens import mint_token
 
     if url is not None:
         if token is None:
             raise FetchError("no-token", "another gateway wants a token: --token, or PALIMPSEST_TOKEN")
-        return WebClient(url, token)
+        return WebClient(url, token, ca_file=ca_file)
     local = gateway()
     try:
         return WebClient(

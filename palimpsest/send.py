@@ -15,7 +15,7 @@ from rich.table import Table
 
 from gateway.bootstrap import Gateway
 from palimpsest import table
-from palimpsest.addresses import base_url, local_target
+from palimpsest.addresses import Secure, base_url, local_target
 from palimpsest.client import WebClient
 from palimpsest.journey import Journey, Plan, Tracker
 from palimpsest.report import Summary, summarise
@@ -24,9 +24,12 @@ from palimpsest.scan import find_files, inspect
 TOKEN_SECONDS = 3600.0 * 12
 
 
-def default_plan(gateway: Gateway) -> Plan:
-    """Wait for the spool's release where policy lets it happen; outside the demo profile a key backup comes first."""
-    return Plan(local_target(gateway.settings), wait_release=not gateway.settings.require_key_backup)
+def default_plan(gateway: Gateway, secure: Secure | None = None) -> Plan:
+    """Wait for the spool's release where policy lets it happen; outside the demo profile a key backup comes first.
+
+    Raises as `local_target`.
+    """
+    return Plan(local_target(gateway.settings, secure), wait_release=not gateway.settings.require_key_backup)
 
 
 @contextmanager

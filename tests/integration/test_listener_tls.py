@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydicom.data import get_testdata_file
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config
 from pynetdicom.sop_class import CTImageStorage, Verification  # type: ignore[attr-defined]
+from typer.testing import CliRunner
 
 from gateway import audit
 from gateway.bootstrap import Gateway, build
@@ -25,6 +26,10 @@ from gateway.errors import PolicyRefused, Unavailable
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
 from gateway.tls import client_context
+from palimpsest.addresses import Secure, local_target
+from palimpsest.cli import app
+from palimpsest.dimse import Answer, SendError, send_all
+from palimpsest.scan import inspect
 from service.listener import Listener
 from tests.certificates import Authority, Identity
 from tests.running import free_port, until
@@ -271,3 +276,42 @@ def test_the_destinations_own_files_count(place: Place) -> None:
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
     with pytest.raises(Unavailable):
         client_context(gateway.settings, destination.model_copy(update={"ca_file": place.folder / "missing"}))
+
+
+# --- the front door as sender ---
+
+
+def test_palimpsest_send_goes_by_tls(place: Place) -> None:
+    gateway, listener = place.make(profile="production", dicom_tls_port=free_port(), dicom_tls_bind_ae=True)
+    assert listener.port is None
+    answers: list[Answer] = []
+    secure = Secure("CT1.test", place.modality.certificate, place.modality.key)
+    with pytest.raises(SendError, match="do its certificate and ours fit"):  # the listener's bears another name
+        send_all([inspect(Path(CT))], local_target(gateway.settings, secure), answers.append)  # type: ignore[list-item]
+    stranger = Authority(place.folder, "Strange CA")
+    with pytest.raises(SendError):
+        target = local_target(gateway.settings, replace(secure, name="", authorities=stranger.file))
+        send_all([inspect(Path(CT))], target, answers.append)  # type: ignore[list-item]
+    target = local_target(gateway.settings, replace(secure, name="PALIMPSEST.test"))
+    assert "SSLContext" not in repr(target)
+    send_all([inspect(Path(CT))], target, answers.append)  # type: ignore[list-item]
+    assert [answer.ok for answer in answers] == [True]
+    assert gateway.index.counts().total == 1
+
+
+def test_the_command_takes_the_tls_port_where_no_other_is_open(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, _ = place.make(profile="production", dicom_tls_port=free_port())
+    for name in ("profile", "dicom_tls_port", "dicom_tls_cert", "dicom_tls_key", "dicom_tls_ca", "watermark_bytes"):
+        monkeypatch.setenv(f"PALIMPSEST_{name.upper()}", str(getattr(gateway.settings, name)))
+    monkeypatch.setenv("PALIMPSEST_CALLING_AE_ALLOW", "CT1")
+    command = ["send", CT, "--no-fetch", "--patience", "0.2", "--home", str(gateway.settings.home)]
+    told = CliRunner().invoke(app, command)  # nobody archives here: it gives up waiting
+    assert told.exit_code == 1 and gateway.index.counts().total == 1, told.output
+    told = CliRunner().invoke(app, [*command, "--tls-cert", str(place.modality.certificate)])
+    assert told.exit_code == 2 and "go together" in told.output
+
+
+def test_there_is_no_tls_port_without_a_certificate(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable) as caught:
+        local_target(load_settings(home=tmp_path), Secure())
+    assert caught.value.reason == "no-tls-port"

@@ -1,13 +1,17 @@
 """The DICOMweb client: several parts, cut-off answers, waiting as asked, problems by name."""
 
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from palimpsest.cli import app
 from palimpsest.client import FetchError, Route, WebClient
+from tests.certificates import Authority
 
 BOUNDARY = "b0undary"
 MULTIPART = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
@@ -119,3 +123,20 @@ def test_an_answer_without_a_problem_is_named_by_its_status(gateway: Gateway, we
     with pytest.raises(FetchError) as caught, web.fetch_one(Route.uids("1")):
         pass
     assert caught.value.reason == "http-404"
+
+
+def test_https_by_the_authority_that_is_named(gateway: Gateway, tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "Other CA")
+    ours = authority.issue("PALIMPSEST")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours.certificate, ours.key)
+    gateway.socket = context.wrap_socket(gateway.socket, server_side=True)
+    gateway.answers = [(200, {"Content-Type": "application/dicom"}, b"whole")]
+    url = f"https://127.0.0.1:{gateway.server_address[1]}"
+    command = ["fetch", "1.2", "--url", url, "--token", "t0ken", "--out", str(tmp_path / "out"), "--ca-file"]
+    told = CliRunner().invoke(app, [*command, str(authority.file)])
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "out" / "000000.dcm").read_bytes() == b"whole"
+    for file in (other.file, ours.key, tmp_path / "nothing"):
+        assert CliRunner().invoke(app, [*command, str(file)]).exit_code == 1
+    assert len(gateway.requests) == 1
