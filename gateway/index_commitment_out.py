@@ -177,6 +177,15 @@ class CommitmentWanted(Database):
         with self.read() as conn:
             return {str(name): int(number) for name, number in conn.execute(query)}
 
+    def commitment_since(self, destination: str) -> float | None:
+        """When the oldest object was sent on which a destination's word is still wanted."""
+        wanted = sa.and_(
+            forward.c.destination == destination, forward.c.state == ForwardState.SENT,
+            forward.c.commit_due_at.is_not(None),
+        )  # fmt: skip
+        with self.read() as conn:
+            return conn.execute(sa.select(sa.func.min(forward.c.sent_at)).where(wanted)).scalar()
+
     def commitment_waive(self, destination: str) -> int:
         """The destination is not asked for its word any more: what it was sent counts as it is. Returns how many."""
         with self.write() as conn:

@@ -44,6 +44,7 @@ def ask_for_commitment(gw: Gateway, destination: Destination) -> int:
     with user:
         problem = user.open()
         if problem in UNASKED:  # all stays due, and the sweep comes back
+            _tell_if_long(gw, destination, problem)
             return 0
         accepted = 0
         for _ in range(REQUESTS):
@@ -63,6 +64,13 @@ def ask_for_commitment(gw: Gateway, destination: Destination) -> int:
             accepted += 1
         user.wait(accepted, ANSWER_WAIT_SECONDS)
     return accepted
+
+
+def _tell_if_long(gw: Gateway, destination: Destination, problem: str) -> None:
+    since = gw.index.commitment_since(destination.name)
+    if since is not None and gw.index.now() - since > gw.settings.commitment_answer_seconds:
+        message = f"{destination.name} cannot be asked for commitment to what it was sent ({problem}); it goes on"
+        gw.index.alert_raise("commitment-unasked", destination.name, message, "warning")
 
 
 def hear(gw: Gateway, destination: Destination, kind: int, information: Any) -> int:

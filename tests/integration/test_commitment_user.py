@@ -282,6 +282,10 @@ def test_a_destination_that_offers_none_or_is_away_is_no_success(
     away = make_gateway(free_port())
     soon(away)
     assert forward(away, row.instance_id).commit_attempts == 1  # it did not hear us: that is no asking
+    assert away.index.alerts() == []
+    impatient = make_gateway(free_port(), commitment_answer_seconds=0.001)
+    assert forward(impatient, row.instance_id).state is ForwardState.SENT
+    assert [alert.kind for alert in impatient.index.alerts()] == ["commitment-unasked"]
     pacs.refuses = 0x0213
     busy = make_gateway(pacs.here)
     row = forward(busy, row.instance_id)
