@@ -49,6 +49,7 @@ _INSTANCE = _SERIES + "/instances/{instance}"
 RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", "/healthz"): PUBLIC,
     ("GET", "/readyz"): PUBLIC,
+    ("GET", "/openapi.json"): PUBLIC,
     ("POST", "/dicomweb/studies"): _STORE,
     ("POST", _STUDY): _STORE,
     ("GET", "/dicomweb/studies"): _READ,

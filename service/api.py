@@ -23,7 +23,20 @@ from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
-from service import admin, certificates, correcting, health, ledger, problems, search, status, stow, viewer, wado
+from service import (
+    admin,
+    certificates,
+    correcting,
+    health,
+    ledger,
+    openapi,
+    problems,
+    search,
+    status,
+    stow,
+    viewer,
+    wado,
+)
 from service.access import COOKIE_PATH, RouteSpec, guard_for
 from service.frames import FrameShelf
 from service.prefetch import Prefetch
@@ -41,6 +54,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *admin.ROUTES,
     *viewer.ROUTES,
     *certificates.ROUTES,
+    *openapi.ROUTES,
 )
 
 #: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.
@@ -89,10 +103,11 @@ def create_app(gateway: Gateway) -> FastAPI:
     app = FastAPI(title="Palimpsest", openapi_url=None, docs_url=None, redoc_url=None)
     app.state.gateway = gateway
     app.state.templates = None
+    app.state.routes = ROUTES
     app.state.retrieving = CapacityLimiter(RETRIEVING)
     app.state.frames = FrameShelf()
-    app.state.prefetch = Prefetch()
     app.state.streams = set()
+    app.state.prefetch = Prefetch()
     for method, path, endpoint in ROUTES:
         app.add_api_route(
             path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from service.problems import HttpProblem
 __all__ = ["ROUTES", "json_body", "replay_failures", "replay_forwards", "row_number"]
 
 MAX_BODY = 4096
+_DIGEST = re.compile(r"[0-9A-Fa-f]{64}")
 #: What of a row leaves the service: how far it came and what it weighs; nothing of the patient.
 ROW_FIELDS = (
     "id", "digest", "dataset_digest", "sop_uid", "sop_class", "study_uid", "series_uid", "transfer_syntax", "size",
@@ -51,7 +53,7 @@ async def instances(request: Request) -> Response:
 
 def _instances(gateway: Gateway, query: dict[str, str]) -> dict[str, Any]:
     match query:
-        case {"digest": digest}:
+        case {"digest": digest} if _DIGEST.fullmatch(digest):
             row = gateway.index.by_digest(digest.lower())
             rows = [row] if row else []
         case {"sop": uid}:
@@ -77,6 +79,8 @@ def row_number(value: object) -> int | None:
     """A row's number from JSON or a form; None for what can be none (a database's integer has 64 bits)."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 18:
         return int(value)
+    if type(value) is float and value.is_integer():  # JSON makes no difference between 1 and 1.0
+        value = int(value)
     return value if type(value) is int and 0 <= value < 1 << 62 else None
 
 
