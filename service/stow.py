@@ -18,6 +18,7 @@ from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance
 from gateway.uids import UID, parse_uid
 from service.access import RouteSpec, principal_of
+from service.ledger import stow_evidence
 from service.media import DICOM, JSON, XML, accepts
 from service.multipart import MultipartError, PartBegin, PartData, PartEnd, RelatedParser, parse_media_type
 from service.problems import HttpProblem
@@ -127,6 +128,7 @@ async def store(request: Request) -> Response:
     if not job.outcomes:
         raise HttpProblem(400, "no-instances", "The request holds no instance.")
     base = str(request.base_url).rstrip("/")
+    await run_in_threadpool(stow_evidence, job.gateway, job.actor, job.outcomes)
     return answer(job.outcomes, lambda *uids: instance_url(base, *uids), media)
 
 

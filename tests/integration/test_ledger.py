@@ -195,6 +195,32 @@ def test_studies_are_listed_with_what_their_state_rests_on(make_gateway: Make) -
     assert asking(gateway, "clinician").get("/api/studies").status_code == 403
 
 
+def test_one_stow_request_is_the_whole_study_where_the_settings_say_so(make_gateway: Make) -> None:
+    gateway = make_gateway(study_quiet_seconds=1000, stow_completes=True)
+    data = packaged("CT_small.dcm")
+    uid = str(read(data).StudyInstanceUID)
+    other = data.replace(
+        b"1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12322", b"1.3.6.1.4.1.5962.1.1.1.1.1.20040119072730.12323"
+    )
+    sender = asking(gateway, "service")
+
+    def send(*files: bytes) -> int:
+        body = b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + each + b"\r\n" for each in files)
+        kind = 'multipart/related; type="application/dicom"; boundary=b'
+        return sender.post(
+            f"/dicomweb/studies/{uid}", content=body + b"--b--", headers={"Content-Type": kind}
+        ).status_code
+
+    mismatched = packaged("MR_small.dcm")  # of another study: refused, and named under its own
+    assert send(data, mismatched) == 202
+    keep_ledger(gateway)
+    told = asking(gateway).get(f"/api/studies/{uid}").json()
+    assert (told["completeness"], told["completeness_by"]["kind"]) == ("complete", "stow")
+    assert told["completeness_by"]["source"] == "test"
+    assert send(other) == 200
+    assert asking(gateway).get(f"/api/studies/{uid}").json()["completeness_by"]["expected"] == 2
+
+
 def test_a_stream_goes_on_where_it_was_cut(make_gateway: Make) -> None:
     gateway = make_gateway(study_quiet_seconds=1000, poll_seconds=0.05)
     row = store(gateway, packaged("CT_small.dcm"))
