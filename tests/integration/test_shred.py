@@ -19,6 +19,7 @@ from gateway.accept import accept_instance
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused, Unavailable
+from gateway.hotcache import HOT_KIND
 from gateway.index import InstanceRow
 from gateway.index_schema import attributes
 from gateway.instance import Form, State
@@ -100,7 +101,7 @@ def test_nothing_gives_the_identity_afterwards_and_the_image_is_exact(gw: Gatewa
     kept_file = made_file(OTHER, 1, "Bleibt^Hier")
     kept = archived(gw, kept_file)
     for row in rows:  # restored copies, metadata and pictures lie in the cache now
-        for kind in ("original", "metadata", "rendered:png:1"):
+        for kind in ("original", "metadata", "rendered:png:1", HOT_KIND):
             retrieve(gw, row.id, kind)
     pixels = [exact_image(envelope_of(gw, row)).pixel_sha256 for row in rows]
     wraps = [
