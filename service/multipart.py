@@ -30,8 +30,8 @@ __all__ = [
     "parse_media_type",
 ]
 
-#: RFC 2046 5.1.1: 1-70 characters of this set, not ending in a space.
-BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+#: RFC 2046 5.1.1: characters of this set, not ending in a space. The RFC allows 70; Orthanc 1.10 sends 73.
+BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,199}[0-9A-Za-z'()+_,\-./:=?]")
 
 
 class MultipartError(ValueError):
