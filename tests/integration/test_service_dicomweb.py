@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pydicom
 import pytest
+from dicomweb_client.api import DICOMwebClient
 from fastapi.testclient import TestClient
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
@@ -18,11 +20,13 @@ from pydicom.uid import generate_uid
 
 from gateway import index_search
 from gateway.bootstrap import Gateway, build
+from gateway.errors import OutOfResources, Unavailable
 from gateway.settings import load_settings
 from gateway.tokens import mint_token
 from service.api import create_app
 from service.dicomxml import from_native_model, native_model
 from service.multipart import close_delimiter, frame_part
+from tests.integration.test_service_api import serving
 from tests.integration.test_service_wado import Working, changed, path_of, take_in
 from worker.indexing import index_instance
 from worker.transcode import transcode
@@ -273,3 +277,99 @@ def test_bulk_data_above_the_limit_is_a_413(web: TestClient) -> None:
     assert web.post("/dicomweb/studies", content=body, headers=headers).status_code == 413
     body, headers = related(JSON, ({"Content-Type": JSON}, text), ({"Content-Type": OCTETS}, b"1"))
     assert web.post("/dicomweb/studies", content=body, headers=headers).json()["reason"].endswith("no-content-location")
+
+
+# --- status codes ---
+
+RELATED = 'multipart/related; type="application/dicom"; boundary=B'
+
+
+def framed(*bodies: bytes) -> bytes:
+    parts = (frame_part("B", {"Content-Type": "application/dicom"}, first=n == 0) + b for n, b in enumerate(bodies))
+    return b"".join(parts) + close_delimiter("B")
+
+
+def test_every_status_code_of_the_doors_is_reached_with_its_problem(
+    web: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = take_in(gateway, changed("CT_small.dcm", SOPInstanceUID=generate_uid()))
+    here, study = path_of(ds), path_of(ds, "study")
+    new = changed("CT_small.dcm", SOPInstanceUID=generate_uid())
+    other = changed("MR_small.dcm", SOPInstanceUID=generate_uid())
+    big = changed("CT_small.dcm", SOPInstanceUID=generate_uid(), PixelData=bytes(4_200_000))
+    tag = web.get(here).headers["etag"]
+    clinician = {"Authorization": f"Bearer {mint_token(gateway, 'clinician', 'test')}"}
+    send = {"Content-Type": RELATED}
+    reached = [
+        (200, web.get(here)),
+        (202, web.post("/dicomweb/studies", content=framed(new, b"junk"), headers=send)),
+        (204, web.get("/dicomweb/studies?PatientID=nobody")),
+        (206, web.get(here, headers={"Range": "bytes=0-9", "Accept": "application/dicom; transfer-syntax=*"})),
+        (304, web.get(here, headers={"If-None-Match": tag})),
+        (400, web.get("/dicomweb/studies?StudyDate=today")),
+        (401, web.get(here, headers={"Authorization": "Bearer x"})),
+        (403, web.post("/dicomweb/studies", content=framed(new), headers={**send, **clinician})),
+        (404, web.get("/dicomweb/studies/1.2.3")),
+        (405, web.delete(here)),
+        (406, web.get(here, headers={"Accept": "text/html"})),
+        (409, web.post("/dicomweb/studies/1.2.3", content=framed(other), headers=send)),
+        (413, web.post("/dicomweb/studies", content=framed(big), headers=send)),
+        (415, web.post("/dicomweb/studies", content=b"{}", headers={"Content-Type": "application/json"})),
+        (416, web.get(here, headers={"Range": "bytes=99999999-", "Accept": "application/dicom; transfer-syntax=*"})),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.spool, "check_space", out_of_room)
+        reached.append((507, web.post("/dicomweb/studies", content=framed(other), headers=send)))
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.queue, "call", nobody_there)
+        busy = web.get(here + "/rendered")
+        reached.append((503, busy))
+        assert int(busy.headers["retry-after"]) > 0
+    with monkeypatch.context() as patch:
+        patch.setattr("service.wado_resource._forgotten", lambda *_: True)
+        reached.append((410, web.get("/dicomweb/studies/1.2.3")))
+    for status, answer in reached:
+        assert answer.status_code == status, (status, answer.status_code, answer.text[:200])
+        if status >= 400 and status != 409:  # a 409 is a store response with the reason of each instance
+            assert answer.headers["content-type"] == "application/problem+json", status
+            body = answer.json()
+            assert body["status"] == status and body["title"] and body["detail"] and body["reason"], body
+    assert web.get(study).status_code == 200
+
+
+def out_of_room() -> None:
+    raise OutOfResources("below-watermark", "The disk is full.")
+
+
+def nobody_there(*_: object, **__: object) -> None:
+    raise Unavailable("retrieve-timeout", "No worker.", retry_after=3)
+
+
+def test_a_store_request_that_waits_for_100_continue(gateway: Gateway) -> None:
+    body = framed(changed("CT_small.dcm", SOPInstanceUID=generate_uid()))
+    token = mint_token(gateway, "service", "test")
+    with serving(gateway) as base:
+        address = httpx.URL(base)
+        with socket.create_connection((address.host, address.port or 80), timeout=30) as peer:
+            head = (
+                f"POST /dicomweb/studies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+                f"Content-Type: {RELATED}\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+            )
+            peer.sendall(head.encode())
+            assert peer.recv(4096).startswith(b"HTTP/1.1 100")
+            peer.sendall(body)
+            answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+def test_dicomweb_client_searches_with_every_parameter(gateway: Gateway, stored: list[Dataset]) -> None:
+    with serving(gateway) as base:
+        token = mint_token(gateway, "clinician", "test")
+        client = DICOMwebClient(f"{base}/dicomweb", headers={"Authorization": f"Bearer {token}"})
+        assert len(client.search_for_studies(limit=1, get_remaining=True)) == 3
+        found = client.search_for_studies(
+            fuzzymatching=True, fields=["00101030", "PatientID"], search_filters={"PatientName": "doe"}
+        )
+        assert [item["00101030"]["Value"] for item in found] == [[61.0]]
+        assert len(client.search_for_series(search_filters={"ProtocolName": "protocol 1"})) == 3
+        assert len(client.search_for_instances(offset=10, fields=["all"])) == 2
