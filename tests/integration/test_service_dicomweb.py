@@ -353,7 +353,8 @@ def test_a_store_request_that_waits_for_100_continue(gateway: Gateway) -> None:
         with socket.create_connection((address.host, address.port or 80), timeout=30) as peer:
             head = (
                 f"POST /dicomweb/studies HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
-                f"Content-Type: {RELATED}\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+                f"Content-Type: {RELATED}\r\nContent-Length: {len(body)}\r\nExpect: 100-continue\r\n"
+                "Connection: close\r\n\r\n"
             )
             peer.sendall(head.encode())
             assert peer.recv(4096).startswith(b"HTTP/1.1 100")
