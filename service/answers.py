@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.problems import HttpProblem
 
@@ -60,6 +61,32 @@ class BytesBody:
         """See Body."""
 
 
+class _Stream(StreamingResponse):
+    """Closes what it sends from at its end, however that comes: a client that goes away leaves no open file."""
+
+    def __init__(
+        self,
+        pieces: Iterable[bytes],
+        status_code: int = 200,
+        headers: Mapping[str, str] | None = None,
+        *,
+        release: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(pieces, status_code, headers)
+        self._pieces, self._release = pieces, release
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See StreamingResponse. No thread reads from the pieces any more when the body's end, or error, is here."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            close = getattr(self._pieces, "close", None)
+            if close is not None:
+                close()
+            if self._release is not None:
+                self._release()  # a generator that never began closes nothing
+
+
 def weak_tag(*parts: object) -> str:
     """A validator of an answer that is equal in meaning, not in bytes: each multipart has another boundary."""
     hasher = hashlib.sha256()
@@ -98,7 +125,7 @@ def single(request: Request, body: Body, media_type: str, **more: str) -> Respon
     if request.method == "HEAD":
         body.close()
         return Response(status_code=status, headers={**headers, "Content-Type": media_type})
-    return StreamingResponse(body.chunks(start, end), status, {**headers, "Content-Type": media_type})
+    return _Stream(body.chunks(start, end), status, {**headers, "Content-Type": media_type}, release=body.close)
 
 
 def _range(request: Request, tag: str, body: Body) -> tuple[int, int] | None:
@@ -121,16 +148,26 @@ def _range(request: Request, tag: str, body: Body) -> tuple[int, int] | None:
 
 
 def related(
-    request: Request, parts: Iterable[bytes], media_type: str, boundary: str, tag: str, *, partial: str = ""
+    request: Request,
+    parts: Iterable[bytes],
+    media_type: str,
+    boundary: str,
+    tag: str,
+    *,
+    partial: str = "",
+    release: Callable[[], None] | None = None,
 ) -> Response:
-    """multipart/related from its bytes. partial: why some of the resource is missing (206 with a Warning)."""
+    """multipart/related from its bytes. partial: why some of the resource is missing (206 with a Warning).
+
+    release: called once nothing more is sent, also when the first byte never was.
+    """
     headers = _headers(tag, **{"Content-Type": f'multipart/related; type="{media_type}"; boundary={boundary}'})
     if partial:
         headers["Warning"] = f'299 palimpsest "{partial}"'
     status = 206 if partial else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return StreamingResponse(parts, status, headers)
+    return _Stream(parts, status, headers, release=release)
 
 
 def text(request: Request, pieces: Callable[[], Iterable[bytes]], media_type: str, tag: str) -> Response:
@@ -139,8 +176,8 @@ def text(request: Request, pieces: Callable[[], Iterable[bytes]], media_type: st
     if request.method == "HEAD":
         return Response(headers=headers)
     if not _takes_gzip(request.headers.get("accept-encoding", "")):
-        return StreamingResponse(pieces(), headers=headers)
-    return StreamingResponse(_gzipped(pieces()), headers={**headers, "Content-Encoding": "gzip"})
+        return _Stream(pieces(), headers=headers)
+    return _Stream(_gzipped(pieces()), headers={**headers, "Content-Encoding": "gzip"})
 
 
 def _takes_gzip(accepted: str) -> bool:

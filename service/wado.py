@@ -137,7 +137,7 @@ def _related(
     same = answers.unchanged(request, tag)
     if same is not None or request.method == "HEAD":
         _close(ready)
-    return same or answers.related(request, body, DICOM, boundary, tag, partial=missing)
+    return same or answers.related(request, body, DICOM, boundary, tag, partial=missing, release=lambda: _close(ready))
 
 
 def _parts(ready: list[OpenObject], later: Iterator[OpenObject], boundary: str) -> Iterator[bytes]:
@@ -149,8 +149,11 @@ def _parts(ready: list[OpenObject], later: Iterator[OpenObject], boundary: str) 
                 "Content-Type": f"{DICOM};transfer-syntax={item.transfer_syntax()}",
                 "Content-Length": str(item.size),
             }
-            yield frame_part(boundary, headers, first=first)
-            yield from item.chunks()
+            try:
+                yield frame_part(boundary, headers, first=first)
+                yield from item.chunks()
+            finally:
+                item.close()
             first = False
         yield close_delimiter(boundary)
     finally:
