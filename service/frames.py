@@ -22,7 +22,7 @@ from gateway.errors import IntegrityError, NotFound, Unsupported
 from gateway.index_rows import InstanceRow
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE
 from gateway.pixelframes import FrameMap, map_frames
-from service.objects import Located, locate, mismatch
+from service.objects import HOT, Located, locate, mismatch
 from service.problems import HttpProblem
 
 __all__ = ["FrameShelf", "FramedObject"]
@@ -133,6 +133,14 @@ class FrameShelf:
         return self.open(gateway, row, (EXPLICIT_LE,))
 
     def _located(self, gateway: Gateway, row: InstanceRow, syntaxes: tuple[str, ...]) -> Located:
+        """A hot copy is looked for each time: what was known before it was made is not what is nearest now."""
+        if syntaxes[0] == HOT:
+            with suppress(HttpProblem):
+                return self._known(gateway, row, (HOT,))
+            return self._known(gateway, row, syntaxes[1:])
+        return self._known(gateway, row, syntaxes)
+
+    def _known(self, gateway: Gateway, row: InstanceRow, syntaxes: tuple[str, ...]) -> Located:
         key = (row.digest, str(row.state), syntaxes)
         known = self._paths.get(key)
         if known is not None:

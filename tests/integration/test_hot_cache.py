@@ -98,6 +98,15 @@ def test_a_warm_frame_is_given_without_the_worker(web: TestClient, gateway: Gate
     assert original.content == data  # of an object, * is as received
 
 
+def test_a_copy_made_later_is_found_by_a_reader_who_had_none(web: TestClient, gateway: Gateway) -> None:
+    ds = take_in(gateway, packaged("CT_small.dcm"))
+    frames = [parts(get(web, path_of(ds) + "/frames/1", ANY))[0]]
+    warm(gateway, 1, 0)
+    frames += [parts(get(web, path_of(ds) + "/frames/1", ANY))[0] for _ in range(2)]
+    assert [HTJ2K_RPCL in headers["content-type"] for headers, _ in frames] == [False, True, True]
+    assert frames[1][1] == frames[2][1] and asked(gateway) == []
+
+
 def test_a_damaged_copy_is_made_again_and_never_sent(web: TestClient, gateway: Gateway) -> None:
     ds = take_in(gateway, packaged("CT_small.dcm"))
     path, syntax = path_of(ds), f"application/dicom; transfer-syntax={HTJ2K_RPCL}"
