@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -121,7 +121,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palimpsest-first-")))
         # nothing made behind the readers while they are timed, but for what was made on arrival
         rig = stack.enter_context(Rig(folder / "home", prefetch_instances=0))
-        http = stack.enter_context(prepared(rig, files))
+        http = stack.enter_context(closing(prepared(rig, files)))
         ours = f"http://127.0.0.1:{rig.settings.http_port}/dicomweb"
         measures: list[tuple[str, str, Callable[[], object]]] = [
             ("cache", ours, lambda: None),
