@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import lzma
 import struct
+from collections.abc import Iterator
+from typing import IO, Protocol, cast
 
 import zstandard
 
@@ -58,6 +60,43 @@ def unpack_side(packed: bytes, limit: int) -> bytes:
     if data is None or len(data) != size:
         raise SealError
     return data
+
+
+class Source(Protocol):
+    """What can be read to its end."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, all that is left for -1; b'' at the end."""
+
+
+def side_pieces(source: Source, limit: int) -> Iterator[bytes]:
+    """`unpack_side` in pieces of at most 1 MiB, never all at once. Raises SealError, also after some of them."""
+    head = source.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        raise SealError
+    method, size = _HEADER.unpack(head)
+    if method not in _EXPAND or size > limit:
+        raise SealError
+    if method == _LZMA:  # headers only, see _LZMA_LIMIT
+        yield unpack_side(head + source.read(), limit)
+        return
+    reader: Source = source
+    if method == _ZSTD:
+        reader = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(cast("IO[bytes]", source))
+    left = size
+    while True:
+        try:
+            piece = reader.read(min(_READ, left + 1))
+        except zstandard.ZstdError:
+            piece = None
+        if piece is None or len(piece) > left:
+            raise SealError
+        if not piece:
+            break
+        left -= len(piece)
+        yield piece
+    if left:
+        raise SealError
 
 
 def _zstd(data: Data) -> bytes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from stego.compress import pack_side, unpack_side
+from stego.compress import pack_side, side_pieces, unpack_side
 from stego.errors import RecordTooLong, SealError
 
 KEY_BYTES = 32
@@ -38,6 +38,7 @@ BITMAP_OVERHEAD = OVERHEAD + 32
 SIDE_LIMIT = 1 << 31
 
 _CHUNK = 1 << 26
+_PIECE = 1 << 20
 _NONCE = bytes(12)
 WRAP_VERSION = 1
 _CONTEXT_PREFIX = b"palimpsest/context/v1\x00"
@@ -153,6 +154,48 @@ def open_side(
     if len(data_key) != KEY_BYTES:
         raise SealError
     return unpack_side(_open(sealed, data_key, context, f"side/v1/{label}"), limit)
+
+
+def open_side_pieces(
+    sealed: bytes | bytearray | memoryview, *, data_key: bytes, context: Context, label: str, limit: int = SIDE_LIMIT
+) -> Iterator[bytes]:
+    """`open_side` of what is too large to hold: authenticated as a whole before the first piece. Raises SealError."""
+    view, info = memoryview(sealed), f"side/v1/{label}"
+    if len(data_key) != KEY_BYTES or len(view) < OVERHEAD:
+        raise SealError
+    if not hmac.compare_digest(bytes(view[:COMMIT_BYTES]), derive(data_key, context, f"commit/v1/{info}")):
+        raise SealError
+    key, body = derive(data_key, context, info), view[COMMIT_BYTES : len(view) - TAG_BYTES]
+    check = _Opening(key, body, context.aad())
+    while check.read(_PIECE):
+        pass
+    check.finish(bytes(view[len(view) - TAG_BYTES :]))
+    yield from side_pieces(_Opening(key, body, context.aad()), limit)
+
+
+class _Opening:
+    """The plaintext of a GCM message as it is read; genuine only if `finish` says so."""
+
+    def __init__(self, key: bytes, body: memoryview, aad: bytes) -> None:
+        self._body, self._at = body, 0
+        self._decryptor = Cipher(algorithms.AES(key), modes.GCM(_NONCE)).decryptor()
+        self._decryptor.authenticate_additional_data(aad)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """See stego.compress.Source."""
+        end = len(self._body) if size < 0 else min(len(self._body), self._at + size)
+        piece, self._at = self._body[self._at : end], end
+        return self._decryptor.update(piece)
+
+    def finish(self, tag: bytes) -> None:
+        """Raise SealError unless all of it was read and is genuine."""
+        try:
+            self._decryptor.finalize_with_tag(tag)
+            genuine = True
+        except (InvalidTag, ValueError):
+            genuine = False
+        if not genuine:
+            raise SealError
 
 
 # --- the bitmap of a segmented carrier, for who may see the exact pixels but not the identity ---

@@ -24,7 +24,7 @@ from gateway.instance import Form
 from gateway.keys import KeyRing
 from stego.errors import SealError
 from stego.record import Record, unpack_record
-from stego.seal import Context, bitmap_key, open_bitmap, open_record, open_side
+from stego.seal import Context, bitmap_key, open_bitmap, open_record, open_side, open_side_pieces
 from worker import container as box
 from worker.attributes import read_tolerant
 from worker.container import CarrierMode, SectionType
@@ -285,11 +285,13 @@ def _context(sections: Sections) -> Context:
 
 def _open_whole(sections: Sections, context: Context, ring: KeyRing, write: Write) -> Rebuilt:
     key = _data_key(sections, ring)
-    data = open_side(section(sections, SectionType.WHOLE), data_key=key.key, context=context, label=WHOLE_LABEL)
     packed = open_record(bytes(section(sections, SectionType.RECORD)), data_key=key.key, context=context)
     record = unpack_record(packed, find_verify_key=ring.find_verify_key)
-    digest = _same(sha256(data).hexdigest(), record.file_sha256)
-    write(data)
+    sealed, whole = section(sections, SectionType.WHOLE), sha256()
+    for piece in open_side_pieces(sealed, data_key=key.key, context=context, label=WHOLE_LABEL):
+        whole.update(piece)
+        write(piece)
+    digest = _same(whole.hexdigest(), record.file_sha256)
     return Rebuilt(record, digest, True, Form.PASSTHROUGH, "", "", (key.id, record.signer))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import lzma
 import os
 import random
@@ -11,6 +12,7 @@ import traceback
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import zstandard
@@ -113,6 +115,7 @@ def test_record_opens_to_what_was_sealed(record: bytes, key: bytes, context: Con
 def test_side_part_opens_to_what_was_sealed(data: bytes, key: bytes, context: Context, label: str) -> None:
     sealed = seal.seal_side(data, data_key=key, context=context, label=label)
     assert seal.open_side(sealed, data_key=key, context=context, label=label) == data
+    assert b"".join(seal.open_side_pieces(sealed, data_key=key, context=context, label=label)) == data
 
 
 @settings(max_examples=60)
@@ -149,20 +152,25 @@ def test_every_wrong_opening_of_a_record_is_the_same_refusal() -> None:
         refused(lambda flipped=flipped: seal.open_record(bytes(flipped), data_key=KEY, context=CONTEXT))
 
 
-def test_every_wrong_opening_of_a_side_part_is_the_same_refusal() -> None:
+def in_pieces(sealed: bytes, **opening: Any) -> bytes:
+    return b"".join(seal.open_side_pieces(sealed, **opening))
+
+
+@pytest.mark.parametrize("open_side", [seal.open_side, in_pieces])
+def test_every_wrong_opening_of_a_side_part_is_the_same_refusal(open_side: Callable[..., bytes]) -> None:
     sealed = seal.seal_side(b"side" * 50, data_key=KEY, context=CONTEXT, label="nonpixel")
-    refused(lambda: seal.open_side(sealed, data_key=bytes(32), context=CONTEXT, label="nonpixel"))
-    refused(lambda: seal.open_side(sealed, data_key=b"short", context=CONTEXT, label="nonpixel"))
-    refused(lambda: seal.open_side(sealed, data_key=KEY, context=CONTEXT, label="file"))
-    refused(lambda: seal.open_side(sealed, data_key=KEY, context=CONTEXT, label="nonpixel", limit=199))
+    refused(lambda: open_side(sealed, data_key=bytes(32), context=CONTEXT, label="nonpixel"))
+    refused(lambda: open_side(sealed, data_key=b"short", context=CONTEXT, label="nonpixel"))
+    refused(lambda: open_side(sealed, data_key=KEY, context=CONTEXT, label="file"))
+    refused(lambda: open_side(sealed, data_key=KEY, context=CONTEXT, label="nonpixel", limit=199))
     for context in other_contexts():
-        refused(lambda context=context: seal.open_side(sealed, data_key=KEY, context=context, label="nonpixel"))
+        refused(lambda context=context: open_side(sealed, data_key=KEY, context=context, label="nonpixel"))
     for size in range(len(sealed)):
-        refused(lambda size=size: seal.open_side(sealed[:size], data_key=KEY, context=CONTEXT, label="nonpixel"))
+        refused(lambda size=size: open_side(sealed[:size], data_key=KEY, context=CONTEXT, label="nonpixel"))
     for at in range(len(sealed)):
         flipped = bytearray(sealed)
         flipped[at] ^= 1 << at % 8
-        refused(lambda flipped=flipped: seal.open_side(flipped, data_key=KEY, context=CONTEXT, label="nonpixel"))
+        refused(lambda flipped=flipped: open_side(flipped, data_key=KEY, context=CONTEXT, label="nonpixel"))
 
 
 def test_every_wrong_opening_of_a_wrap_is_the_same_refusal() -> None:
@@ -227,7 +235,15 @@ def test_sealed_records_look_uniform() -> None:
     assert max(abs(n - 100) for n in columns) < 43
 
 
-def test_a_compressed_bomb_is_bounded() -> None:
+def unpacked_in_pieces(packed: bytes, limit: int) -> bytes:
+    return b"".join(compress.side_pieces(io.BytesIO(packed), limit))
+
+
+UNPACKERS = pytest.mark.parametrize("unpack_side", [compress.unpack_side, unpacked_in_pieces])
+
+
+@UNPACKERS
+def test_a_compressed_bomb_is_bounded(unpack_side: Callable[[bytes, int], bytes]) -> None:
     zeros = bytes(1 << 26)
     bombs = (
         (1, zstandard.ZstdCompressor(level=3).compress(zeros)),
@@ -237,16 +253,17 @@ def test_a_compressed_bomb_is_bounded() -> None:
         for declared in (10, 1 << 20, len(zeros)):
             packed = struct.pack(">BQ", method, declared) + bomb
             tracemalloc.start()
-            refused(lambda packed=packed: compress.unpack_side(packed, 1 << 20))
+            refused(lambda packed=packed: unpack_side(packed, 1 << 20))
             assert tracemalloc.get_traced_memory()[1] < 8 << 20
             tracemalloc.stop()
-        assert compress.unpack_side(struct.pack(">BQ", method, len(zeros)) + bomb, len(zeros)) == zeros
+        assert unpack_side(struct.pack(">BQ", method, len(zeros)) + bomb, len(zeros)) == zeros
 
 
-def test_a_hostile_zstd_window_is_refused() -> None:
+@UNPACKERS
+def test_a_hostile_zstd_window_is_refused(unpack_side: Callable[[bytes, int], bytes]) -> None:
     """A frame header that asks for a 2 GiB window (RFC 8878 3.1.1.1.2)."""
     frame = b"\x28\xb5\x2f\xfd" + bytes([0x00, 21 << 3]) + b"\x03\x00\x00" + b"x"
-    refused(lambda: compress.unpack_side(struct.pack(">BQ", 1, 100) + frame, 1 << 20))
+    refused(lambda: unpack_side(struct.pack(">BQ", 1, 100) + frame, 1 << 20))
 
 
 @given(st.one_of(st.binary(max_size=3000), st.text("DICOM^ 01", max_size=3000).map(str.encode)))
@@ -255,16 +272,19 @@ def test_packed_side_parts_unpack(data: bytes) -> None:
     assert compress.unpack_side(packed, len(data)) == data and len(packed) <= len(data) + 9
 
 
+@UNPACKERS
 @pytest.mark.parametrize("method", [0, 1, 2])
-def test_every_method_reads_back_and_refuses_a_cut_or_prolonged_body(method: int) -> None:
+def test_every_method_reads_back_and_refuses_a_cut_or_prolonged_body(
+    method: int, unpack_side: Callable[[bytes, int], bytes]
+) -> None:
     data = b"1.2.840.10008.1.2.1 " * 40
     bodies = (data, zstandard.ZstdCompressor().compress(data), compress.pack_side(data)[9:])
     assert compress.pack_side(data)[0] == 2
     packed = struct.pack(">BQ", method, len(data)) + bodies[method]
-    assert compress.unpack_side(packed, 10_000) == data
-    refused(lambda: compress.unpack_side(packed[:-1], 10_000))
+    assert unpack_side(packed, 10_000) == data
+    refused(lambda: unpack_side(packed[:-1], 10_000))
     for size in (len(data) - 1, len(data) + 1):
-        refused(lambda size=size: compress.unpack_side(struct.pack(">BQ", method, size) + bodies[method], 10_000))
+        refused(lambda size=size: unpack_side(struct.pack(">BQ", method, size) + bodies[method], 10_000))
 
 
 @given(st.binary(max_size=300), st.integers(0, 3), st.integers(0, 2**64 - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 
 from gateway.errors import Unavailable
+from gateway.instance import Form
 from gateway.keys import KeyRing
 from tests.object_makers import FACTS, image, noisy, packaged
-from worker.candidate import Candidate, build_candidate, build_passthrough
+from worker.candidate import Candidate, build_candidate
 from worker.verify import Verifier, check_envelope
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +118,11 @@ def test_a_stopped_process_runs_into_the_timeout_and_is_killed(keys: Path, coded
 
 def test_too_little_memory_is_a_report(keys: Path) -> None:
     ring = KeyRing.load_or_create(keys)
-    built = build_passthrough(bytes(320 << 20), FACTS, ring, "test")  # a few KiB that open to more than the limit
+    ds, received = dcmread(io.BytesIO(packaged("CT_small.dcm"))), io.BytesIO()
+    ds.private_block(0x77, "TEST", create=True).add_new(1, "OB", bytes(320 << 20))
+    ds.save_as(received)
+    built = build_candidate(received.getvalue(), FACTS, ring)  # a few KiB that open to more than the limit
+    assert built.form is Form.CODED
     with Verifier(keys, memory_bytes=300 << 20) as client:
         report = client.check(built.envelope)
     assert not report.ok
