@@ -125,9 +125,7 @@ def send(
         bool, typer.Option("--quiet", "-q", help="One line per file only where something is wrong.")
     ] = False,
     patience: Annotated[float, typer.Option(help="Give up when nothing changed for so many seconds.")] = 900.0,
-    tls: Annotated[
-        bool, typer.Option("--tls", help="To the TLS port. Always so where the plain port is closed.")
-    ] = False,
+    tls: Annotated[bool, typer.Option("--tls", help="To the TLS port; always so where no other is open.")] = False,
     tls_name: Annotated[
         str, typer.Option(help="Name in the listener's certificate. Default: the address called.", metavar="NAME")
     ] = "",
@@ -153,9 +151,8 @@ def send(
     secure = Secure(tls_name, tls_cert, tls_key, tls_ca, calling) if asked else None
     gateway = _gateway(home)
     try:
-        plan = replace(
-            default_plan(gateway, secure), associations=associations, fetch=not no_fetch, quiet_seconds=patience
-        )
+        plan = default_plan(gateway, secure)
+        plan = replace(plan, associations=associations, fetch=not no_fetch, quiet_seconds=patience)
         summary, tracker = send_paths(gateway, paths, console, _stop_event(), plan, quiet=quiet)
     finally:
         gateway.close()
