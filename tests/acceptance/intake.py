@@ -278,6 +278,36 @@ def storescp(folder: Path) -> tuple[list[str], int] | None:
     return [program, "--fork", "-od", str(folder / "storescp"), str(port)], port
 
 
+def fsyncs(folder: Path, times: int = 20) -> str:
+    """What this disk takes for the three fsyncs of a receipt, one after the other, with no server in between."""
+    answers: list[list[float]] = [[], [], []]
+    with (folder / "log").open("ab") as log:
+        for number in range(times):
+            path = folder / f"fsync-{number}"
+            with path.open("wb") as file:
+                file.write(bytes(SIZE))
+                file.flush()
+                answers[0].append(timed_fsync(file.fileno()))
+            path.rename(folder / "fsync")
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            answers[1].append(timed_fsync(fd))
+            os.close(fd)
+            log.write(bytes(4096))
+            log.flush()
+            answers[2].append(timed_fsync(log.fileno()))
+    file_ms, folder_ms, log_ms = (1e3 * sorted(each)[times // 2] for each in answers)
+    return (
+        f"disk: fsync of a file of 512 KiB {file_ms:.1f} ms, of its folder {folder_ms:.1f}, of a log {log_ms:.1f} (p50)"
+    )
+
+
+def timed_fsync(fd: int) -> float:
+    """Seconds that fsync takes."""
+    begun = time.perf_counter()
+    os.fsync(fd)
+    return time.perf_counter() - begun
+
+
 def rates(arguments: argparse.Namespace, folder: Path) -> None:
     """Print a line for each server, association count and round."""
     with ExitStack() as stack:
@@ -292,6 +322,7 @@ def rates(arguments: argparse.Namespace, folder: Path) -> None:
             process = stack.enter_context(peer(*made))
             servers.append((name, made[1], name.upper(), lambda process=process: [process]))  # type: ignore[misc]
         for number in range(arguments.rounds):
+            print(fsyncs(folder), flush=True)
             for associations in arguments.associations:
                 for place, (name, port, called, processes) in enumerate(servers):
                     run = number * 1000 + associations * 10 + place
