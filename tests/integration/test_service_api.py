@@ -64,7 +64,7 @@ class AnsweringQueue(MemoryQueue):
         self.answers: dict[str, Callable[[int], dict[str, Any]]] = {}
         self.asked: list[str] = []
 
-    def call(self, task: str, args: Any, queue: str, timeout: float) -> dict[str, Any]:
+    def call(self, task: str, args: Any, queue: str, timeout: float, priority: int = 0) -> dict[str, Any]:
         self.asked.append(str(args[1]))
         if args[1] not in self.answers:
             raise Unavailable("retrieve-timeout", "no worker", retry_after=3)

@@ -236,7 +236,7 @@ def test_compressed_frames_of_bulk_data_keep_their_syntax(web: TestClient, gatew
 
 def test_each_data_set_is_judged_on_its_own(web: TestClient, gateway: Gateway) -> None:
     good = pydicom.dcmread(io.BytesIO(changed("CT_small.dcm", SOPInstanceUID=generate_uid())))
-    data = [taken_apart(good, "p"), taken_apart(good, "missing"), taken_apart(good, "short"), {}, 7]
+    data: list[Any] = [taken_apart(good, "p"), taken_apart(good, "missing"), taken_apart(good, "short"), {}, 7]
     data += [{"00080018": {"vr": "UI", "Value": [{"x": 1}]}}, {"00080016": {"vr": "ZZ", "Value": 3}}]
     data.append({**data[0], "00280010": {"vr": "US", "Value": ["x"]}})
     for number in (1, 2):

@@ -49,7 +49,7 @@ class Working(MemoryQueue):
         super().__init__()
         self.asked: list[str] = []
 
-    def call(self, task: str, args: Any, queue: str, timeout: float) -> dict[str, Any]:
+    def call(self, task: str, args: Any, queue: str, timeout: float, priority: int = 0) -> dict[str, Any]:
         self.asked.append(str(args[1]))
         try:
             return retrieve(self.gateway, *args)
