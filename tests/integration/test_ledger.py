@@ -47,7 +47,9 @@ def asking(gateway: Gateway, role: str = "admin") -> TestClient:
 
 def given(gateway: Gateway, row: InstanceRow, path: str = "") -> httpx.Response:
     path = path or f"/dicomweb/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}"
-    return asking(gateway, "clinician").get(path, headers={"Accept": "application/dicom; transfer-syntax=*"})
+    headers = {"Accept": "application/dicom; transfer-syntax=*"}
+    answer: httpx.Response = asking(gateway, "clinician").get(path, headers=headers)
+    return answer
 
 
 def read(data: bytes) -> Dataset:
@@ -104,7 +106,7 @@ def c_get(port: int, row: InstanceRow) -> Dataset:
     ae = AE("GETTER")
     ae.add_requested_context(STUDY_GET)
     ae.add_requested_context(CT, "1.2.840.10008.1.2.1")
-    roles = [build_role(CT, scp_role=True)]
+    roles: list[Any] = [build_role(CT, scp_role=True)]
     line = ae.associate("127.0.0.1", port, ext_neg=roles, evt_handlers=[(evt.EVT_C_STORE, keep)])
     assert line.is_established
     query = Dataset()

@@ -21,8 +21,7 @@ from gateway.settings import Destination
 from palimpsest.cli import app
 from palimpsest.pacs import Moved, pacs_of
 from palimpsest.reconcile import Pace, import_studies, reconcile
-from tests.integration.test_destination_peers import find_dcmtk
-from tests.integration.test_orthanc_roundtrip import run_peer
+from tests.integration.test_orthanc_roundtrip import find_dcmtk, run_peer
 from tests.integration.test_query_retrieve import listen, make_gateway, store
 from tests.object_makers import packaged
 from tests.running import free_port
