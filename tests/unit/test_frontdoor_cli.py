@@ -22,7 +22,8 @@ COMMANDS = {
     "keys recipients remove",
     "keys export-public", "audit verify", "audit export", "codec bench", "codec escrow", "codec train",
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
-    "payload inspect", "payload rebind", "payload bench", "certify", "check",
+    "payload inspect", "payload rebind", "payload bench", "certify", "check", "probe", "replay", "viewer install",
+    "import", "studies", "reconcile",
 }  # fmt: skip
 
 
