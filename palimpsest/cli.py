@@ -158,9 +158,7 @@ def send(
         gateway.close()
     print_summary(console, summary)
     if not plan.wait_release:
-        console.print(
-            "the spool keeps the originals until the next key backup, and this proof used it (palimpsest keys backup)"
-        )
+        console.print("the spool, which this proof used, keeps the originals until the next `palimpsest keys backup`")
     report = as_json(summary, tracker.journeys, tracker.skipped)
     if standards:
         sums = measure_all(tracker.journeys)
