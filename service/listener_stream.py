@@ -256,6 +256,7 @@ class AssociationStream:
             if got == 0:
                 raise OSError("the connection ended inside a PDU")
             at += got
+            self._dul._idle_timer.restart()  # pynetdicom's turn ends with the object, which may take longer than that
 
     def _fragment(self, piece: memoryview, *, last: bool) -> None:
         if self._control & 1:

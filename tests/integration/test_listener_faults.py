@@ -29,7 +29,7 @@ from gateway.jobs import MemoryQueue
 from gateway.settings import load_settings
 from service.listener import Listener
 from service.listener_limits import WAITING_FROM_ONE
-from tests.acceptance.intake import Refused, Sender, association_request, uids
+from tests.acceptance.intake import SIZE, Refused, Sender, association_request, uids
 from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import Rig, until
 
@@ -145,6 +145,19 @@ def test_a_slow_network_is_only_slow(start: Callable[..., Place]) -> None:
     with ThreadPoolExecutor(len(slow)) as pool:
         assert list(pool.map(lambda uid, fault: through(listener, uid, fault), acknowledged, slow)) == [1] * len(slow)
     assert until(lambda: at_rest(gateway, listener))
+    assert whole(gateway, acknowledged)
+
+
+def test_an_object_may_take_longer_than_the_idle_timeout(start: Callable[..., Place]) -> None:
+    gateway, listener = start()
+    source = uids(9, 1)
+    acknowledged = [next(source), next(source)]
+    slow = Fault("throttle", rate=SIZE / (2 * IDLE_SECONDS))
+    with FaultProxy(("127.0.0.1", port_of(listener)), slow) as proxy:
+        sender = Sender(proxy.port, "PALIMPSEST", timeout=4 * IDLE_SECONDS)
+        for uid in acknowledged:  # over one association, which the first one must not have ended
+            sender.send(uid)
+        sender.close()
     assert whole(gateway, acknowledged)
 
 
