@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -249,6 +249,16 @@ class Forwarding(Database):
         if ids:
             with self.write(durable=False) as conn:
                 conn.execute(FORGET, {"sent": list(ids)})
+
+
+def forget_sent(conn: Connection, ids: Sequence[int], renamed: Mapping[str, str]) -> None:
+    """In the transaction that shreds these instances: identified objects went out under their own SOP Instance UIDs.
+
+    renamed: UID -> its pseudonym. Nobody can be asked for a commitment to such an object any more.
+    """
+    query = sa.select(forward.c.id, forward.c.sent_uid)
+    for number, uid in conn.execute(query.where(forward.c.instance_id.in_(ids), forward.c.sent_uid.in_(renamed))).all():
+        _set(conn, number, sent_uid=renamed[uid], commit_due_at=None)
 
 
 def _fetch(conn: Connection, forward_id: int) -> ForwardRow:

@@ -7,7 +7,7 @@ their outbox). Events are numbered in the order of their commits, for there is o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -186,15 +186,20 @@ def touch_study(conn: Connection, study_uid: str | None, newest_id: int = 0) -> 
         conn.execute(study.insert().values(study_uid=study_uid, **first))
 
 
-def forget_studies(conn: Connection, renamed: Mapping[str, str]) -> None:
+def forget_studies(conn: Connection, renamed: Mapping[str, str], rename: Callable[[str], str]) -> None:
     """In the transaction that shreds instances: what is kept of their studies stands under the pseudonyms from now on.
 
-    renamed: Study Instance UID -> its pseudonym. Nothing is told of a shredded study any more.
+    renamed: Study Instance UID -> its pseudonym; rename: any UID -> its pseudonym. Nothing is told of a shredded study
+    any more; what a rejection note hid stays hidden.
     """
+    c = rejection.c
     for uid, name in renamed.items():
         conn.execute(sa.delete(study).where(study.c.study_uid == uid))
-        for table in (study_evidence, study_event, rejection):
+        for table in (study_evidence, study_event):
             conn.execute(sa.update(table).where(table.c.study_uid == uid).values(study_uid=name))
+        for row in conn.execute(sa.select(c.id, c.sop_uid).where(c.study_uid == uid)).all():
+            values = {"study_uid": name, "sop_uid": rename(row.sop_uid)}
+            conn.execute(sa.update(rejection).where(c.id == row.id).values(**values))
 
 
 def _put_evidence(conn: Connection, uid: str, kind: str, source: str, values: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from gateway.database import Database
 from gateway.errors import Unavailable
 from gateway.index_commitment import forget_references
 from gateway.index_correction import forget_corrections
+from gateway.index_forward import forget_sent
 from gateway.index_ledger import forget_studies
 from gateway.index_rows import InstanceRow
 from gateway.index_schema import (
@@ -29,11 +30,19 @@ from gateway.index_schema import (
     forward,
     instance,
     proof,
+    rejection,
     stego_export,
+    study,
+    study_event,
+    study_evidence,
 )
 from gateway.instance import UNFINISHED, Form, ForwardState
 
 _PAGE = 500
+_SCRUBBED = (
+    attributes, coercion, commitment_item, correction, forward, instance, proof, rejection, stego_export, study,
+    study_event, study_evidence,
+)  # fmt: skip
 T = TypeVar("T")
 
 
@@ -112,11 +121,13 @@ class Shredding(Database):
                 known = conn.execute(patients.where(_of(attributes, ids)).distinct()).scalars()
                 studies = {row.study_uid: rename(row.study_uid) for row in page if row.study_uid}
                 forget_corrections(conn, ids, list(studies), [each for each in known if each])
-                forget_studies(conn, studies)
+                forget_studies(conn, studies, rename)
                 conn.execute(sa.delete(attributes).where(_of(attributes, ids)))
                 conn.execute(sa.update(stego_export).where(_of(stego_export, ids)).values(wraps="[]"))
                 conn.execute(sa.update(proof).where(_of(proof, ids)).values(facts="{}", wraps="[]"))
-                forget_references(conn, {row.sop_uid: rename(row.sop_uid) for row in page})
+                renamed = {row.sop_uid: rename(row.sop_uid) for row in page}
+                forget_references(conn, renamed)
+                forget_sent(conn, ids, renamed)
                 for row in page:
                     changes = {
                         "sop_uid": rename(row.sop_uid),
@@ -150,7 +161,7 @@ class Shredding(Database):
                 raise Unavailable("database-busy", "the database's log holds what was deleted still: run it again")
             return
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            for table in (attributes, coercion, commitment_item, correction, instance, proof, stego_export):
+            for table in _SCRUBBED:
                 conn.exec_driver_sql(f"VACUUM {table.name}")
 
 

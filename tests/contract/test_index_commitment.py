@@ -105,6 +105,15 @@ def test_shredding_takes_the_uids_of_references_too(index: Index) -> None:
     assert [item.sop_uid for item in index.commitment_items(number)] == ["2.25.7", "1.2.3.2"]
 
 
+def test_shredding_takes_the_uid_under_which_an_identified_object_went_out(index: Index) -> None:
+    row, own = sent(index, 1, "viewer", uid="1.2.3.1")
+    other = sent(index, 2, "pacs")[1]
+    index.forget([index.get(row.id)], lambda uid: f"2.25.9{len(uid)}", lambda found: found[::-1])
+    assert index.forward_get(own.id).sent_uid == "2.25.97"
+    assert index.forward_get(other.id).sent_uid == "2.25.2"
+    assert "viewer" not in index.commitments_to_ask(0.0) and "pacs" in index.commitments_to_ask(0.0)
+
+
 def test_evidence_is_all_that_came_under_a_uid_and_the_copies_of_each(index: Index) -> None:
     row = sent(index, 1, "pacs")[0]
     found = index.commitment_evidence(["1.2.3.1", "1.2.3.404"])
@@ -114,12 +123,14 @@ def test_evidence_is_all_that_came_under_a_uid_and_the_copies_of_each(index: Ind
     assert index.copies_of([row.id, other.id]) == {other.id: 1}
 
 
-def sent(index: Index, number: int, name: str, *, commitment: bool = True) -> tuple[InstanceRow, ForwardRow]:
+def sent(
+    index: Index, number: int, name: str, *, commitment: bool = True, uid: str = ""
+) -> tuple[InstanceRow, ForwardRow]:
     row = archived(index, number, (name,))
     index.set_attributes(row.id, {}, "{}", None)
     [each] = index.forwards(row.id)
     index.forward_claim(each.id, "f", 60)
-    what = (CT, f"2.25.{number}", "1.2.840.10008.1.2.1")
+    what = (CT, uid or f"2.25.{number}", "1.2.840.10008.1.2.1")
     return row, index.forward_done(each.id, "f", "stored", sent=what, commitment=commitment)
 
 

@@ -8,11 +8,13 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydicom.dataset import Dataset
 
 from gateway import audit
 from gateway.errors import InvalidInstance, NotFound
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
+from gateway.index_schema import rejection
 from gateway.instance import Form
 from gateway.study_state import Evidence
 from tests.fakes import CT, EXPLICIT_LE, FakeClock
@@ -308,3 +310,14 @@ def test_what_was_rejected_for_quality_reasons_is_hidden_by_choice(index: Index)
     other = receive(index, 10, PatientID="A")
     index.rejection_add(other.id, "113001", [("1.1", "1.9.1")], quality="hide")
     assert index.by_sop("1.9.1") is None
+
+
+def test_what_a_note_hides_stays_hidden_under_pseudonyms_once_it_is_shredded(index: Index) -> None:
+    row, note = receive(index, 1, PatientID="A"), receive(index, 9, PatientID="A")
+    index.rejection_add(note.id, "113037", [("1.1", "1.9.1"), ("1.1", "1.9.404")], quality="show")
+    rows = [index.get(row.id), index.get(note.id)]
+    index.forget(rows, lambda uid: "2.25." + uid.replace(".", "0"), lambda text: digest(text))
+    with index.read() as conn:
+        kept = {(each.study_uid, each.sop_uid) for each in conn.execute(sa.select(rejection))}
+    assert kept == {("2.25.101", "2.25.10901"), ("2.25.101", "2.25.1090404")}
+    assert index.by_sop(index.get(row.id).sop_uid) is None
