@@ -81,6 +81,8 @@ class Corrections(Database):
         """
         with self.read() as conn:
             waiting = [_of(row) for row in conn.execute(_query(correction.c.pending)).mappings()]
+            gone = sa.select(correction.c.id).where(correction.c.pending, correction.c.revoked_at.is_not(None))
+            revoked = set(conn.execute(gone).scalars())
         looked = 0
         for each in waiting:
             with self.read() as conn:
@@ -90,8 +92,10 @@ class Corrections(Database):
                     for number in ids[at : at + PAGE]:
                         apply_corrections(conn, number)
             looked += len(ids)
+            # revoked meanwhile: what was looked at before that is to be looked at once more
+            same = correction.c.revoked_at.is_not(None) if each.id in revoked else correction.c.revoked_at.is_(None)
             with self.write() as conn:
-                conn.execute(sa.update(correction).where(correction.c.id == each.id).values(pending=False))
+                conn.execute(sa.update(correction).where(correction.c.id == each.id, same).values(pending=False))
         return looked
 
     def corrections(self, limit: int = 200) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from pydicom.dataset import Dataset
 
-from gateway import audit
+from gateway import audit, index_correction
 from gateway.errors import InvalidInstance, NotFound
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
 from gateway.index_schema import rejection
@@ -245,6 +246,31 @@ def test_corrections_work_one_after_another(index: Index) -> None:
     index.corrections_run()
     assert (metadata(index, row).PatientID, metadata(index, row).PatientName) == ("A", "Doe")
     assert metadata(index, row).AccessionNumber == ""
+
+
+def test_a_correction_revoked_while_it_is_brought_in_leaves_no_trace(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [receive(index, number, "1.1", PatientID="A") for number in (1, 2)]
+    number = index.correction_add("admin", {"PatientID": "B"}, patient_id="A")
+    real, written = index.write, []
+
+    @contextmanager
+    def write(**options: bool) -> Iterator[sa.Connection]:
+        with real(**options) as conn:
+            yield conn
+        written.append(1)
+        if len(written) == 1:  # the first object is corrected, the second not yet
+            index.correction_revoke(number, "admin")
+
+    monkeypatch.setattr(index_correction, "PAGE", 1)
+    monkeypatch.setattr(index, "write", write)
+    index.corrections_run()
+    monkeypatch.undo()
+    index.corrections_run()
+    assert [metadata(index, row).PatientID for row in rows] == ["A", "A"]
+    assert [index.get(row.id).coerced for row in rows] == [None, None]
+    assert index.corrections_run() == 0
 
 
 def test_an_issuer_tells_two_patients_of_one_id_apart(index: Index) -> None:
