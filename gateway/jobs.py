@@ -303,7 +303,7 @@ def flush_outbox(
 
 
 def _check(args: Args, queue: str) -> None:
-    if queue not in QUEUES or not all(isinstance(a, int) or (isinstance(a, str) and len(a) <= 128) for a in args):
+    if queue not in QUEUES or not all(isinstance(a, int) or (isinstance(a, str) and len(a) <= 512) for a in args):
         raise IntegrityError("bad-message", "a message goes to a known queue and carries ids and machine words only")
 
 

@@ -41,7 +41,7 @@ async def rendered(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     target = target_of(request)
     rows = await run_in_threadpool(rows_of, gateway, target)
-    asked = [(row, replace(how, frame=number).kind()) for row in rows for number in numbers]
+    asked = [(row, _kind(row, replace(how, frame=number))) for row in rows for number in numbers]
     if target.instance is not None and len(numbers) == 1:
         item = await retrieving(request, derived, gateway, *asked[0])
         await _audited(request, rows, [item])
@@ -50,7 +50,8 @@ async def rendered(request: Request) -> Response:
         raise HttpProblem(406, "not-acceptable", f'Several images are given as multipart/related; type="{media}" only.')
     ready, refused = await retrieving(request, _first, gateway, asked[:READY_FIRST], target.instance is None)
     await _audited(request, rows, [item for _, item in ready])
-    boundary, tag = uuid.uuid4().hex, answers.weak_tag(how.kind(), numbers, *((row.digest, row.state) for row in rows))
+    of = ((row.digest, row.state, row.coerced) for row in rows)
+    boundary, tag = uuid.uuid4().hex, answers.weak_tag(how.kind(), numbers, *of)
     same = answers.unchanged(request, tag)
     if same is not None or request.method == "HEAD":
         for _, item in ready:
@@ -58,6 +59,11 @@ async def rendered(request: Request) -> Response:
     missing = f"{refused} instances have no image to be rendered" if refused else ""
     body = _parts(gateway, ready, asked[READY_FIRST:], media, boundary)
     return same or answers.related(request, body, media, boundary, tag, partial=missing)
+
+
+def _kind(row: InstanceRow, how: Rendering) -> str:
+    """The kind (see worker/retrieve.py) of a picture: what is burnt in of a patient is what corrections say."""
+    return f"corrected:{how.kind()}" if row.coerced and how.annotation else how.kind()
 
 
 async def thumbnail(request: Request) -> Response:

@@ -42,7 +42,7 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
 
     kind: original | metadata | rendered:<format>:<frame>[:<options>] (gateway/rendering.py; frames count from 1) |
     transcoded:<transfer syntax UID>: the original's UIDs, header and pixels in that syntax, its own: the original |
-    corrected[:<transfer syntax UID>]: either of them under the corrections in force (gateway/coercion.py).
+    corrected[:<transfer syntax UID> or rendered:...]: any of them under the corrections in force (gateway/coercion.py).
     Raises NotFound, IntegrityError, Unavailable, Unsupported (``not-transcodable``, ...), InvalidInstance ``bad-kind``.
     """
     if kind == CORRECTED or kind.startswith(f"{CORRECTED}:"):
@@ -65,17 +65,21 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
 
 def _corrected(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     """The object was compared with its digest, or made of one that was, before a byte of its header is changed."""
-    syntax = kind.removeprefix(CORRECTED).removeprefix(":")
+    wanted = kind.removeprefix(CORRECTED).removeprefix(":")
+    how = Rendering.parse(wanted) if wanted.startswith("rendered:") else None
     found = gw.index.replacement(instance_id)
     if found is None:
-        return retrieve(gw, instance_id, f"{TRANSCODED}{syntax}" if syntax else "original")
+        return retrieve(gw, instance_id, wanted if how else f"{TRANSCODED}{wanted}" if wanted else "original")
     row, (name, elements) = gw.index.get(instance_id), found
     key, cache = cache_key(row.digest, f"{kind}:{name}"), cache_of(gw.settings)
     with cache.locked(key):
         entry = cache.find(key)
     if entry is not None:
         return _reply(entry)
-    with _open_base(gw, row, syntax) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    if how is not None:
+        with _checked(gw, _corrected(gw, instance_id, CORRECTED)) as file:
+            return _stored(cache, key, lambda write: write(render(file, how)))
+    with _open_base(gw, row, wanted) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         return _stored(cache, key, lambda write: write_corrected(mapped, elements, write))
 
 
@@ -86,10 +90,17 @@ def _open_base(gw: Gateway, row: InstanceRow, syntax: str) -> Iterator[BinaryIO]
         with _open_original(gw, row) as file:
             yield file
         return
-    made = retrieve(gw, row.id, TRANSCODED + syntax)
+    with _checked(gw, retrieve(gw, row.id, TRANSCODED + syntax)) as file:
+        yield file
+
+
+@contextmanager
+def _checked(gw: Gateway, made: dict[str, Any]) -> Iterator[BinaryIO]:
+    """A cached file, digest checked. Raises IntegrityError, Unavailable."""
     with _cached(gw, made) as file:
         if file_digest(file) != made["sha256"]:
             raise IntegrityError("digest-mismatch", "a cached file is not what its name says")
+        file.seek(0)
         yield file
 
 

@@ -52,6 +52,13 @@ def given(gateway: Gateway, row: InstanceRow, path: str = "") -> httpx.Response:
     return answer
 
 
+def picture(gateway: Gateway, row: InstanceRow, query: str = "") -> bytes:
+    path = f"/dicomweb/studies/{row.study_uid}/series/{row.series_uid}/instances/{row.sop_uid}/rendered{query}"
+    answer = asking(gateway, "clinician").get(path, headers={"Accept": "image/png"})
+    assert answer.status_code == 200
+    return answer.content
+
+
 def read(data: bytes) -> Dataset:
     return pydicom.dcmread(io.BytesIO(data))
 
@@ -65,6 +72,7 @@ def test_a_correction_is_given_by_every_door_and_the_original_stays(make_gateway
     row = store(gateway, data)
     first = given(gateway, row)
     assert first.content == data and "palimpsest-coerced" not in first.headers
+    named, bare = picture(gateway, row, "?annotation=patient"), picture(gateway, row)
     admin = asking(gateway)
     body = {"patient_id": "1CT1", "changes": {"PatientID": "NEW-7", "PatientName": "Roe^Ann"}}
     made = admin.post("/api/corrections", json=body)
@@ -86,12 +94,16 @@ def test_a_correction_is_given_by_every_door_and_the_original_stays(make_gateway
     assert Dataset.from_json(metadata.json()[0]).OriginalAttributesSequence == corrected.OriginalAttributesSequence
     by_get = c_get(listen(gateway), row)
     assert (by_get.PatientID, by_get.PixelData) == ("NEW-7", corrected.PixelData)
+    # the name that is burnt into a picture is the corrected one, also where there is an older picture
+    assert picture(gateway, row) == bare
+    assert picture(gateway, row, "?annotation=patient") not in (bare, named)
     assert given(gateway, row, f"/dicomweb/objects/{row.digest}").content == data  # as received
 
     number = made.json()["id"]
     assert [each["id"] for each in admin.get("/api/corrections").json()["corrections"]] == [number]
     assert admin.post(f"/api/corrections/{number}/revoke").json() == {"id": number, "objects": 1}
     assert given(gateway, row).content == data
+    assert picture(gateway, row, "?annotation=patient") == named
     assert admin.post(f"/api/corrections/{number}/revoke").status_code == 404
     assert "Roe" not in json.dumps(audit.tail(gateway.index, 1000))
 

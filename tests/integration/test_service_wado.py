@@ -358,6 +358,8 @@ def test_rendered_at_every_level_with_parameters(web: TestClient, gateway: Gatew
     query = "?viewport=48,48&window=40,400,linear&quality=50&annotation=technique&iccprofile=no"
     one = get(web, path_of(ds) + "/rendered" + query, "image/jpeg")
     assert one.headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(one.content)).size == (40, 48)
+    longest = "?viewport=48,48,0.12345678,0.12345678,30.1234567,30.1234567&window=40.1234567,400.123456,linear-exact"
+    assert get(web, path_of(ds) + f"/rendered{longest}&quality=50&annotation=patient,technique").status_code == 200
     for accept, kind in (("image/png", "PNG"), ("image/gif", "GIF"), ("*/*", "JPEG"), ("image/*", "JPEG")):
         assert Image.open(io.BytesIO(get(web, path_of(ds) + "/frames/3/rendered", accept).content)).format == kind
     several = get(web, path_of(ds) + "/frames/1,3-4/rendered", 'multipart/related; type="image/png"')
