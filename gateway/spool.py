@@ -44,6 +44,7 @@ class Spool(BlobStore):
         self.incoming_dir = settings.incoming_dir
         self._watermark = settings.watermark_bytes
         self._max_object = settings.max_object_bytes
+        self._durable: set[Path] = set()  # subfolders whose own names this process has made durable
 
     def receive(self, head: bytes, buffer: memoryview | None = None) -> Receiving:
         """Begin a file that arrives in pieces; see `Receiving`."""
@@ -109,15 +110,17 @@ class Spool(BlobStore):
         """
         with storage_errors():
             shards = {self.path(digest).parent for _, digest in received}
-            missing = [shard for shard in shards if not shard.is_dir()]
-            for shard in missing:
+            # One that another process made, or an earlier try, is there and perhaps not durable yet.
+            unsure = [shard for shard in shards if shard not in self._durable or not shard.is_dir()]
+            for shard in unsure:
                 shard.mkdir(parents=True, exist_ok=True)
             for temporary, digest in received:
                 target = self.path(digest)
                 if temporary.exists() or not target.exists():
                     temporary.replace(target)
-            for folder in ([self.folder] if missing else []) + sorted(shards):
+            for folder in ([self.folder] if unsure else []) + sorted(shards):
                 sync_folder(folder)
+            self._durable.update(shards)
 
     def sweep_incoming(self, older_than_seconds: float = 3600.0) -> int:
         """Delete what aborted receipts left behind, untouched for that long; returns how many."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,25 @@ def test_file_and_folder_are_synced_before_the_row(gw: Gateway, monkeypatch: pyt
     monkeypatch.setattr(type(gw.index), "add_received_many", lambda _self, new: add(new))
     take_in(gw, part10())
     assert order[0] == "file" and order[-1] == "row" and "folder" in order[1:-1]
+
+
+def test_a_folder_that_another_process_made_is_made_durable_too_once(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = part10()
+    shard = gw.spool.path(sha256(data).hexdigest()).parent
+    shard.mkdir()  # by one that was killed before it had synced the folder above
+    synced: list[Path] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd)
+
+    monkeypatch.setattr(blobs.os, "fsync", fsync)
+    for _ in range(2):
+        take_in(gw, data)
+    assert synced.count(gw.spool.folder.resolve()) == 1 and synced.count(shard.resolve()) == 2
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
