@@ -36,7 +36,7 @@ CORRECTABLE: Final = {
 ORIGINAL_ATTRIBUTES: Final = "04000561"
 SYSTEM: Final = "PALIMPSEST"
 _LONGEST: Final = {"PN": 194, "LO": 64, "SH": 16, "DA": 8, "CS": 16}  # characters (PS3.5 6.2)
-_FORMS: Final = {"DA": re.compile(r"(\d{8})?"), "CS": re.compile(r"[A-Z0-9 _]*")}
+_FORMS: Final = {"DA": re.compile(r"([0-9]{8})?"), "CS": re.compile(r"[A-Z0-9 _]*")}
 PATIENT_ID, ISSUER = CORRECTABLE["PatientID"][0], CORRECTABLE["IssuerOfPatientID"][0]
 
 
@@ -82,7 +82,7 @@ def checked_changes(changes: Mapping[str, Any]) -> dict[str, str]:
         if keyword not in CORRECTABLE:
             raise _bad(f"only these can be corrected: {', '.join(CORRECTABLE)}")
         vr = CORRECTABLE[keyword][1]
-        if not isinstance(value, str) or any(ord(each) < 32 or each == "\\" for each in value):
+        if not isinstance(value, str) or any(ord(each) < 32 or each == "\\" for each in value) or _halved(value):
             raise _bad(f"{keyword} is one text without control characters and backslash")
         value = value.strip()
         if len(value) > _LONGEST[vr] or (vr in _FORMS and not _FORMS[vr].fullmatch(value)):
@@ -158,6 +158,11 @@ def _original_item(before: Elements, at: float) -> Elements:
         "04000564": {"vr": "LO"},
         "04000565": {"vr": "CS", "Value": ["CORRECT"]},
     }
+
+
+def _halved(text: str) -> bool:
+    """Whether it holds a half of a surrogate pair, which JSON can say and no database or file can hold."""
+    return any(0xD800 <= ord(each) <= 0xDFFF for each in text)
 
 
 def _bad(message: str) -> InvalidInstance:

@@ -55,6 +55,7 @@ NAME_KEYS: Final = {"patient_name": "patient_name_key", "referring_physician": "
 EMPTY: Final = '""'
 _INT_LIMIT: Final = 1 << 62
 MAX_UIDS: Final = 10_000  # in one list; PostgreSQL takes 65,535 parameters, SQLite 32,766
+MAX_VALUES: Final = 200  # alternatives of one key; an expression of SQLite is at most 1,000 deep
 _DATE: Final = re.compile(r"\d{8}|\d{8}-(\d{8})?|-\d{8}")
 _CLOCK: Final = r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"
 _TIME: Final = re.compile(rf"{_CLOCK}|{_CLOCK}-({_CLOCK})?|-{_CLOCK}")
@@ -81,9 +82,16 @@ def conditions(
         if empty and value == EMPTY:
             found.append(_without(keyword))
         else:
-            values = value.split("\\") if multiple else [value]
+            values = _few(value.split("\\") if multiple else [value])
             found.append(sa.or_(*(_condition(keyword, one, fuzzy) for one in values)))
     return found
+
+
+def _few(values: list[str]) -> list[str]:
+    """Raise InvalidInstance ``bad-filter`` for more alternatives than an expression of a database may have."""
+    if len(values) > MAX_VALUES:
+        raise InvalidInstance("bad-filter", f"at most {MAX_VALUES} values in one list")
+    return values
 
 
 def _without(keyword: str) -> ColumnElement[bool]:
@@ -122,7 +130,7 @@ def _listed(column: str, value: str) -> ColumnElement[bool]:
         other.c.study_uid == attributes.c.study_uid,
         served.c.id == other.c.instance_id,
         visible(served),
-        sa.or_(*(_text(other.c[column], part) for part in value.replace("\\", ",").split(","))),
+        sa.or_(*(_text(other.c[column], part) for part in _few(value.replace("\\", ",").split(",")))),
     )
 
 

@@ -91,6 +91,8 @@ def _items(data: Buffer, element: Element) -> tuple[tuple[int, ...], list[Piece]
     if not found or len(found) > MAX_FRAGMENTS:
         raise Unsupported("fragments", "no offset table item, or too many fragments")
     start, stop = found[0]
+    if stop - start > 4 * MAX_FRAMES:
+        raise Unsupported("fragments", "the offset table is longer than any")
     return struct.unpack_from(f"<{(stop - start) // 4}I", data, start), found[1:]
 
 

@@ -53,9 +53,14 @@ async def correct(request: Request) -> Response:
 
 def _text(body: dict[str, Any], name: str) -> str | None:
     value = body.get(name)
-    if value is not None and (not isinstance(value, str) or not value.strip() or len(value) > 64):
+    if value is not None and (not isinstance(value, str) or not value.strip() or len(value) > 64 or _odd(value)):
         raise InvalidInstance("bad-correction", f"{name} is a text of 1 to 64 characters")
     return value.strip() if value is not None else None
+
+
+def _odd(text: str) -> bool:
+    """Whether it holds what no database can: a NUL, a half of a surrogate pair."""
+    return any(each == "\0" or "\ud800" <= each <= "\udfff" for each in text)
 
 
 async def corrections(request: Request) -> Response:

@@ -97,7 +97,7 @@ def from_native_model(text: bytes) -> dict[str, Any]:
     """DICOM JSON of one document. Raises ValueError for what is no Native DICOM Model."""
     try:
         root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype()))
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError):  # LookupError: an encoding that nobody knows
         raise ValueError("not well-formed") from None
     if _local(root) != "NativeDicomModel":
         raise ValueError("not a Native DICOM Model")

@@ -153,7 +153,7 @@ async def json_body(request: Request) -> dict[str, Any]:
             raise HttpProblem(413, "body-too-large", "The body is a small JSON object.")
     try:
         body = json.loads(data or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise HttpProblem(400, "bad-json", "The body is a small JSON object.")

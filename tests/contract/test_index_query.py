@@ -12,7 +12,7 @@ from gateway.errors import InvalidInstance
 from gateway.index import Index
 from gateway.index_rows import NewInstance
 from gateway.index_schema import instance
-from gateway.index_search import PAGE
+from gateway.index_search import PAGE, Options
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -147,4 +147,10 @@ def test_what_can_be_retrieved_by_unique_keys(patients: Index) -> None:
 def test_too_many_uids_are_refused(patients: Index) -> None:
     with pytest.raises(InvalidInstance):
         patients.matches("study", {"StudyInstanceUID": ",".join(["1.2"] * 10_001)}, 10)
+    for many in ({"ModalitiesInStudy": "," * 1023}, {"PatientID": "\\" * 1023}):
+        with pytest.raises(InvalidInstance, match="at most 200 values"):
+            patients.page("study", many, Options(multiple=True), limit=1)
+    most = "\\".join(["x*"] * 200)
+    keys = dict.fromkeys(("PatientID", "AccessionNumber", "StudyID", "ModalitiesInStudy", "SOPClassesInStudy"), most)
+    assert patients.page("study", keys, Options(multiple=True), limit=1).rows == []
     assert found(patients, "study", "StudyInstanceUID", {"SOPClassesInStudy": CT, "PatientID": "B"}) == ["1.3"]

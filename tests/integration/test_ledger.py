@@ -153,10 +153,16 @@ def test_a_damaged_original_is_never_given_corrected(make_gateway: Make) -> None
         {"patient_id": "A", "changes": {"SOPInstanceUID": "1.2"}},
         {"patient_id": 7, "changes": {"PatientName": "B"}},
         {"patient_id": "A", "changes": {"PatientName": "B"}, "why": "x"},
+        {"patient_id": "A", "changes": {"PatientName": "\ud800"}},
+        {"patient_id": "A\ud800", "changes": {"PatientName": "B"}},
+        {"patient_id": "A\0", "changes": {"PatientName": "B"}},
+        {"patient_id": "A", "changes": {"PatientBirthDate": "١" * 8}},
+        "[" * 4000,
     ],
 )
-def test_a_correction_that_says_too_little_or_too_much_is_a_400(make_gateway: Make, body: dict[str, Any]) -> None:
-    answer = asking(make_gateway()).post("/api/corrections", json=body)
+def test_a_correction_that_says_too_little_or_too_much_is_a_400(make_gateway: Make, body: Any) -> None:
+    text = body if isinstance(body, str) else json.dumps(body)
+    answer = asking(make_gateway()).post("/api/corrections", content=text)
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
 
 

@@ -260,6 +260,7 @@ def test_each_data_set_is_judged_on_its_own(web: TestClient, gateway: Gateway) -
         (JSON, b"[" * 100_000, "bad-metadata"),
         (XML, b"<a>", "bad-metadata"),
         (XML, b"<a/>", "bad-metadata"),
+        (XML, b'<?xml version="1.0" encoding="none"?><NativeDicomModel/>', "bad-metadata"),
         (XML, b'<!DOCTYPE a [<!ENTITY b "c">]><NativeDicomModel>&b;</NativeDicomModel>', "bad-metadata"),
         (JSON, b"[]", "no-instances"),
     ],

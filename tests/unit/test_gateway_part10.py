@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import part10
-from gateway.errors import BadUID, InvalidInstance, NotDicom, PalimpsestError
+from gateway.errors import BadUID, InvalidInstance, NotDicom, PalimpsestError, Unsupported
+from gateway.pixelframes import MAX_FRAMES, split_fragments
 from tests.fakes import CT, element, file_meta
 from tests.fakes import part10 as make
 
@@ -27,6 +28,14 @@ def reasons(data: bytes) -> str:
     with pytest.raises(PalimpsestError) as caught:
         part10.peek(data)
     return caught.value.reason
+
+
+def test_an_offset_table_that_no_object_needs_is_not_read() -> None:
+    size = 4 * (MAX_FRAMES + 1)
+    data = struct.pack("<HHI", 0xFFFE, 0xE000, size) + bytes(size) + struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    pixels = part10.Element(0x7FE00010, "OB", 0, 0, len(data), True)
+    with pytest.raises(Unsupported, match="longer than any"):
+        split_fragments(data, pixels, 1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
