@@ -217,9 +217,12 @@ class AssociationStream:
                 head = bytes(self.recv(PDV_HEADER))
                 if len(head) < PDV_HEADER:
                     raise OSError("the connection ended inside a PDU")
-            length, self._context, self._control = struct.unpack(">LBB", head)
+            length, context, control = struct.unpack(">LBB", head)
             if not 2 <= length <= left - 4:
                 raise ProtocolError("pdv-longer-than-its-pdu")
+            if self._request is not None and context != self._context:  # the file says the syntax of the command's
+                raise ProtocolError("data-set-in-another-context")
+            self._context, self._control = context, control
             left -= length + 4
             head = b""
             self._take_value(length - 2)

@@ -161,6 +161,22 @@ def test_an_object_may_take_longer_than_the_idle_timeout(start: Callable[..., Pl
     assert whole(gateway, acknowledged)
 
 
+class _Straying(Sender):
+    """Sends data sets in another presentation context than their commands."""
+
+    def _fragment(self, control: int, data: memoryview) -> None:
+        context = 1 if control & 1 else 3
+        self.connection.sendall(struct.pack(">BxLLBB", 4, len(data) + 6, len(data) + 2, context, control) + data)
+
+
+def test_a_data_set_in_another_context_than_its_command_is_not_taken(start: Callable[..., Place]) -> None:
+    gateway, listener = start()  # its transfer syntax could be another one than the file would say
+    with pytest.raises((Refused, OSError)):
+        _Straying(port_of(listener), "PALIMPSEST", timeout=4 * IDLE_SECONDS).send(next(uids(10, 1)))
+    assert until(lambda: at_rest(gateway, listener))
+    assert gateway.index.counts().total == 0
+
+
 @pytest.mark.peers
 def test_storescu_through_a_network_that_breaks(start: Callable[..., Place]) -> None:
     program = shutil.which("storescu")
