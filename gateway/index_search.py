@@ -8,7 +8,7 @@ is of one moment, and its memory is that of its keys.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ __all__ = ["COLUMNS", "Level", "Matches", "Options", "Page", "Retrievable", "Sea
 PAGE: Final = 200
 #: Instances (or series, above the instance level) whose metadata one search may read to match keys without a column.
 SCANNED: Final = 20_000
+METADATA_HELD: Final = 16  # instances whose metadata one search holds at a time
 _JOINED: Final = attributes.join(instance, instance.c.id == attributes.c.instance_id)
 #: What one match of a level is: the columns that tell it from others.
 _KEYS: Final[dict[str, tuple[ColumnElement[Any], ...]]] = {
@@ -69,8 +70,8 @@ class Matches:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Part of an answer. rows: as of `Search.search`; remaining: matches after them; stored: the metadata (DICOM JSON
-    text) of the first instance of each row, in their order, empty where not asked for.
+    """Part of an answer. rows: as of `Search.search`; remaining: matches after them; stored: what was made of the
+    metadata (DICOM JSON text) of the first instance of each row, in their order, empty where not asked for.
     """
 
     rows: list[dict[str, Any]]
@@ -165,10 +166,11 @@ class Search(Database):
         limit: int,
         offset: int = 0,
         keys: Sequence[StoredKey] = (),
-        stored: bool = False,
+        stored: Callable[[str], str] | None = None,
     ) -> Page:
         """A part of what matches, with the number of what is left. keys: matched against stored metadata: above the
-        instance level that of one instance of each series, for such attributes are the same in all.
+        instance level that of one instance of each series, for such attributes are the same in all. stored: what is
+        kept of metadata, which may be megabytes an instance: few of them are held at a time.
 
         Raises as `search`, and InvalidInstance ``search-too-broad`` where the keys would be looked for in more than
         `SCANNED`.
@@ -190,7 +192,9 @@ class Search(Database):
                 found = found[:limit]
             pages = [found[at : at + PAGE] for at in range(0, len(found), PAGE)]
             rows = [row for page in pages for row in _described(conn, level, page)]
-            by_key = {key: text for page in pages for key, text in _stored(conn, level, page)} if stored else {}
+            by_key: dict[tuple[Any, ...], str] = {}
+            if stored is not None:
+                by_key = {key: stored(text) for page in pages for key, text in _stored(conn, level, page)}
         names = _KEY_NAMES[level]
         texts = [by_key.get(tuple(row[name] for name in names), "{}") for row in rows] if stored else []
         return Page(rows, max(0, total - offset - len(found)), texts)
@@ -273,7 +277,7 @@ def _scanned(
         query = query.order_by(attributes.c.study_date.desc().nulls_last(), *columns)
     found: dict[tuple[Any, ...], None] = {}
     read = 0
-    for *key, text in conn.execution_options(yield_per=PAGE).execute(query.limit(SCANNED + 1)):
+    for *key, text in conn.execute(query.limit(SCANNED + 1).execution_options(yield_per=METADATA_HELD)):
         if (read := read + 1) > SCANNED:
             raise InvalidInstance("search-too-broad", "Too much would be searched: add a study, a patient or a date.")
         dataset = json.loads(text)
@@ -289,7 +293,8 @@ def _stored(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> 
     among = columns[0].in_([key[0] for key in keys]) if len(columns) == 1 else sa.tuple_(*columns).in_(list(keys))
     first = sa.select(sa.func.min(instance.c.id)).select_from(_JOINED).where(visible(), among).group_by(*columns)
     query = sa.select(*columns, attributes.c.metadata).select_from(_JOINED).where(instance.c.id.in_(first))
-    yield from ((tuple(key), text) for *key, text in conn.execute(query))
+    found = conn.execute(query.execution_options(yield_per=METADATA_HELD))
+    yield from ((tuple(key), text) for *key, text in found)
 
 
 def _described(conn: Connection, level: Level, keys: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:

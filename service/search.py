@@ -65,6 +65,7 @@ def _search(level: str) -> Handler:
 
 def _found(gateway: Gateway, query: Query, base: str) -> tuple[list[dict[str, Any]], int]:
     """(answers, how many more match). Raises HttpProblem 413 for a search that would read too much."""
+    levels = _levels_returned(query)
     try:
         page: Page = gateway.index.page(
             query.level,  # type: ignore[arg-type]
@@ -73,7 +74,7 @@ def _found(gateway: Gateway, query: Query, base: str) -> tuple[list[dict[str, An
             limit=query.limit,
             offset=query.offset,
             keys=query.keys,
-            stored=bool(query.limit),
+            stored=(lambda text: json.dumps(_stored(query, levels, text))) if query.limit else None,
         )
     except InvalidInstance as error:
         status = 413 if error.reason == "search-too-broad" else 400  # PS3.18 Table 10.6.3-1
@@ -96,7 +97,7 @@ def _item(base: str, query: Query, row: Mapping[str, Any], text: str) -> dict[st
     uids = [row.get(keyword) for keyword in URL_KEYWORDS[query.level]]
     if all(uids):
         known["RetrieveURL"] = instance_url(base, *map(str, uids))
-    answer = _stored(query, levels, _BULK.sub(f'"BulkDataURI": "{known.get("RetrieveURL", "")}/bulkdata/', text))
+    answer: dict[str, Any] = json.loads(_BULK.sub(f'"BulkDataURI": "{known.get("RetrieveURL", "")}/bulkdata/', text))
     answer |= to_dicom_json(known)
     plain = json.dumps(answer, ensure_ascii=False).isascii()
     if not plain:
@@ -117,9 +118,9 @@ def _stored(query: Query, levels: list[str], text: str) -> dict[str, Any]:
     wanted = {tag_of(keyword) for level in levels for keyword in STORED[level]} | query.include
     answer = {}
     for tag, element in dataset.items():
-        if query.level != "instance" and '"BulkDataURI"' in json.dumps(element):
+        if tag not in wanted and not (query.include_all and belongs(keyword_for_tag(int(tag, 16)), query.level)):
             continue
-        if tag in wanted or (query.include_all and belongs(keyword_for_tag(int(tag, 16)), query.level)):
+        if query.level == "instance" or '"BulkDataURI"' not in json.dumps(element):
             answer[tag] = element
     return answer
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -12,7 +14,7 @@ from gateway.errors import InvalidInstance
 from gateway.index import Index
 from gateway.index_rows import NewInstance
 from gateway.index_schema import instance
-from gateway.index_search import PAGE, Options
+from gateway.index_search import METADATA_HELD, PAGE, Options
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -154,3 +156,18 @@ def test_too_many_uids_are_refused(patients: Index) -> None:
     keys = dict.fromkeys(("PatientID", "AccessionNumber", "StudyID", "ModalitiesInStudy", "SOPClassesInStudy"), most)
     assert patients.page("study", keys, Options(multiple=True), limit=1).rows == []
     assert found(patients, "study", "StudyInstanceUID", {"SOPClassesInStudy": CT, "PatientID": "B"}) == ["1.3"]
+
+
+def test_a_search_holds_the_metadata_of_few_instances_at_a_time(index: Index) -> None:
+    size, count = 1 << 20, 40
+    for number in range(count):
+        number_of = add(index, number, f"1.{number}", "1.1.1", PatientID="A")
+        index.set_attributes(number_of, {"PatientID": "A"}, json.dumps({"00204000": {"Value": ["x" * size]}}))
+    tracemalloc.start()
+    try:
+        page = index.page("study", {}, Options(), limit=count, stored=lambda text: text[:3])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert page.stored == ['{"0'] * count
+    assert peak < (METADATA_HELD + 4) * size
