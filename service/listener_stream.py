@@ -30,12 +30,13 @@ from gateway.spool import Receiving, Spool, StoredFile
 from service.listener_command import StoreCommand, file_meta, parse_store, store_response
 from service.listener_limits import Connections, RefusalTrail
 
-__all__ = ["MIB", "PDU_CAP_BYTES", "AssociationStream", "Door", "Refuse", "Store", "WakingQueue"]
+__all__ = ["MIB", "PDU_CAP_BYTES", "REQUEST_CAP_BYTES", "AssociationStream", "Door", "Refuse", "Store", "WakingQueue"]
 
 MIB = 1 << 20
-#: Longest PDU read, whatever we announced: some senders ignore the maximum, and an A-ASSOCIATE-RQ is not bound by it
-#: (PS3.8 D.1).
+#: Longest PDU read, whatever we announced: some senders ignore the maximum (PS3.8 D.1).
 PDU_CAP_BYTES = 64 * MIB
+#: Longest A-ASSOCIATE-RQ, which anybody may send: 128 contexts of 100 transfer syntaxes and as many roles fit.
+REQUEST_CAP_BYTES = 2 * MIB
 
 BUFFER_BYTES = MIB
 #: Longest command set, and longest data set of a message that is no C-STORE.
@@ -135,7 +136,8 @@ class AssociationStream:
 
         Raises OSError: timeout, broken connection, or a length that no peer may declare.
         """
-        if count > PDU_CAP_BYTES:
+        unknown = self._dul.state_machine.current_state in BEFORE_REQUEST
+        if count > (REQUEST_CAP_BYTES if unknown else PDU_CAP_BYTES):
             raise OSError("a PDU declares more bytes than any peer may send")
         found = bytearray(self._pushed[:count])
         self._pushed = self._pushed[count:]
@@ -144,7 +146,7 @@ class AssociationStream:
             if not more:
                 break
             found += more
-            if self._dul.state_machine.current_state in BEFORE_REQUEST and time.monotonic() > self._asked_until:
+            if unknown and time.monotonic() > self._asked_until:
                 raise OSError("the association request takes too long")
         return found
 

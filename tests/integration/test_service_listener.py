@@ -37,7 +37,7 @@ from gateway.instance import State
 from gateway.jobs import MemoryQueue
 from gateway.settings import child_environment, load_settings
 from service.listener import Listener
-from service.listener_stream import PDU_CAP_BYTES, AssociationStream, Door
+from service.listener_stream import PDU_CAP_BYTES, REQUEST_CAP_BYTES, AssociationStream, Door
 from tests.running import WAIT_SECONDS, until
 
 pytestmark = [
@@ -333,26 +333,29 @@ def test_a_pdu_of_4_gib_is_not_believed(make_gateway: Any, listen: Any) -> None:
     assoc.release()
 
 
-def test_a_declared_length_costs_no_memory_before_its_bytes_come(gw: Gateway) -> None:
+@pytest.mark.parametrize(("state", "most"), [("Sta2", REQUEST_CAP_BYTES), ("Sta6", PDU_CAP_BYTES)])
+def test_a_declared_length_costs_no_memory_before_its_bytes_come(gw: Gateway, state: str, most: int) -> None:
     ours, theirs = socket.socketpair()
     dul = SimpleNamespace(
         socket=SimpleNamespace(socket=ours),
         _is_transport_event=lambda: False,
-        state_machine=SimpleNamespace(current_state="Sta2"),
+        state_machine=SimpleNamespace(current_state=state),
     )
     nothing: Any = None
     door = Door(gw.spool, nothing, nothing, nothing, nothing, idle_seconds=60.0)
     with ours, theirs, closing(AssociationStream(SimpleNamespace(dul=dul), door)) as stream:
         theirs.sendall(b"x" * 100)
         theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(OSError, match="more bytes than any peer"):
+            stream.recv(most + 1)
         tracemalloc.start()
         try:
-            got = stream.recv(PDU_CAP_BYTES)
+            got = stream.recv(most)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
     assert bytes(got) == b"x" * 100
-    assert peak < PDU_CAP_BYTES // 8
+    assert peak < most // 8
 
 
 @pytest.mark.parametrize("kind", ["command", "data"])
