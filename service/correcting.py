@@ -15,6 +15,7 @@ from gateway.uids import parse_uid
 from service.access import RouteSpec, principal_of
 from service.problems import HttpProblem
 from service.status import json_body, row_number
+from service.trail import record
 
 __all__ = ["ROUTES"]
 
@@ -64,9 +65,16 @@ def _odd(text: str) -> bool:
 
 
 async def corrections(request: Request) -> Response:
-    """GET /api/corrections: the newest 200, revoked ones included."""
+    """GET /api/corrections: the newest 200, revoked ones included. They name patients, so it is a read."""
     gateway: Gateway = request.app.state.gateway
-    return JSONResponse({"corrections": await run_in_threadpool(gateway.index.corrections)})
+    actor = principal_of(request).subject
+
+    def work() -> list[dict[str, Any]]:
+        found = gateway.index.corrections()
+        record(gateway, "retrieved", actor=actor, kind="corrections", count=len(found))
+        return found
+
+    return JSONResponse({"corrections": await run_in_threadpool(work)})
 
 
 async def revoke_correction(request: Request) -> Response:

@@ -101,6 +101,8 @@ def test_a_correction_is_given_by_every_door_and_the_original_stays(make_gateway
 
     number = made.json()["id"]
     assert [each["id"] for each in admin.get("/api/corrections").json()["corrections"]] == [number]
+    seen = audit.tail(gateway.index, 1)[-1]
+    assert (seen["event"], seen["actor"], seen["detail"]) == ("retrieved", "test", {"kind": "corrections", "count": 1})
     assert admin.post(f"/api/corrections/{number}/revoke").json() == {"id": number, "objects": 1}
     assert given(gateway, row).content == data
     assert picture(gateway, row, "?annotation=patient") == named
