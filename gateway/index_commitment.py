@@ -32,7 +32,7 @@ class CommitmentAsked(Database):
     ) -> Literal["new", "again", "duplicate"]:
         """Record a request; on return it is durable, and leased to `owner`. references: SOP class and instance UIDs.
 
-        again: the same request under the same UID, whose answer, if it was told, is told again. duplicate: the UID is
+        again: the same request under the same UID, which, if it was answered, is answered anew. duplicate: the UID is
         in use for other references; nothing is made. Raises OutOfResources if the peer has `most_open` already.
         """
         now = self.now()
@@ -67,7 +67,7 @@ class CommitmentAsked(Database):
         if there != set(references):
             return "duplicate"
         if known.state not in UNTOLD:
-            _set(conn, known.id, state=CommitmentState.READY, attempts=0, due_at=now, reason=None)
+            _ask_anew(conn, known.id, now)
         return "again"
 
     def commitment_due(self, owner: str, *, limit: int = 32, without: Collection[str] = ()) -> list[CommitmentRow]:
@@ -176,14 +176,14 @@ class CommitmentAsked(Database):
             return _by_uid(conn, peer, uid)
 
     def commitment_replay(self, commitment_id: int, actor: str) -> CommitmentRow:
-        """A person's wish: tell the answer (again), now. Raises NotFound for one that is not a requester's."""
+        """A person's wish: look at it again and tell the answer, now. Raises NotFound for one of no requester."""
         now = self.now()
         with self.write() as conn:
             row = _fetch(conn, commitment_id)
             if row.role != SCP:
                 raise NotFound("unknown-commitment", "there is no such transaction of a requester")
             if row.state not in UNTOLD:
-                _set(conn, row.id, state=CommitmentState.READY, attempts=0, due_at=now, reason=None)
+                _ask_anew(conn, row.id, now)
             audit.append(conn, AuditEvent("replay", actor, detail={"kind": "commitment"}), now)
             return _fetch(conn, commitment_id)
 
@@ -244,6 +244,16 @@ def _failed(conn: Connection, commitment_id: int) -> int:
         commitment_item.c.commitment_id == commitment_id, commitment_item.c.outcome > 0
     )
     return int(conn.execute(query).scalar_one())
+
+
+def _ask_anew(conn: Connection, commitment_id: int, now: float) -> None:
+    """As if it were asked for the first time now: what was safe when it was answered need not be any more."""
+    theirs = commitment_item.c.commitment_id == commitment_id
+    conn.execute(sa.update(commitment_item).where(theirs).values(outcome=None))
+    _set(
+        conn, commitment_id, state=CommitmentState.WAITING, attempts=0, created_at=now, due_at=now, reason=None,
+        done_at=None,
+    )  # fmt: skip
 
 
 def _set(conn: Connection, commitment_id: int, **values: Any) -> None:

@@ -336,6 +336,11 @@ def test_the_same_request_again_is_answered_again_and_another_under_its_uid_is_n
         assert ask(listener, wanted).Status == 0x0000
         assert until(lambda: len(requester.reports) == 1)
         assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    gateway.archive.path(str(row.archive_key)).unlink()  # type: ignore[attr-defined]
+    requester.reports.clear()
+    assert ask(listener, wanted).Status == 0x0000
+    assert until(lambda: len(requester.reports) == 1)
+    assert failed(requester.reports[0]) == {row.sop_uid: 0x0110}  # what was told before is looked at anew
     answer = ask(listener, wish(other.sop_uid, transaction=str(wanted.TransactionUID)))
     assert answer.Status == 0x0131 and "duplicate-transaction-uid" in answer.ErrorComment
     assert len(gateway.index.commitments()) == 1
