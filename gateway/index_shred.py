@@ -106,12 +106,22 @@ class Shredding(Database):
             detail: Detail = {"count": count, "reason": reason, "outcome": "partial" if partial else "whole"}
             audit.append(conn, AuditEvent("shredded", actor, study=study, detail=detail), self.now())
 
-    def forget(self, rows: Sequence[InstanceRow], rename: Callable[[str], str], rehash: Callable[[str], str]) -> None:
+    def forget(
+        self,
+        rows: Sequence[InstanceRow],
+        rename: Callable[[str], str],
+        rehash: Callable[[str], str],
+        patient_id: str = "",
+    ) -> None:
         """Take the identity of these instances out of the database; rows that were forgotten already stay as they are.
 
-        rename: UID -> its pseudonym; rehash: digest (hex) -> a keyed one of the same form.
+        rename: UID -> its pseudonym; rehash: digest (hex) -> a keyed one of the same form. patient_id: whose
+        corrections go, too, also those that wait for objects to come.
         """
         now = self.now()
+        if patient_id:
+            with self.write() as conn:
+                forget_corrections(conn, [], [], [patient_id])
         for page in _pages([row for row in rows if row.shredded_at is None]):
             ids = [row.id for row in page]
             with self.write() as conn:

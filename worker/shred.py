@@ -103,6 +103,7 @@ def shred(
         rows,
         rename=lambda uid: pseudonym_uid(uid, pseudonyms),
         rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
+        patient_id=patient.patient_id,
     )
     _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
     gw.index.scrub_freed()

@@ -87,6 +87,13 @@ def test_forgetting_leaves_a_row_without_identity_and_others_alone(index: Index)
     assert index.shredded_keys() == {"pat-1"}
 
 
+def test_corrections_that_wait_for_objects_to_come_go_with_the_patient(index: Index) -> None:
+    for patient in ("P1", "P2"):
+        index.correction_add("admin", {"PatientName": "Roe"}, patient_id=patient)
+    index.forget([], lambda uid: uid, lambda text: text, "P1")
+    assert [each["patient_id"] for each in index.corrections()] == ["P2"]
+
+
 def test_intent_and_end_are_in_the_trail(index: Index) -> None:
     index.shred_begin("admin", 2, "erasure-request", "P0PSEUDONYM")
     index.shred_done("admin", 2, "erasure-request", "P0PSEUDONYM", partial=True)
