@@ -50,7 +50,7 @@ def difference(sent: bytes, back: bytes) -> str:
     try:
         sent_syntax, sent_at = read_meta(sent)
         back_syntax, back_at = read_meta(back)
-        if sent_syntax == back_syntax and sent[sent_at:].rstrip(b"\0") == back[back_at:].rstrip(b"\0"):
+        if sent_syntax == back_syntax and _but_for_padding(sent[sent_at:], back[back_at:]):
             return ""
         ours, theirs = dcmread(io.BytesIO(sent)), dcmread(io.BytesIO(back))
         skipped = BY_CODING if sent_syntax != back_syntax else frozenset()
@@ -95,12 +95,18 @@ def _plain(value: object) -> bytes:
     return b"" if value is None else str(value).encode("utf-8", "replace").rstrip(b"\0 ")
 
 
+def _but_for_padding(sent: bytes, back: bytes) -> bool:
+    """Whether only zeros follow what was sent, or one is gone (PS3.5 7.1.1); more of them would be black pixels."""
+    kept = len(sent) - sent.endswith(b"\0")
+    return back[:kept] == sent[:kept] and not back[kept:].strip(b"\0")
+
+
 def _pixels(sent: bytes, back: bytes, ours: Dataset, theirs: Dataset, same_syntax: bool) -> str:
     if PIXELS not in ours and PIXELS not in theirs:
         return ""
     if PIXELS not in ours or PIXELS not in theirs:
         return "pixels-differ"
-    if same_syntax and bytes(ours[PIXELS].value).rstrip(b"\0") == bytes(theirs[PIXELS].value).rstrip(b"\0"):
+    if same_syntax and _but_for_padding(bytes(ours[PIXELS].value), bytes(theirs[PIXELS].value)):
         return ""
     try:
         first = pixel_digest(open_pixels(read_object(sent), viewing=True))

@@ -191,6 +191,14 @@ def test_what_peers_may_change_is_no_difference_and_every_value_and_pixel_is() -
     assert difference(sent, _saved(back)) == "differs-at-00100010"
     for nonsense in (b"", b"\0" * 200, sent[:400], sent[:-50]):
         assert difference(sent, nonsense) != ""
+    dark = noisy(32, 32)
+    dark[16:] = 0
+    sent = image([dark], stored=12)
+    assert difference(sent, sent[:-1]) == ""  # it ends like padding
+    assert difference(sent, sent[:-512]) != ""  # half of its black is not there any more
+    back = dcmread(BytesIO(sent))
+    back.PixelData = back.PixelData[:-512]
+    assert difference(sent, _saved(back)) != ""
 
 
 def _saved(dataset: Dataset) -> bytes:
