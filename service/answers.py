@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -66,13 +67,14 @@ class _Stream(StreamingResponse):
 
     def __init__(
         self,
+        request: Request,
         pieces: Iterable[bytes],
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
         *,
         release: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(pieces, status_code, headers)
+        super().__init__(_in_threads(pieces, request.app.state.sending), status_code, headers)
         self._pieces, self._release = pieces, release
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +87,13 @@ class _Stream(StreamingResponse):
                 close()
             if self._release is not None:
                 self._release()  # a generator that never began closes nothing
+
+
+async def _in_threads(pieces: Iterable[bytes], limiter: CapacityLimiter) -> AsyncIterator[bytes]:
+    """The pieces, each fetched in one of the threads set apart for that: one may wait for the retrieve worker."""
+    left = iter(pieces)
+    while (piece := await to_thread.run_sync(next, left, None, limiter=limiter)) is not None:
+        yield piece
 
 
 def weak_tag(*parts: object) -> str:
@@ -125,7 +134,8 @@ def single(request: Request, body: Body, media_type: str, **more: str) -> Respon
     if request.method == "HEAD":
         body.close()
         return Response(status_code=status, headers={**headers, "Content-Type": media_type})
-    return _Stream(body.chunks(start, end), status, {**headers, "Content-Type": media_type}, release=body.close)
+    headers["Content-Type"] = media_type
+    return _Stream(request, body.chunks(start, end), status, headers, release=body.close)
 
 
 def _range(request: Request, tag: str, body: Body) -> tuple[int, int] | None:
@@ -167,7 +177,7 @@ def related(
     status = 206 if partial else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
-    return _Stream(parts, status, headers, release=release)
+    return _Stream(request, parts, status, headers, release=release)
 
 
 def text(request: Request, pieces: Callable[[], Iterable[bytes]], media_type: str, tag: str) -> Response:
@@ -176,8 +186,8 @@ def text(request: Request, pieces: Callable[[], Iterable[bytes]], media_type: st
     if request.method == "HEAD":
         return Response(headers=headers)
     if not _takes_gzip(request.headers.get("accept-encoding", "")):
-        return _Stream(pieces(), headers=headers)
-    return _Stream(_gzipped(pieces()), headers={**headers, "Content-Encoding": "gzip"})
+        return _Stream(request, pieces(), headers=headers)
+    return _Stream(request, _gzipped(pieces()), headers={**headers, "Content-Encoding": "gzip"})
 
 
 def _takes_gzip(accepted: str) -> bool:

@@ -71,8 +71,9 @@ SECURITY_HEADERS = {
 }
 NO_STORE = "no-store"
 STOP_GRACE_SECONDS = 10
-#: Threads that may wait for the retrieve worker at once. Fewer than there are (40), so that a worker that hangs never
-#: keeps objects from being taken in, or health from being told.
+#: Threads that may wait for the retrieve worker at once, before an answer begins and in the middle of answers. Not of
+#: those that all else shares, so that a worker that hangs never keeps objects from being taken in, or health from being
+#: told.
 RETRIEVING = 16
 #: Files this process may have open: a study being sent holds up to `wado.READY_FIRST`, and 1,024 is a common default.
 OPEN_FILES = 65_536
@@ -105,6 +106,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.state.templates = None
     app.state.routes = ROUTES
     app.state.retrieving = CapacityLimiter(RETRIEVING)
+    app.state.sending = CapacityLimiter(RETRIEVING)
     app.state.frames = FrameShelf()
     app.state.streams = set()
     app.state.prefetch = Prefetch()

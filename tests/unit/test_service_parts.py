@@ -6,6 +6,8 @@ import ast
 import random
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 
 import jwt
 import pytest
-from fastapi import FastAPI
+from anyio import CapacityLimiter, create_task_group, fail_after, run, to_thread
+from anyio.lowlevel import checkpoint
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +35,7 @@ from gateway.spool import SPACE_CHECK_BYTES, Receiving
 from gateway.tokens import Role, TokenRefused, mint_token, verify_token
 from service import api, problems
 from service.access import PUBLIC, RULES, guard_for
+from service.answers import related
 from service.listener_command import MAX_COMMENT, StoreCommand, file_meta, parse_store, store_response
 from service.listener_syntax import KNOWN_SYNTAXES, LOSSLESS, LOSSY, REFERENCED, UNCOMPRESSED, rank, sort_syntaxes
 from service.multipart import MultipartError
@@ -255,7 +260,7 @@ def test_a_disk_that_cannot_be_written_is_a_refusal_not_a_crash(gw: Gateway, mon
     with monkeypatch.context() as patch:
         patch.setattr("gateway.spool.os.write", full)
         file.write(b"abc")
-    assert refusal(file) == "disk-full"
+        assert refusal(file) == "disk-full"
 
 
 @pytest.mark.parametrize("data_set", [True, False])
@@ -317,3 +322,31 @@ def test_the_status_of_a_store_request(outcomes: list[Outcome], status: int) -> 
     got = answer(outcomes, lambda *uids: "/".join(uids))
     assert got.status_code == status
     assert ("retry-after" in got.headers) == (status in (503, 507))
+
+
+def test_answers_that_wait_in_their_middle_leave_the_threads_of_all_else_alone() -> None:
+    gate = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield b"begun"
+        gate.wait()
+        yield b"done"
+
+    async def nothing(*_: Any) -> Any:
+        return {"type": "http.request"} if not _ else None
+
+    async def main() -> None:
+        app = SimpleNamespace(state=SimpleNamespace(sending=CapacityLimiter(2)))
+        request = Request({"type": "http", "method": "GET", "headers": [], "app": app})
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        async with create_task_group() as group:
+            for _ in range(50):  # more than the threads that all else shares
+                answer = related(request, pieces(), "a/b", "x", "tag")
+                group.start_soon(answer, scope, nothing, nothing)
+            while app.state.sending.borrowed_tokens < 2 or app.state.sending.statistics().tasks_waiting < 48:
+                await checkpoint()
+            with fail_after(10):
+                assert await to_thread.run_sync(lambda: "taken in") == "taken in"
+            gate.set()
+
+    run(main)
