@@ -128,9 +128,10 @@ def _store_again(gw: Gateway, new: NewInstance) -> Accepted:
 def _pixels_if_known_uid(gw: Gateway, new: NewInstance) -> str | None:
     """Pixel digest, only if this UID is served already: the common case must not pay for a walk through the file.
 
-    The served row's own digest is filled in from the spool if its index task has not come to it yet.
+    The served row's own digest is filled in from the spool if its index task has not come to it yet. One that a
+    rejection note hides counts: the same image sent again into its right study is no conflict.
     """
-    served = gw.index.by_sop(new.sop_uid)
+    served = next((row for row in gw.index.versions(new.sop_uid) if row.current), None)
     if served is None or served.dataset_digest == new.dataset_digest:
         return None
     if served.pixel_digest is None and gw.spool.exists(served.digest):

@@ -169,6 +169,16 @@ def test_a_corrected_header_is_served_other_pixels_are_not(gw: Gateway) -> None:
     assert {gw.spool.exists(row.digest) for row in (first, corrected.row, other.row)} == {True}
 
 
+def test_a_rejected_image_sent_again_into_its_right_study_is_shown_there(gw: Gateway) -> None:
+    uid = new_uid()
+    wrong, note = take_in(gw, part10(uid, study="1.2.3.7")).row, take_in(gw, part10()).row
+    gw.index.rejection_add(note.id, "113038", [("1.2.3.7", uid)], quality="hide")
+    assert gw.index.by_sop(uid) is None
+    right = take_in(gw, part10(uid, study="1.2.3.8"))
+    assert right.outcome == "version" and gw.index.by_sop(uid) == right.row
+    assert [row.id for row in gw.index.versions(uid)] == [right.row.id, wrong.id]
+
+
 def test_refusals_leave_nothing_and_are_audited(gw: Gateway) -> None:
     uid = new_uid()
     cases = [
