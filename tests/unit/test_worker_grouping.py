@@ -233,14 +233,14 @@ def test_a_series_that_is_fetched_slice_after_slice_is_read_and_decoded_once(
     process_series(gw, prover, 1, OWNER)
     for each in files:
         gw.spool.remove(gw.index.get(each).digest)
-    reads, get = 0, gw.archive.get
+    reads, mapped = 0, gw.archive.map
 
-    def counted(key: str, digest: str) -> bytes:
+    def counted(key: str, digest: str) -> memoryview:
         nonlocal reads
         reads += 1
-        return get(key, digest)
+        return mapped(key, digest)
 
-    monkeypatch.setattr(gw.archive, "get", counted)
+    monkeypatch.setattr(gw.archive, "map", counted)
     codec.decodes = 0
     for row in sorted((gw.index.get(each) for each in files), key=lambda row: row.member or 0):
         assert original_bytes(gw, row) == files[row.id]
