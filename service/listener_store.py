@@ -116,7 +116,10 @@ class Waker:
             with suppress(queue.Empty):
                 while len(batch) < WAKE_BATCH:
                     batch.append(self._waiting.get_nowait())
-            wake_up(self._gateway, *batch)
+            try:
+                wake_up(self._gateway, *batch)
+            except Exception as error:  # noqa: BLE001  the only thread that sends them: it outlives one bad batch
+                log.error("wake-ups were not sent, the sweep will", extra={"reason": type(error).__name__})
             again_at = time.monotonic() + (BETWEEN_SECONDS if len(batch) < WAKE_BATCH else 0.0)
 
 
