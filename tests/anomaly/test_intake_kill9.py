@@ -57,6 +57,7 @@ def test_what_was_acknowledged_survives_every_kill(tmp_path: Path) -> None:
         total = LANES * OBJECTS
         for kill in range(KILLS):
             rig.wait("progress", lambda kill=kill: len(acknowledged) >= (kill + 1) * total // (KILLS + 2))  # type: ignore[misc]
+            assert until(lambda: len(parent.children()) == 2)  # the one killed before is started again first
             before = len(acknowledged)
             children = parent.children()
             os.kill(children[kill % len(children)].pid, signal.SIGKILL)
