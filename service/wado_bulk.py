@@ -173,9 +173,13 @@ async def bulkdata_value(request: Request) -> Response:
 
 def _value(gateway: Gateway, row: InstanceRow, path: str) -> answers.BytesBody:
     """A value little endian, as the file has it, out of a proven file."""
+    return answers.BytesBody(_cut(_mapped(gateway, row), path))
+
+
+def _mapped(gateway: Gateway, row: InstanceRow) -> mmap.mmap:
     item = _little_endian(gateway, row)
     with item.file:  # the map is closed with the last view of it
-        return answers.BytesBody(_cut(mmap.mmap(item.file.fileno(), 0, access=mmap.ACCESS_READ), path))
+        return mmap.mmap(item.file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _little_endian(gateway: Gateway, row: InstanceRow) -> OpenObject:
@@ -218,10 +222,11 @@ def _all_parts(
 ) -> Iterator[_Part]:
     for row in rows:
         text = gateway.index.metadata(row.id) or b"".join(derived(gateway, row, "metadata").chunks()).decode("utf-8")
+        where, mapped = instance_path(row), None
         for path in _REFERENCES.findall(text)[:MAX_LISTED]:
-            where = instance_path(row)
             if path not in PIXEL_PATHS:
-                yield _Part(_value(gateway, row, path).data, OCTETS, f"{where}/bulkdata/{path}")
+                mapped = mapped or _mapped(gateway, row)  # proven once, not for each value
+                yield _Part(_cut(mapped, path), OCTETS, f"{where}/bulkdata/{path}")
                 continue
             choice, framed = _open_first(shelf, gateway, row, choices)
             media = _named(framed, choice)

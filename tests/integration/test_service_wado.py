@@ -30,6 +30,7 @@ from gateway.jobs import MemoryQueue
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from gateway.settings import load_settings
 from gateway.tokens import mint_token
+from service import wado_bulk
 from service.api import create_app
 from tests.integration.test_service_api import serving
 from tests.object_makers import packaged
@@ -279,7 +280,9 @@ def test_a_frame_that_rotted_after_it_was_known_is_not_given(web: TestClient, ga
 # --- metadata and bulk data ---
 
 
-def test_every_reference_of_the_metadata_resolves(web: TestClient, gateway: Gateway) -> None:
+def test_every_reference_of_the_metadata_resolves(
+    web: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = pydicom.Dataset()
     inner.add_new(0x00221460, "OB", bytes(range(256)) * 16)
     data = changed(
@@ -303,7 +306,11 @@ def test_every_reference_of_the_metadata_resolves(web: TestClient, gateway: Gate
             f"{path_of(ds)}/bulkdata/00081140/2/00221460": values["00081140/2/00221460"].content,
             f"{path_of(ds)}/frames/1": values["7FE00010"].content,
         }
+    proven: list[object] = []
+    real = wado_bulk.open_as
+    monkeypatch.setattr(wado_bulk, "open_as", lambda *given: proven.append(given) or real(*given))
     assert len(parts(get(web, path_of(ds, "study") + "/bulkdata"))) == 6
+    assert len(proven) == 2  # once an instance, not once a value
     for path in ("00100010/1/00100020", "00081140/9/00221460", "zz", "00081140", "%2e%2e/x", "7FE00010/1"):
         assert get(web, f"{path_of(ds)}/bulkdata/{path}", OCTETS).status_code == 404, path
     assert get(web, f"{path_of(ds)}/bulkdata/00282000", "image/jls").status_code == 406
