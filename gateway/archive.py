@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
-from gateway.blobs import file_digest, storage_errors, sync_folder
+from gateway.blobs import file_digest, make_durable, storage_errors, sync_folder
 from gateway.errors import IntegrityError, NotFound
 from gateway.uids import parse_uid
 
@@ -54,6 +54,7 @@ class FilesystemArchive:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._durable: set[Path] = set()
 
     def path(self, key: str) -> Path:
         """Where the object of that key lies. Raises IntegrityError for a malformed key."""
@@ -67,9 +68,7 @@ class FilesystemArchive:
             raise IntegrityError("digest-mismatch", "the bytes to archive are not what their digest says")
         target = self.path(key)
         with storage_errors():
-            if not target.parent.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                sync_folder(self.folder)
+            make_durable(target.parent, self._durable)
             if not self._link(target, data):
                 self._check_same(key, digest)
             sync_folder(target.parent)

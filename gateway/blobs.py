@@ -28,6 +28,7 @@ class BlobStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._durable: set[Path] = set()  # subfolders whose own names this process has made durable
 
     def path(self, digest: str) -> Path:
         """Where the content of that digest lies or would lie. Raises IntegrityError for anything but a digest."""
@@ -61,9 +62,7 @@ class BlobStore:
         """Give an fsynced temporary file of this file system its final name, durably."""
         target = self.path(digest)
         with storage_errors():
-            if not target.parent.is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                sync_folder(self.folder)
+            make_durable(target.parent, self._durable)
             temporary.replace(target)
             sync_folder(target.parent)
         return target
@@ -127,6 +126,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_durable(subfolder: Path, known: set[Path]) -> None:
+    """Make a folder, and its name in the folder above durable: one that another process made need not be yet.
+
+    known: what this process has seen to before; added to.
+    """
+    if subfolder in known and subfolder.is_dir():
+        return
+    subfolder.mkdir(parents=True, exist_ok=True)
+    sync_folder(subfolder.parent)
+    known.add(subfolder)
 
 
 @contextmanager

@@ -44,7 +44,6 @@ class Spool(BlobStore):
         self.incoming_dir = settings.incoming_dir
         self._watermark = settings.watermark_bytes
         self._max_object = settings.max_object_bytes
-        self._durable: set[Path] = set()  # subfolders whose own names this process has made durable
 
     def receive(self, head: bytes, buffer: memoryview | None = None) -> Receiving:
         """Begin a file that arrives in pieces; see `Receiving`."""

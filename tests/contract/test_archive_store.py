@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -103,6 +104,24 @@ def test_an_aborted_put_leaves_no_key(tmp_path: Path, monkeypatch: pytest.Monkey
         store.put(KEY, DATA, DIGEST)
     assert list(store.keys()) == []
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_a_folder_that_another_process_made_is_made_durable_too_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FilesystemArchive(tmp_path)
+    store.path(KEY).parent.mkdir()  # by one that was killed before it had synced the folder above
+    synced: list[Path] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        real(fd)
+
+    monkeypatch.setattr("gateway.blobs.os.fsync", fsync)
+    for _ in range(2):
+        store.put(KEY, DATA, DIGEST)
+    assert synced.count(tmp_path.resolve()) == 1
 
 
 def test_key_of_an_envelope() -> None:
