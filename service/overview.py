@@ -45,7 +45,10 @@ def overview(gateway: Gateway) -> dict[str, Any]:
         "disk": _disk(gateway),
         "failures": [asdict(group) for group in gateway.index.failures()],
         "destinations": _destinations(gateway, counts),
-        "dead": [asdict(row) for row in gateway.index.forwards(state=ForwardState.DEAD, limit=DEAD_LETTERS_SHOWN)],
+        "dead": [
+            {name: value for name, value in asdict(row).items() if name != "sent_uid"}  # may be an original's
+            for row in gateway.index.forwards(state=ForwardState.DEAD, limit=DEAD_LETTERS_SHOWN)
+        ],
         "alerts": [asdict(alert) for alert in gateway.index.alerts(open_only=True)],
     }
 

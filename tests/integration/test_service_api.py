@@ -717,6 +717,8 @@ def test_dead_letters_are_shown_and_replayed(web: TestClient, gateway: Gateway) 
     admin = bearer(gateway, "admin")
     dead = web.get("/api/forwards", headers=admin).json()["forwards"]
     assert [(row["id"], row["reason"]) for row in dead] == [(forward, "no-context-accepted")]
+    (shown,) = web.get("/api/status", headers=admin).json()["dead"]
+    assert shown["id"] == forward and "sent_uid" not in shown
     kinds = {row["kind"] for row in web.get("/api/failures", headers=admin).json()["failures"]}
     assert kinds == {"passthrough", "dead-letter"}
     assert web.post("/api/forwards/replay", json={"destination": "nobody"}, headers=admin).status_code == 404
