@@ -118,10 +118,19 @@ def _engine(url: sa.URL, *, relaxed: bool = False) -> Engine:
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     engine = sa.create_engine(url, pool_pre_ping=True, max_overflow=64, connect_args={"connect_timeout": 5})
+    event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", _begin_postgresql)
     if relaxed:
         event.listen(engine, "begin", lambda conn: conn.exec_driver_sql("SET LOCAL synchronous_commit TO OFF"))
     return engine
+
+
+def _prepare_postgresql(connection: Any, _record: Any) -> None:
+    """A server or role whose commits do not wait for its disk would make Success a promise that power loss breaks."""
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()  # a setting made in a transaction that is rolled back would be lost
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -17,6 +17,7 @@ from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_intake import fetch
 from gateway.index_ledger import touch_study
+from gateway.index_report import put_alert
 from gateway.index_schema import rejection
 
 __all__ = ["QUALITY", "REJECTIONS", "Rejections"]
@@ -29,6 +30,7 @@ REJECTIONS: Final = {
     "113038": "Incorrect Modality Worklist Entry",
     "113039": "Data Retention Policy Expired",
 }
+HIDDEN: Final = "A rejection note hides images; GET /api/rejections names them, and it can be revoked there."
 
 
 class Rejections(Database):
@@ -40,7 +42,7 @@ class Rejections(Database):
         """Record a rejection note that was received; how many instances it names that were not recorded under it yet.
 
         named: (Study Instance UID, SOP Instance UID); one that names the note itself is left out. quality: whether
-        what was rejected for quality reasons only is hidden.
+        what was rejected for quality reasons only is hidden. Whoever may store may send a note, so hiding is an alert.
         """
         now = self.now()
         hidden = code != QUALITY or quality == "hide"
@@ -57,6 +59,8 @@ class Rejections(Database):
                 touch_study(conn, each)
             detail: Detail = {"kind": code, "count": len(new), "outcome": "hidden" if hidden else "shown"}
             audit.append(conn, AuditEvent("rejected", note.calling_ae, instance_id=note_id, detail=detail), now)
+            if hidden:
+                put_alert(conn, "images-hidden", f"instance {note_id}", HIDDEN, "warning", now)
             return len(new)
 
     def rejection_revoke(self, note_id: int, actor: str) -> int:

@@ -487,6 +487,21 @@ def _write_many(url: str, start: int) -> None:
     index.close()
 
 
+def test_a_server_whose_commits_do_not_wait_for_its_disk_is_made_to(database_url: str) -> None:
+    url = sa.make_url(database_url)
+    if url.get_backend_name() == "sqlite":
+        index, asked = Index(database_url), "PRAGMA synchronous"
+    else:
+        lazy = url.update_query_dict({"options": "-c synchronous_commit=off"})
+        index, asked = Index(lazy.render_as_string(hide_password=False)), "SHOW synchronous_commit"
+    index.create()
+    with index.read() as conn:
+        assert conn.execute(sa.text(asked)).scalar() in (2, "on")  # FULL
+    with index.write() as conn:
+        assert conn.execute(sa.text(asked)).scalar() in (2, "on")
+    index.close()
+
+
 def test_eight_processes_write_at_once(database_url: str) -> None:
     fork = multiprocessing.get_context("fork")  # nothing is connected yet in this process
     processes = [fork.Process(target=_write_many, args=(database_url, n * 1000)) for n in range(8)]

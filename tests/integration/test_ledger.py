@@ -181,6 +181,7 @@ def test_a_rejection_note_hides_by_every_door_and_can_be_revoked(make_gateway: M
     row = store(gateway, out.getvalue())
     kept = store(gateway, note("113037"))
     assert given(gateway, row).status_code == 404
+    assert [(each.kind, each.subject) for each in gateway.index.alerts()] == [("images-hidden", f"instance {kept.id}")]
     assert given(gateway, row, f"/dicomweb/objects/{row.digest}").content == out.getvalue()
     found = asking(gateway, "clinician").get("/dicomweb/studies/1.2/instances").json()
     assert [each["00080018"]["Value"] for each in found] == [[kept.sop_uid]]
