@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from gateway import audit
@@ -15,19 +13,6 @@ from tests.contract.test_index_store import archived
 from tests.fakes import CT, FakeClock
 
 WANTED = ((CT, "1.2.3.1"), (CT, "1.2.3.2"))
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def index(database_url: str, clock: FakeClock) -> Iterator[Index]:
-    made = Index(database_url, clock=clock)
-    made.create()
-    yield made
-    made.close()
 
 
 def asked(index: Index, uid: str = "1.9", peer: str = "CT1") -> int:

@@ -23,19 +23,6 @@ from tests.fakes import CT, EXPLICIT_LE, FakeClock
 QUIET = 60.0
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def index(database_url: str, clock: FakeClock) -> Iterator[Index]:
-    made = Index(database_url, clock=clock)
-    made.create()
-    yield made
-    made.close()
-
-
 def digest(of: object) -> str:
     return sha256(str(of).encode()).hexdigest()
 

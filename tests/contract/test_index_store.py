@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
 
@@ -40,19 +39,6 @@ CODED = CandidateFacts(
     carrier="segmented", payload_bytes=512, codec_bytes=300, raw_pixel_bytes=900, facts={"a": 1},
     wraps=[{"kek": "kek-1"}],
 )  # fmt: skip
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def index(database_url: str, clock: FakeClock) -> Iterator[Index]:
-    made = Index(database_url, clock=clock)
-    made.create()
-    yield made
-    made.close()
 
 
 def archived(index: Index, number: int = 1, destinations: tuple[str, ...] = ()) -> InstanceRow:
