@@ -21,7 +21,7 @@ from gateway.errors import InvalidInstance, NotFound
 from gateway.index_schema import attributes, coercion, correction, instance
 from gateway.matching import COLUMNS, NAME_KEYS, fold
 
-__all__ = ["Corrections", "apply_corrections", "forget_corrections"]
+__all__ = ["Corrections", "apply_corrections", "corrections_to", "forget_corrections"]
 
 PAGE: Final = 100
 _COLUMN_OF: Final = {tag: COLUMNS[key][0] for key, (tag, _) in CORRECTABLE.items() if key in COLUMNS}
@@ -141,13 +141,25 @@ def apply_corrections(conn: Connection, instance_id: int) -> None:
 
 
 def forget_corrections(conn: Connection, ids: Sequence[int], studies: Sequence[str], patients: Sequence[str]) -> None:
-    """In the transaction that shreds instances: their originals' values, and corrections of their studies and of
-    their Patient IDs, go with them.
+    """In the transaction that shreds instances: their originals' values, and corrections of their studies, of their
+    Patient IDs and to these (revoked ones: see `corrections_to`), go with them.
     """
     conn.execute(sa.delete(coercion).where(coercion.c.instance_id.in_(ids)))
     conn.execute(sa.update(instance).where(instance.c.id.in_(ids)).values(coerced=None))
-    theirs = sa.or_(correction.c.study_uid.in_(studies), correction.c.patient_id.in_(patients))
-    conn.execute(sa.delete(correction).where(theirs))
+    named = [number for patient_id in patients for number, _ in corrections_to(conn, patient_id)]
+    theirs = (correction.c.study_uid.in_(studies), correction.c.patient_id.in_(patients), correction.c.id.in_(named))
+    conn.execute(sa.delete(correction).where(sa.or_(*theirs)))
+
+
+def corrections_to(conn: Connection, patient_id: str) -> list[tuple[int, bool]]:
+    """(id, shown) of the corrections that show objects under this Patient ID, and so with this patient's name, too.
+
+    shown: in force, or revoked and not taken back everywhere yet.
+    """
+    c = correction.c
+    columns = sa.select(c.id, c.changes, sa.or_(c.revoked_at.is_(None), c.pending).label("shown"))
+    rows = conn.execute(columns.where(c.changes.contains('"PatientID"', autoescape=True)).order_by(c.id))
+    return [(row.id, bool(row.shown)) for row in rows if json.loads(row.changes)["PatientID"] == patient_id]
 
 
 def _record(metadata: Mapping[str, Any], effect: Effect) -> dict[str, str]:

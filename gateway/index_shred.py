@@ -18,7 +18,7 @@ from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import Unavailable
 from gateway.index_commitment import forget_references
-from gateway.index_correction import forget_corrections
+from gateway.index_correction import corrections_to, forget_corrections
 from gateway.index_forward import forget_sent
 from gateway.index_ledger import forget_studies
 from gateway.index_rows import InstanceRow
@@ -51,7 +51,8 @@ class Subject:
     """One patient's instances. rows: all of them; unfinished: ids not archived yet, or on their way to a destination.
 
     old: ids sealed before there were patient keys; shared: ids whose data key is wrapped to others, too, or that carry
-    a CMS copy of the identity. whole: ids sealed whole, whose pixels go with the key.
+    a CMS copy of the identity. whole: ids sealed whole, whose pixels go with the key. merged: ids of corrections that
+    show other patients' objects under this one's identity.
     """
 
     rows: tuple[InstanceRow, ...]
@@ -59,6 +60,7 @@ class Subject:
     old: tuple[int, ...]
     shared: tuple[int, ...]
     whole: tuple[int, ...]
+    merged: tuple[int, ...] = ()
 
 
 class Shredding(Database):
@@ -79,6 +81,7 @@ class Shredding(Database):
             going = sa.select(forward.c.instance_id).where(forward.c.state == ForwardState.WAITING)
             waiting: set[int] = set()
             shared: set[int] = set()
+            merged = [number for number, shown in corrections_to(conn, patient_id) if shown] if patient_id else []
             for part in _pages(ids):
                 waiting |= set(conn.execute(going.where(_of(forward, part))).scalars())
                 found = conn.execute(
@@ -92,6 +95,7 @@ class Shredding(Database):
             old=tuple(row.id for row in living if row.state not in UNFINISHED and row.patient_key is None),
             shared=tuple(row.id for row in living if row.id in shared),
             whole=tuple(row.id for row in living if row.form is Form.PASSTHROUGH),
+            merged=tuple(merged),
         )
 
     def shred_begin(self, actor: str, count: int, reason: str, study: str | None) -> None:

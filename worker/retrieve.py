@@ -56,11 +56,11 @@ def retrieve(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
     if entry is not None:
         return _reply(entry)
     if how is not None and row.shredded_at is not None:
-        return _stored(cache, key, lambda write: write(_rendered_without_identity(gw, row, how)))
+        return _stored(gw, row, cache, key, lambda write: write(_rendered_without_identity(gw, row, how)))
     if how is not None or syntax:
         return _of_original(gw, cache, key, row, how, syntax)
     whole = write_original if kind == "original" else _write_metadata
-    return _stored(cache, key, lambda write: whole(gw, row, write))
+    return _stored(gw, row, cache, key, lambda write: whole(gw, row, write))
 
 
 def _corrected(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def _corrected(gw: Gateway, instance_id: int, kind: str) -> dict[str, Any]:
         return _reply(entry)
     if how is not None:
         with _checked(gw, _corrected(gw, instance_id, CORRECTED)) as file:
-            return _stored(cache, key, lambda write: write(render(file, how)))
+            return _stored(gw, row, cache, key, lambda write: write(render(file, how)))
     with _open_base(gw, row, wanted) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        return _stored(cache, key, lambda write: write_corrected(mapped, elements, write))
+        return _stored(gw, row, cache, key, lambda write: write_corrected(mapped, elements, write))
 
 
 @contextmanager
@@ -111,9 +111,20 @@ def _cached(gw: Gateway, made: dict[str, Any]) -> BinaryIO:
         raise Unavailable("retrieve-cache-miss", "the cache is too small to hold one object", 2) from None
 
 
-def _stored(cache: Cache, key: str, write_all: Callable[[Write], object]) -> dict[str, Any]:
+def _stored(
+    gw: Gateway, row: InstanceRow, cache: Cache, key: str, write_all: Callable[[Write], object]
+) -> dict[str, Any]:
+    """row: as it was read before. Raises Gone if the instance was shredded since: nothing of it stays in the cache.
+
+    Shredding marks the row first and empties the cache then, so whichever of the two is later sees the other's work.
+    """
     with cache.locked(key):
-        return _reply(cache.find(key) or cache.store_written(key, write_all))
+        entry = cache.find(key) or cache.store_written(key, write_all)
+        shredded = row.shredded_at is None and gw.index.get(row.id).shredded_at is not None
+    if shredded:
+        cache.drop_instances([row.digest])
+        raise _gone()
+    return _reply(entry)
 
 
 def _of_original(
@@ -122,11 +133,11 @@ def _of_original(
     """What is made of the original: the file itself is not held in memory."""
     with _open_original(gw, row) as file:
         if how is not None:
-            return _stored(cache, key, lambda write: write(render(file, how)))
+            return _stored(gw, row, cache, key, lambda write: write(render(file, how)))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with the last view of it
         if read_meta(mapped)[0] == syntax:
             return retrieve(gw, row.id, "original")
-        return _stored(cache, key, lambda write: write_transcoded(mapped, syntax, _forgetting(mapped, write)))
+        return _stored(gw, row, cache, key, lambda write: write_transcoded(mapped, syntax, _forgetting(mapped, write)))
 
 
 def _forgetting(mapped: mmap.mmap, write: Write) -> Write:

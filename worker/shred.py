@@ -86,7 +86,7 @@ def shred(
     reason: a machine word. partial: go on although some objects can be opened by others (recipients that policy named,
     or the master key under which they were sealed before there were patient keys). images_too: go on although some
     objects were sealed whole, so that their pixels are lost with the key. Raises PolicyRefused ``shred-in-flight``,
-    ``shred-shared``, ``shred-whole``; Unavailable: nothing is certain then, run it again.
+    ``shred-merged``, ``shred-shared``, ``shred-whole``; Unavailable: nothing is certain then, run it again.
     """
     patient = find_patient(gw, patient.patient_id, patient.study_uid)  # somebody may have thought about it for long
     subject = patient.subject
@@ -115,6 +115,13 @@ def _check(subject: Subject, *, partial: bool, images_too: bool) -> None:
     if subject.unfinished:
         count = len(subject.unfinished)
         raise PolicyRefused("shred-in-flight", f"{count} instances are not archived and forwarded yet: wait for them")
+    if subject.merged:
+        numbers = ", ".join(map(str, subject.merged))
+        raise PolicyRefused(
+            "shred-merged",
+            f"corrections ({numbers}) show other patients' objects under this one's identity: revoke them, and wait "
+            "until that is done",
+        )
     if (subject.old or subject.shared) and not partial:
         raise PolicyRefused(
             "shred-shared",

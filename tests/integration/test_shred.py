@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
@@ -19,7 +19,7 @@ from gateway.accept import accept_instance
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PolicyRefused, Unavailable
-from gateway.hotcache import HOT_KIND
+from gateway.hotcache import HOT_KIND, Cache
 from gateway.index import InstanceRow
 from gateway.index_schema import attributes
 from gateway.instance import Form, State
@@ -33,6 +33,7 @@ from stego.errors import SealError
 from stego.seal import unwrap_key
 from tests.proving import InProcess
 from worker import container as box
+from worker import retrieve as retrieving
 from worker.envelope import parse_envelope
 from worker.indexing import index_instance
 from worker.pipeline import Work, make_candidate, process_instance, prove, record_failure
@@ -136,6 +137,27 @@ def test_nothing_gives_the_identity_afterwards_and_the_image_is_exact(gw: Gatewa
             assert needle not in content, (path.name, needle)
     assert original_bytes(gw, gw.index.get(kept.id)) == kept_file
     assert [row["PatientID"] for row in gw.index.search("study", {})] == [OTHER]
+
+
+def test_what_a_reader_makes_while_the_patient_is_shredded_does_not_stay(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = made_file(PATIENT, 1)
+    row = archived(gw, data)
+    write = retrieving.write_original
+
+    def shredded_before_the_end(gw: Gateway, row: InstanceRow, piece: Callable[..., object]) -> None:
+        write(gw, row, piece)  # type: ignore[arg-type]
+        monkeypatch.setattr(retrieving, "write_original", write)
+        monkeypatch.setattr(Cache, "drop_instances", lambda *_: None)  # the shredder looked before anything was there
+        do_shred(gw)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(retrieving, "write_original", shredded_before_the_end)
+    with pytest.raises(Gone):
+        retrieve(gw, row.id, "original")
+    held = [path.read_bytes() for path in gw.settings.cache_dir.rglob("*") if path.is_file()]
+    assert data not in held
 
 
 def test_the_same_file_sent_again_is_new_and_comes_back(gw: Gateway) -> None:
@@ -304,6 +326,24 @@ def test_a_study_of_a_patient_with_an_id_is_not_shredded_by_its_uid(gw: Gateway)
         conn.execute(sa.update(attributes).values(patient_id=None))
     with pytest.raises(PolicyRefused, match="with an ID"):
         find_patient(gw, "", str(row.study_uid))
+
+
+def test_a_patient_whose_name_another_one_s_images_show_is_not_shredded_until_that_is_revoked(gw: Gateway) -> None:
+    target = archived(gw, made_file("MERGED-1", 1))
+    other = archived(gw, made_file("MERGED-2", 2))
+    number = gw.index.correction_add("admin", {"PatientID": "MERGED-1", "PatientName": NAME}, patient_id="MERGED-2")
+    gw.index.corrections_run()
+    for _ in range(2):  # revoked is not enough: what is shown must have been taken back
+        with pytest.raises(PolicyRefused) as refused:
+            do_shred(gw, find_patient(gw, "MERGED-1"))
+        assert refused.value.reason == "shred-merged" and str(number) in refused.value.message
+        if gw.index.corrections()[0]["revoked_at"] is None:
+            gw.index.correction_revoke(number, "admin")
+    gw.index.corrections_run()
+    do_shred(gw, find_patient(gw, "MERGED-1"))
+    assert gw.index.corrections() == []
+    assert gw.index.get(target.id).shredded_at is not None and gw.index.get(other.id).shredded_at is None
+    assert b"MERGED-2" in original_bytes(gw, gw.index.get(other.id))
 
 
 def test_a_lost_patient_key_is_never_made_anew(gw: Gateway) -> None:
