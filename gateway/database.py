@@ -26,6 +26,11 @@ from gateway.errors import IntegrityError, OutOfResources, PalimpsestError, Unav
 from gateway.index_schema import HEAD
 
 BUSY_SECONDS: Final = 30.0
+#: A host that vanishes in the middle of a write keeps the writers' lock until PostgreSQL misses it: two hours by its
+#: defaults, DEAD_SECONDS by these. That is less than others wait for the lock, so none of them fails.
+IDLE_SECONDS, PROBE_SECONDS, PROBES = 5, 3, 3
+DEAD_SECONDS: Final = IDLE_SECONDS + PROBE_SECONDS * PROBES
+FROZEN_SECONDS: Final = 20  # a writer that is there and says nothing for so long loses its transaction
 WRITER_LOCK: Final = 0x50414C494D50  # advisory lock of PostgreSQL: 'PALIMP'
 MIGRATION_LOCK: Final = WRITER_LOCK + 1
 
@@ -117,7 +122,7 @@ def _engine(url: sa.URL, *, relaxed: bool = False) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite_relaxed if relaxed else _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    engine = sa.create_engine(url, pool_pre_ping=True, max_overflow=64, connect_args={"connect_timeout": 5})
+    engine = sa.create_engine(url, pool_pre_ping=True, max_overflow=64, connect_args=_KEEPALIVE)
     event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", _begin_postgresql)
     if relaxed:
@@ -125,11 +130,31 @@ def _engine(url: sa.URL, *, relaxed: bool = False) -> Engine:
     return engine
 
 
+#: libpq: this side finds a server that vanished as fast as the server finds us (_DEAD_CLIENT).
+_KEEPALIVE: Final = {
+    "connect_timeout": 5,
+    "keepalives_idle": IDLE_SECONDS,
+    "keepalives_interval": PROBE_SECONDS,
+    "keepalives_count": PROBES,
+    "tcp_user_timeout": DEAD_SECONDS * 1000,
+}
+#: PostgreSQL 20.3.2: what its side of a TCP connection does; without effect on a unix socket, whose kernel knows.
+_DEAD_CLIENT: Final = {
+    "tcp_keepalives_idle": IDLE_SECONDS,
+    "tcp_keepalives_interval": PROBE_SECONDS,
+    "tcp_keepalives_count": PROBES,
+    "tcp_user_timeout": DEAD_SECONDS * 1000,  # milliseconds
+    "lock_timeout": int(BUSY_SECONDS * 1000),  # then Unavailable, as on SQLite, instead of for ever
+}
+
+
 def _prepare_postgresql(connection: Any, _record: Any) -> None:
     """A server or role whose commits do not wait for its disk would make Success a promise that power loss breaks."""
     connection.execute(
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
     )
+    for name, value in _DEAD_CLIENT.items():
+        connection.execute("SELECT set_config(%s, %s, false)", (name, str(value)))
     connection.commit()  # a setting made in a transaction that is rolled back would be lost
 
 
@@ -159,9 +184,12 @@ def _begin_sqlite(conn: Connection) -> None:
 
 def _begin_postgresql(conn: Connection) -> None:
     options = conn.get_execution_options()
-    for option, lock in (("palimpsest_write", WRITER_LOCK), ("palimpsest_migration", MIGRATION_LOCK)):
-        if options.get(option):
-            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+    if options.get("palimpsest_write"):
+        frozen = f"set_config('idle_in_transaction_session_timeout', '{FROZEN_SECONDS * 1000}', true)"
+        conn.exec_driver_sql(f"SELECT {frozen}, pg_advisory_xact_lock({WRITER_LOCK})")
+    elif options.get("palimpsest_migration"):
+        conn.exec_driver_sql("SET LOCAL lock_timeout TO 0")  # one migrates, the others wait for as long as it takes
+        conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
 
 
 @contextmanager

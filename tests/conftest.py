@@ -6,6 +6,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(_kernel_cache()))  # before the fir
 from gateway.bootstrap import Gateway, build  # noqa: E402
 from gateway.jobs import MemoryQueue  # noqa: E402
 from gateway.settings import Settings, load_settings  # noqa: E402
+from tests.postgres import postgres_server  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -59,18 +61,30 @@ def gw(settings: Settings, memory_queue: MemoryQueue) -> Iterator[Gateway]:
     gateway.close()
 
 
-def database_kinds() -> list[str]:
-    """'sqlite', and 'postgresql' where TEST_DATABASE_URL names a server whose user may create databases."""
-    return ["sqlite", *(["postgresql"] if os.environ.get("TEST_DATABASE_URL") else [])]
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """A PostgreSQL server whose user may create databases: TEST_DATABASE_URL's, else our own, made when asked for."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    with postgres_server() as url:
+        yield url
 
 
-@pytest.fixture(params=database_kinds())
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of an empty database: a file, or a database made for this one test."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'test.db'}"
-        return
-    server = sa.make_url(os.environ["TEST_DATABASE_URL"]).set(drivername="postgresql+psycopg")
+    else:
+        with empty_database(request.getfixturevalue("postgresql_url")) as url:
+            yield url
+
+
+@contextmanager
+def empty_database(server_url: str) -> Iterator[str]:
+    """URL of a new database of that PostgreSQL server, dropped when the block ends."""
+    server = sa.make_url(server_url).set(drivername="postgresql+psycopg")
     name = f"palimpsest_{uuid.uuid4().hex}"
     admin = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with admin.connect() as conn:

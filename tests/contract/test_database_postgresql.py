@@ -1,0 +1,78 @@
+"""What only a database of several hosts can suffer: a writer that is stopped, or gone, and everybody waits for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+
+from gateway import database
+from gateway.database import Database
+from gateway.errors import Unavailable
+from tests.conftest import empty_database
+
+
+@pytest.fixture
+def url(postgresql_url: str) -> Iterator[str]:
+    with empty_database(postgresql_url) as made:
+        yield made
+
+
+def test_a_writer_that_says_nothing_loses_its_transaction_and_the_next_one_writes(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "FROZEN_SECONDS", 1)
+    frozen, other = Database(url), Database(url)
+    with other.write() as conn:
+        conn.execute(sa.text("CREATE TABLE mark (n integer)"))
+    held, wrote = threading.Event(), threading.Event()
+    seen: list[str] = []
+
+    def stopped() -> None:
+        try:
+            with frozen.write() as conn:
+                conn.execute(sa.text("INSERT INTO mark VALUES (1)"))
+                held.set()
+                wrote.wait(20)
+                conn.execute(sa.text("INSERT INTO mark VALUES (1)"))
+        except Unavailable as error:
+            seen.append(error.reason)
+
+    thread = threading.Thread(target=stopped)
+    thread.start()
+    assert held.wait(20)
+    with other.write() as conn:  # waits for the lock until PostgreSQL takes it from the other
+        conn.execute(sa.text("INSERT INTO mark VALUES (2)"))
+    wrote.set()
+    thread.join()
+    with other.read() as conn:
+        assert conn.execute(sa.text("SELECT n FROM mark")).scalars().all() == [2]
+    assert seen == ["database-unavailable"]
+    frozen.close()
+    other.close()
+
+
+def test_nobody_waits_for_the_writers_lock_for_ever(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(database._DEAD_CLIENT, "lock_timeout", 200)
+    first, second = Database(url), Database(url)
+    with first.write(), pytest.raises(Unavailable), second.write():
+        pass
+    with second.write():
+        pass
+    first.close()
+    second.close()
+
+
+def test_both_sides_of_a_connection_look_for_one_that_vanished(postgresql_url: str) -> None:
+    """The settings are what PostgreSQL takes; on a unix socket, as here, it reports those of TCP as 0."""
+    made = Database(sa.make_url(postgresql_url).set(drivername="postgresql+psycopg").render_as_string(False))
+    with made.read() as conn:
+        assert conn.execute(sa.text("SHOW lock_timeout")).scalar() == "30s"
+        raw = conn.connection.driver_connection
+        assert raw is not None
+        parameters = raw.info.get_parameters()
+    assert {name: int(parameters[name]) for name in database._KEEPALIVE} == database._KEEPALIVE
+    assert database.DEAD_SECONDS < database.FROZEN_SECONDS < database.BUSY_SECONDS
+    made.close()
