@@ -177,7 +177,7 @@ class Forwarding(Database):
                     conn.execute(
                         forward.insert().values(
                             instance_id=instance_id, destination=name, state=ForwardState.WAITING, attempts=0,
-                            due_at=now, queued_at=now, created_at=now,
+                            due_at=now, queued_at=now, created_at=now, priority=row.priority,
                         )
                     )  # fmt: skip
             made = conn.execute(
@@ -209,14 +209,13 @@ class Forwarding(Database):
         now = self.now()
         query = (
             sa.select(forward)
-            .join(instance, instance.c.id == forward.c.instance_id)
             .where(
                 forward.c.state == ForwardState.WAITING,
                 forward.c.due_at <= now,
                 sa.or_(forward.c.lease_until.is_(None), forward.c.lease_until < now),
                 sa.or_(forward.c.queued_at.is_(None), forward.c.queued_at <= now - quiet_seconds),
             )
-            .order_by(instance.c.priority, forward.c.id)
+            .order_by(forward.c.priority, forward.c.id)
             .limit(limit)
         )
         if destination is not None:

@@ -43,6 +43,7 @@ class InstanceRow:
     patient_key: id of the key that the identity is sealed to; shredded_at: when that key was destroyed for good.
     member: which instance of a group's archive object it is, from 0; None: the object is its own. archived_size: of a
     group's object its share. coerced: names the corrections under which it is given back (changes with them), or None.
+    recode_at: when an object that was coded in a hurry is to be coded anew; None: not.
     """
 
     id: int
@@ -90,6 +91,7 @@ class InstanceRow:
     shredded_at: float | None
     member: int | None
     coerced: str | None = None
+    recode_at: float | None = None
 
     @classmethod
     def of(cls, mapping: RowMapping) -> InstanceRow:
@@ -137,7 +139,8 @@ class ForwardRow:
     """One instance on its way to one destination.
 
     sent_class, sent_uid, sent_syntax: SOP class and instance UID and transfer syntax of what the destination has.
-    commit_due_at: while commitment is wanted and not there, when it is asked for (again); else None.
+    commit_due_at: while commitment is wanted and not there, when it is asked for (again); else None. priority: the
+    instance's, 0 (STAT) to 9.
     """
 
     id: int
@@ -159,6 +162,7 @@ class ForwardRow:
     sent_syntax: str | None
     commit_due_at: float | None = None
     commit_attempts: int = 0
+    priority: int = 5
 
     @classmethod
     def of(cls, mapping: RowMapping) -> ForwardRow:

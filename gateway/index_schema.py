@@ -79,6 +79,7 @@ instance = Table(
     Column("shredded_at", Double),
     Column("member", Integer),
     Column("coerced", String(16)),
+    Column("recode_at", Double),
     UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
@@ -87,6 +88,7 @@ instance = Table(
     Index("ix_instance_patient_key", "patient_key"),
     Index("ix_instance_archive_key", "archive_key"),
     Index("ix_instance_candidate", "candidate_digest"),
+    Index("ix_instance_recode", "recode_at"),
 )
 
 proof = Table(
@@ -157,10 +159,12 @@ forward = Table(
     Column("sent_syntax", String(64)),
     Column("commit_due_at", Double),
     Column("commit_attempts", Integer, nullable=False, server_default="0"),
+    Column("priority", Integer, nullable=False, server_default="5"),
     UniqueConstraint("instance_id", "destination", name="uq_forward"),
     Index("ix_forward_work", "state", "due_at"),
     Index("ix_forward_sent_uid", "sent_uid"),
     Index("ix_forward_commit", "commit_due_at"),
+    Index("ix_forward_order", "destination", "state", "priority", "id"),
 )
 
 commitment = Table(
@@ -315,6 +319,37 @@ rejection = Table(
     Column("revoked_by", String(64)),
     UniqueConstraint("note_id", "sop_uid", name="uq_rejection"),
     Index("ix_rejection_sop", "sop_uid", "hidden"),
+)
+
+care = Table(
+    "care",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
+
+damage = Table(
+    "damage",
+    metadata,
+    Column("archive_key", String(128), primary_key=True),
+    Column("reason", String(64), nullable=False),
+    Column("found_at", Double, nullable=False),
+    Column("last_at", Double, nullable=False),
+    Column("mended_at", Double),
+    Column("mended_from", String(64)),
+    Index("ix_damage_open", "mended_at"),
+)
+
+superseded = Table(
+    "superseded",
+    metadata,
+    Column("archive_key", String(128), primary_key=True),
+    Column("archive_digest", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("instance_id", Big, ForeignKey("instance.id"), nullable=False),
+    Column("at", Double, nullable=False),
+    Index("ix_superseded_instance", "instance_id"),
 )
 
 outbox = Table(

@@ -20,6 +20,7 @@ from gateway.errors import InvalidInstance
 from gateway.index_correction import apply_corrections
 from gateway.index_intake import fetch
 from gateway.index_ledger import touch_study
+from gateway.index_rows import InstanceRow
 from gateway.index_schema import attributes, coercion, instance
 from gateway.index_visible import visible
 from gateway.matching import COLUMNS, LEVELS, LISTED, NAME_KEYS, Level, conditions, fold, number
@@ -116,21 +117,7 @@ class Search(Database):
         Idempotent. The UIDs of the row itself win over those in `values`.
         """
         with self.write() as conn:
-            row = fetch(conn, instance_id)
-            record = _record(values)
-            uids = {"study_uid": row.study_uid or record.get("study_uid")}
-            uids["series_uid"] = row.series_uid or record.get("series_uid")
-            record |= {**uids, "sop_uid": row.sop_uid, "sop_class": row.sop_class}
-            conn.execute(sa.delete(attributes).where(attributes.c.instance_id == instance_id))
-            conn.execute(attributes.insert().values(**record, instance_id=instance_id, metadata=metadata_json))
-            changes: dict[str, Any] = {**uids, "indexed_at": self.now(), "modality": _short(record.get("modality"))}
-            if pixel_digest is not None:
-                changes["pixel_digest"] = pixel_digest
-            conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(**changes))
-            conn.execute(sa.delete(coercion).where(coercion.c.instance_id == instance_id))  # of what was read before
-            apply_corrections(conn, instance_id)
-            if row.study_uid is None:
-                touch_study(conn, uids["study_uid"])
+            put_attributes(conn, fetch(conn, instance_id), values, metadata_json, pixel_digest, self.now())
 
     def set_pixel_digest(self, instance_id: int, pixel_digest: str) -> None:
         """Record the digest of the raw pixel value, which decides between version and conflict."""
@@ -340,6 +327,31 @@ def _add_lists(conn: Connection, found: list[dict[str, Any]]) -> None:
             by_study.setdefault(uid, []).append(value)
         for row in found:
             row[keyword] = sorted(by_study.get(row["StudyInstanceUID"], []))
+
+
+def put_attributes(
+    conn: Connection,
+    row: InstanceRow,
+    values: Mapping[str, str | int | None],
+    metadata_json: str,
+    pixel_digest: str | None,
+    now: float,
+) -> None:
+    """As `Search.set_attributes`, in the caller's write transaction."""
+    record = _record(values)
+    uids = {"study_uid": row.study_uid or record.get("study_uid")}
+    uids["series_uid"] = row.series_uid or record.get("series_uid")
+    record |= {**uids, "sop_uid": row.sop_uid, "sop_class": row.sop_class}
+    conn.execute(sa.delete(attributes).where(attributes.c.instance_id == row.id))
+    conn.execute(attributes.insert().values(**record, instance_id=row.id, metadata=metadata_json))
+    changes: dict[str, Any] = {**uids, "indexed_at": now, "modality": _short(record.get("modality"))}
+    if pixel_digest is not None:
+        changes["pixel_digest"] = pixel_digest
+    conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
+    conn.execute(sa.delete(coercion).where(coercion.c.instance_id == row.id))  # of what was read before
+    apply_corrections(conn, row.id)
+    if row.study_uid is None:
+        touch_study(conn, uids["study_uid"])
 
 
 def _record(values: Mapping[str, str | int | None]) -> dict[str, Any]:

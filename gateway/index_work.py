@@ -169,7 +169,7 @@ class Work(Database):
                 result = conn.execute(
                     forward.insert().values(
                         instance_id=instance_id, destination=destination, state=ForwardState.WAITING, attempts=0,
-                        due_at=now, queued_at=now, created_at=now,
+                        due_at=now, queued_at=now, created_at=now, priority=row.priority,
                     )
                 )  # fmt: skip
                 key_row = result.inserted_primary_key
