@@ -23,6 +23,8 @@ from gateway.settings_folders import FolderSettings, kernel_sources
 from gateway.settings_keys import KeySettings
 from gateway.webhook import Webhook
 
+#: read by palimpsest/faultlayer.c, and by nothing of a gateway: where a test's control file lies
+FAULT_LAYER = "PALIMPSEST_FAULT_LAYER"
 _MASTER_SETTINGS = ("vault_", "kms_")
 WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
@@ -80,6 +82,9 @@ class Settings(FolderSettings, DicomSettings, KeySettings, BaseSettings):
         default=3600, ge=60, description="above the longest task, or Redis delivers it twice at once"
     )
     sweep_seconds: float = Field(default=5.0, gt=0)
+    restart_pause_seconds: float = Field(
+        default=30.0, gt=0, description="longest pause before the supervisor starts a process again that keeps dying"
+    )
     poll_seconds: float = Field(default=0.5, gt=0)
     retrieve_timeout_seconds: float = Field(default=60.0, gt=0)
     cache_max_bytes: int = Field(default=4 * GIB, ge=0)
@@ -211,13 +216,18 @@ def use_home(home: Path) -> None:
     os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
 
 
+def kernel_cache() -> Path:
+    """Where compiled kernels lie that belong to no home: this process's NUMBA_CACHE_DIR, else the user's cache."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or user / "palimpsest" / "numba" / kernel_sources())
+
+
 def use_numba_cache(settings: Settings | None = None) -> None:
     """Point numba's cache at the home folder, without settings at the user's cache folder.
 
     Call before the first kernel is imported: the coder's are compiled each time where no folder is named.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = settings.numba_cache_dir if settings else user / "palimpsest" / "numba" / kernel_sources()
+    folder = settings.numba_cache_dir if settings else kernel_cache()
     if "NUMBA_CACHE_DIR" not in os.environ:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["NUMBA_CACHE_DIR"] = str(folder)

@@ -51,6 +51,7 @@ class Child:
     log_dir: Path
     env: dict[str, str]
     cwd: Path
+    longest_pause: float = BACKOFF_SECONDS[-1]  # seconds
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     last_exit: int | None = None
@@ -90,7 +91,7 @@ class Child:
             self._kill_group()
             self.process = None
             self._failures = 0 if now - self._started_at > STABLE_SECONDS else self._failures
-            pause = BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)]
+            pause = min(BACKOFF_SECONDS[min(self._failures, len(BACKOFF_SECONDS) - 1)], self.longest_pause)
             self._failures += 1
             self._due_at = now + pause
             return (

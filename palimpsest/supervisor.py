@@ -231,7 +231,8 @@ class Supervisor:
         build(self.settings).close()
 
     def _start_stage(self, stage: Stage) -> None:
-        children = [Child(spec, self._log_dir, self._env, self.settings.home) for spec in stage.children]
+        home, pause = self.settings.home, self.settings.restart_pause_seconds
+        children = [Child(spec, self._log_dir, self._env, home, pause) for spec in stage.children]
         self._running.append(children)
         for child in children:
             child.start()

@@ -24,12 +24,12 @@ from gateway.instance import CommitmentState, Form
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
 from gateway.tokens import mint_token
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from service import listener_commitment_tell
 from service.api import create_app
 from service.listener import Listener
 from tests.certificates import Authority
 from tests.fakes import CT, part10, take_in
-from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import Rig, until
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore::UserWarning")]

@@ -28,9 +28,9 @@ from gateway.index_schema import forward as forwards
 from gateway.instance import CommitmentState, ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from service.listener import Listener
 from tests.fakes import NoStego
-from tests.faultproxy import Fault, FaultProxy, In
 from tests.proving import InProcess
 from tests.running import free_port, until
 from worker import commitment

@@ -27,10 +27,10 @@ from gateway import audit
 from gateway.bootstrap import Gateway, build
 from gateway.jobs import MemoryQueue
 from gateway.settings import load_settings
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from service.listener import Listener
 from service.listener_limits import WAITING_FROM_ONE
 from tests.acceptance.intake import SIZE, Refused, Sender, association_request, uids
-from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import Rig, until
 
 pytestmark = pytest.mark.integration

@@ -30,11 +30,11 @@ from gateway.index_rows import InstanceRow
 from gateway.jobs import MemoryQueue
 from gateway.part10 import read_meta
 from gateway.settings import Destination, load_settings
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from service import listener_exchange, listener_query, listener_retrieve
 from service.listener import Listener
 from service.listener_identifier import MODELS
 from tests.fakes import incoming, part10
-from tests.faultproxy import Fault, FaultProxy, In
 from tests.running import free_port, until
 from worker.indexing import index_instance
 from worker.retrieve import retrieve, retrieve_failure

@@ -23,8 +23,8 @@ from gateway.bootstrap import Gateway, build
 from gateway.settings import load_settings
 from gateway.tokens import mint_token
 from palimpsest.client import FetchError, Route, WebClient
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from service.multipart import close_delimiter, frame_part
-from tests.faultproxy import Fault, FaultProxy, In
 from tests.integration.test_service_api import serving
 from tests.integration.test_service_wado import Working
 from tests.running import until

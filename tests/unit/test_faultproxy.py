@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faultproxy import Fault, FaultProxy, In
+from palimpsest.faultproxy import Fault, FaultProxy, In
 from tests.running import until
 
 PDUS = b"".join(struct.pack(">BxL", kind, size) + bytes([kind]) * size for kind, size in ((1, 100), (4, 1000), (4, 10)))
