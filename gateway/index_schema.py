@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 HEAD: Final = "0010"
@@ -30,6 +31,12 @@ HEAD: Final = "0010"
 metadata = MetaData()
 
 Big = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in INTEGER PRIMARY KEY columns
+
+
+def _partial(name: str, *columns: str, where: str, sqlite: str | None = None) -> Index:
+    """An index over the few rows that a question is about; the question must say `where` in the same words."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(sqlite or where))
+
 
 instance = Table(
     "instance",
@@ -80,6 +87,7 @@ instance = Table(
     Column("member", Integer),
     Column("coerced", String(16)),
     Column("recode_at", Double),
+    Column("accession_pseudonym", String(16)),
     UniqueConstraint("transfer_syntax", "dataset_digest", name="uq_instance_dataset"),
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
@@ -88,6 +96,14 @@ instance = Table(
     Index("ix_instance_patient_key", "patient_key"),
     Index("ix_instance_archive_key", "archive_key"),
     Index("ix_instance_candidate", "candidate_digest"),
+    Index("ix_instance_accession", "accession_pseudonym"),
+    Index("ix_instance_state", "state", "id"),
+    Index("ix_instance_archived", "archived_at"),
+    _partial("ix_instance_waiting", "priority", "received_at", where="due_at IS NOT NULL"),
+    _partial("ix_instance_leased", "lease_until", where="lease_until IS NOT NULL"),
+    _partial("ix_instance_failed", "last_error", "id", where="last_error IS NOT NULL"),
+    _partial("ix_instance_passed", "reason", "id", where="form = 'PASSTHROUGH'"),
+    _partial("ix_instance_conflict", "id", where="conflict", sqlite="conflict = 1"),
     Index("ix_instance_recode", "recode_at"),
 )
 
@@ -164,6 +180,10 @@ forward = Table(
     Index("ix_forward_work", "state", "due_at"),
     Index("ix_forward_sent_uid", "sent_uid"),
     Index("ix_forward_commit", "commit_due_at"),
+    _partial("ix_forward_dead", "destination", "reason", "id", where="state = 'DEAD'"),
+    _partial("ix_forward_buried", "id", where="state = 'DEAD'"),
+    _partial("ix_forward_waiting", "destination", "created_at", where="due_at IS NOT NULL"),
+    _partial("ix_forward_leased", "lease_until", where="lease_until IS NOT NULL"),
     Index("ix_forward_order", "destination", "state", "priority", "id"),
 )
 
@@ -391,4 +411,71 @@ audit = Table(
     Column("study", String(64)),
     Column("detail", Text, nullable=False),
     Column("hash", String(64), nullable=False),
+)
+
+# --- derived: kept by triggers in the transaction that changes a row (v0010); written by nobody else ---
+
+instance_tally = Table(
+    "instance_tally",
+    metadata,
+    Column("state", String(16), primary_key=True),
+    Column("form", String(16), primary_key=True),
+    Column("reason", String(64), primary_key=True),
+    Column("error", String(64), primary_key=True),
+    Column("modality", String(16), primary_key=True),
+    Column("priority", Integer, primary_key=True, autoincrement=False),
+    Column("conflict", Boolean, primary_key=True),
+    Column("shredded", Boolean, primary_key=True),
+    Column("instances", BigInteger, nullable=False),
+    Column("bytes_in", BigInteger, nullable=False),
+    Column("bytes_archived", BigInteger, nullable=False),
+    Column("raw_pixel_bytes", BigInteger, nullable=False),
+    Column("codec_bytes", BigInteger, nullable=False),
+    Column("payload_bytes", BigInteger, nullable=False),
+)
+
+row_tally = Table(
+    "row_tally",
+    metadata,
+    Column("topic", String(16), primary_key=True),
+    Column("a", String(64), primary_key=True),
+    Column("b", String(64), primary_key=True),
+    Column("c", String(64), primary_key=True),
+    Column("rows", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+)
+
+flow = Table(
+    "flow",
+    metadata,
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
+    Column("modality", String(16), primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0")
+        for name in ("received", "bytes_received", "archived", "bytes_in", "bytes_archived", "sent")
+    ),
+    Column("seconds", Double, nullable=False, server_default="0"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    *(Column(name, String(128), nullable=False) for name in ("name", "host", "device", "task")),
+    Column("pid", Integer, nullable=False),
+    Column("subject", BigInteger),
+    Column("task_since", Double),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+    Column("done", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+)
+
+disk_sample = Table(
+    "disk_sample",
+    metadata,
+    Column("place", String(16), primary_key=True),
+    Column("bucket", BigInteger, primary_key=True, autoincrement=False),
+    Column("total", BigInteger, nullable=False),
+    Column("free", BigInteger, nullable=False),
 )
