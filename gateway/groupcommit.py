@@ -32,11 +32,15 @@ class GroupCommit(Generic[T, R]):
     """`submit` from any thread; `work` gets a batch and answers each item, in order. It never runs twice at once.
 
     A batch that fails as a whole is done again one by one, so that no caller pays for its neighbour's item: `work` must
-    bear to be repeated after it raised.
+    bear to be repeated after it raised. Not so after an error of the kinds `shared`: those are nobody's own, and an
+    fsync that is repeated after it failed says nothing (Rebello et al., USENIX ATC 2020): all are told of it.
     """
 
-    def __init__(self, work: Callable[[Sequence[T]], Sequence[R]]) -> None:
+    def __init__(
+        self, work: Callable[[Sequence[T]], Sequence[R]], shared: tuple[type[PalimpsestError], ...] = ()
+    ) -> None:
         self._work = work
+        self._shared = shared
         self._changed = threading.Condition()
         self._waiting: list[_Ticket[T, R]] = []
         self._led = False
@@ -74,11 +78,12 @@ class GroupCommit(Generic[T, R]):
         try:
             answers = self._work([each.item for each in batch])
         except PalimpsestError as error:
-            if len(batch) > 1:
+            if len(batch) > 1 and not isinstance(error, self._shared):
                 for each in batch:
                     self._settle([each])
-            else:
-                batch[0].error, batch[0].done = error, True
+                return
+            for each in batch:
+                each.error, each.done = error, True
             return
         for each, answer in zip(batch, answers, strict=True):
             each.answer, each.done = answer, True

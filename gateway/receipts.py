@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.errors import OutOfResources, Unavailable
 from gateway.groupcommit import GroupCommit
 from gateway.index import Index
 from gateway.index_rows import InstanceRow, NewInstance
@@ -32,4 +33,4 @@ def receipts(spool: Spool, index: Index) -> GroupCommit[Receipt, InstanceRow | N
         spool.place_many([(each.temporary, each.new.digest) for each in batch])
         return index.add_received_many([each.new for each in batch])
 
-    return GroupCommit(store)
+    return GroupCommit(store, shared=(OutOfResources, Unavailable))

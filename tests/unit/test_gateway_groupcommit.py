@@ -57,6 +57,33 @@ def test_one_bad_item_fails_alone() -> None:
     assert answers == [number if number != 3 else "disk-full" for number in range(200)]
 
 
+def test_after_an_error_of_all_nothing_is_repeated() -> None:
+    batches: list[int] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(items: Sequence[int]) -> list[int]:
+        batches.append(len(items))
+        if len(batches) > 1:
+            raise Unavailable("storage-error")
+        begun.set()
+        assert go_on.wait(20)
+        return list(items)
+
+    group = GroupCommit(work, shared=(Unavailable,))
+    with ThreadPoolExecutor(9) as pool:
+        first = pool.submit(group.submit, 0)
+        assert begun.wait(20)
+        rest = [pool.submit(group.submit, number) for number in range(1, 9)]
+        while len(group._waiting) < 8:
+            pass
+        go_on.set()
+        assert first.result(20) == 0
+        for each in rest:
+            with pytest.raises(Unavailable, match="storage-error"):
+                each.result(20)
+    assert batches == [1, 8]
+
+
 def test_an_error_of_ours_is_raised_and_leaves_nobody_waiting() -> None:
     def work(items: Sequence[int]) -> list[int]:
         raise KeyError(items[0])
