@@ -19,13 +19,14 @@ from starlette.types import Receive, Scope, Send
 
 from service.problems import HttpProblem
 
-__all__ = ["Body", "BytesBody", "related", "single", "text", "unchanged", "weak_tag"]
+__all__ = ["Body", "BytesBody", "in_pieces", "related", "single", "text", "unchanged", "weak_tag"]
 
 CACHE_CONTROL = "private, no-cache"
 #: One range; several are answered with the whole, as RFC 9110 14.2 lets a server do.
 _RANGE = re.compile(r"bytes=(?:(?P<start>[0-9]{1,15})-(?P<end>[0-9]{0,15})|-(?P<suffix>[0-9]{1,15}))")
 _TAG = re.compile(r'(?:W/)?"[!#-~]*"')
 MIN_COMPRESSED = 1024
+PIECE_BYTES = 1 << 20
 
 
 class Body(Protocol):
@@ -47,19 +48,26 @@ class Body(Protocol):
 
 
 class BytesBody:
-    """A body that is in memory."""
+    """A body that is in memory, or mapped."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self.data = data
         self.size = len(data)
         self.digest = hashlib.sha256(data).hexdigest()
 
     def chunks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """See Body."""
-        yield self.data[start:end]
+        return in_pieces(self.data, start, end)
 
     def close(self) -> None:
         """See Body."""
+
+
+def in_pieces(data: bytes | memoryview, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """data[start:end], a piece at a time: what is mapped is never in memory whole."""
+    stop = len(data) if end is None else end
+    for at in range(start, stop, PIECE_BYTES):
+        yield bytes(data[at : min(stop, at + PIECE_BYTES)])
 
 
 class _Stream(StreamingResponse):

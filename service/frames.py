@@ -124,6 +124,11 @@ class FrameShelf:
         found = self._located(gateway, row, tuple(syntaxes))
         try:
             framed = self._framed(gateway, row, found)
+        except IntegrityError:
+            found.file.close()
+            if row.archive_key is None or found.file.name != str(gateway.spool.path(row.digest)):
+                raise
+            framed = self._framed_without_spool(gateway, row, tuple(syntaxes))
         except BaseException:
             found.file.close()
             raise
@@ -153,6 +158,24 @@ class FrameShelf:
         self._paths.put(key, (str(found.file.name), found.digest))
         return found
 
+    def _framed_without_spool(self, gateway: Gateway, row: InstanceRow, syntaxes: tuple[str, ...]) -> FramedObject:
+        """From the archive, which then is where this instance is known to lie; the damage was reported."""
+        syntaxes = tuple(each for each in syntaxes if each != HOT)  # a copy that is not there, or was found before
+        found = locate(gateway, row, syntaxes, spool=False)
+        try:
+            framed = self._framed(gateway, row, found)
+        except BaseException:
+            found.file.close()
+            raise
+        self._paths.put((row.digest, str(row.state), syntaxes), (str(found.file.name), found.digest))
+        return framed
+
+    def _failed(self, gateway: Gateway, row: InstanceRow, digest: str) -> IntegrityError:
+        """A frame is not what it was. The next request looks at the whole file again, if there is another of it."""
+        if row.archive_key is not None:
+            self._tables.drop(digest)
+        return mismatch(gateway, row)
+
     def _framed(self, gateway: Gateway, row: InstanceRow, found: Located) -> FramedObject:
         table = self._tables.get(found.digest)
         if table is None:
@@ -161,7 +184,7 @@ class FrameShelf:
                 if table is None:
                     table = self._read(gateway, row, found)
                     self._tables.put(found.digest, table)
-        return FramedObject(found.file, found.digest, table, lambda: mismatch(gateway, row))
+        return FramedObject(found.file, found.digest, table, lambda: self._failed(gateway, row, found.digest))
 
     def _read(self, gateway: Gateway, row: InstanceRow, found: Located) -> _Table:
         try:

@@ -18,6 +18,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class AssociationStream:
         self._refuse = door.refuse
         self._asked_until = time.monotonic() + door.artim_seconds
         self._elsewhere: Callable[[], bool] = self._dul._is_transport_event
+        self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
@@ -116,10 +118,9 @@ class AssociationStream:
 
     def wake(self) -> None:
         """Let `turn` return, from any thread."""
-        try:
-            os.eventfd_write(self._wake_fd, 1)
-        except OSError:  # closed: nobody waits any more
-            return
+        with self._wake_lock:  # or the number may be another file's by the time it is written to
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
     def close(self) -> None:
         """Drop what is half received."""
@@ -127,9 +128,10 @@ class AssociationStream:
             self._receiving.discard()
             self._receiving = None
         self._buffer = memoryview(b"")  # not only when the collector comes to this association
-        fd, self._wake_fd = self._wake_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        with self._wake_lock:
+            fd, self._wake_fd = self._wake_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     def recv(self, count: int) -> bytearray:
         """Exactly `count` bytes for pynetdicom, fewer at the connection's end; memory only for what has arrived.

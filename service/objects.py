@@ -125,9 +125,9 @@ def open_as(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> Open
     raise _not_transcodable()
 
 
-def locate(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> Located:
+def locate(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str], *, spool: bool = True) -> Located:
     """As `open_as`, for who proves what is read in another way than by hashing the whole file first, and reads pixels
-    only: the header is the original's.
+    only: the header is the original's. spool: False if the file there is known to be damaged.
     """
     for syntax in syntaxes:
         if syntax == HOT:
@@ -135,7 +135,7 @@ def locate(gateway: Gateway, row: InstanceRow, syntaxes: Sequence[str]) -> Locat
             if hot is not None:
                 return hot
             continue
-        spooled = _spooled(gateway, row) if syntax in (AS_IS, row.transfer_syntax) else None
+        spooled = _spooled(gateway, row) if spool and syntax in (AS_IS, row.transfer_syntax) else None
         if spooled is not None:
             return spooled
         if _is_own(row, syntax):

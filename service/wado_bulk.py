@@ -13,10 +13,10 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from gateway.bootstrap import Gateway
-from gateway.elements import find_element
+from gateway.elements import find_element, find_elements
 from gateway.errors import NotFound, PalimpsestError
 from gateway.index_rows import InstanceRow
-from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, read_meta
+from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, Element, read_meta
 from gateway.transfer_syntaxes import DEFLATED_LE, FRAME_MEDIA, NATIVE
 from service import answers
 from service.access import RouteSpec
@@ -38,7 +38,7 @@ MAX_LISTED = 100_000  # values that one request for all bulk data may give
 class _Part:
     """One part of an answer. name: its path below the instance."""
 
-    data: bytes
+    data: bytes | memoryview
     media: str
     name: str
 
@@ -134,7 +134,7 @@ def _multipart(parts: Iterator[_Part], boundary: str) -> Iterator[bytes]:
     for part in parts:
         headers = {"Content-Type": part.media, "Content-Location": part.name, "Content-Length": str(len(part.data))}
         yield frame_part(boundary, headers, first=first)
-        yield part.data
+        yield from answers.in_pieces(part.data)
         first = False
     yield close_delimiter(boundary)
 
@@ -187,11 +187,15 @@ def _little_endian(gateway: Gateway, row: InstanceRow) -> OpenObject:
     return open_as(gateway, row, (EXPLICIT_LE,) if odd else (AS_IS,))
 
 
-def _cut(mapped: mmap.mmap, path: str) -> bytes:
+def _cut(mapped: mmap.mmap, path: str) -> memoryview:
     element = find_element(mapped, *read_meta(mapped), path)
-    if element.undefined or element.vr == "SQ":
+    if not _is_value(element):
         raise NotFound("no-such-value", "what stands under that path is no single value")
-    return bytes(mapped[element.value_offset : element.end])
+    return memoryview(mapped)[element.value_offset : element.end]
+
+
+def _is_value(element: Element) -> bool:
+    return not element.undefined and element.vr != "SQ"
 
 
 async def bulkdata(request: Request) -> Response:
@@ -222,16 +226,24 @@ def _all_parts(
 ) -> Iterator[_Part]:
     for row in rows:
         text = gateway.index.metadata(row.id) or b"".join(derived(gateway, row, "metadata").chunks()).decode("utf-8")
-        where, mapped = instance_path(row), None
-        for path in _REFERENCES.findall(text)[:MAX_LISTED]:
-            if path not in PIXEL_PATHS:
-                mapped = mapped or _mapped(gateway, row)  # proven once, not for each value
-                yield _Part(_cut(mapped, path), OCTETS, f"{where}/bulkdata/{path}")
-                continue
-            choice, framed = _open_first(shelf, gateway, row, choices)
-            media = _named(framed, choice)
-            for number, data in in_order(framed, range(1, len(framed) + 1)):
-                yield _Part(data, media, f"{where}/frames/{number}")
+        where = instance_path(row)
+        paths = dict.fromkeys(_REFERENCES.findall(text)[:MAX_LISTED])
+        values = [path for path in paths if path not in PIXEL_PATHS]
+        if values:
+            mapped = _mapped(gateway, row)  # proven once, and read once, not for each value
+            view, given = memoryview(mapped), 0
+            for path, element in find_elements(mapped, *read_meta(mapped), values):
+                if _is_value(element):
+                    given += 1
+                    yield _Part(view[element.value_offset : element.end], OCTETS, f"{where}/bulkdata/{path}")
+            if given != len(values):
+                raise NotFound("no-such-value", "the metadata refer to a value that the object does not have")
+        if len(values) == len(paths):
+            continue
+        choice, framed = _open_first(shelf, gateway, row, choices)
+        media = _named(framed, choice)
+        for number, data in in_order(framed, range(1, len(framed) + 1)):
+            yield _Part(data, media, f"{where}/frames/{number}")
 
 
 _STUDY = "/dicomweb/studies/{study}"

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -21,8 +22,11 @@ from pydicom.uid import generate_uid
 from gateway import index_search
 from gateway.bootstrap import Gateway, build
 from gateway.errors import OutOfResources, Unavailable
+from gateway.part10 import EXPLICIT_BE, IMPLICIT_LE
 from gateway.settings import load_settings
 from gateway.tokens import mint_token
+from gateway.transfer_syntaxes import DEFLATED_LE
+from service import stow_metadata
 from service.api import create_app
 from service.dicomxml import from_native_model, native_model
 from service.multipart import close_delimiter, frame_part
@@ -269,6 +273,52 @@ def test_hostile_metadata_are_refused(web: TestClient, kind: str, text: bytes, r
     body, headers = related(kind, ({"Content-Type": kind}, text))
     answer = web.post("/dicomweb/studies", content=body, headers=headers)
     assert (answer.status_code, answer.json()["reason"]) == (400, reason)
+
+
+def test_small_texts_of_many_values_are_refused_before_they_are_parsed(
+    web: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stow_metadata, "MOST_VALUES", 1000)
+    monkeypatch.setattr(stow_metadata, "json", SimpleNamespace(loads=lambda text: pytest.fail("parsed")))
+    for kind, text in ((JSON, b"[" + b"[]," * 600 + b"0]"), (XML, b"<a>" + b"<b/>" * 1000 + b"</a>")):
+        body, headers = related(kind, ({"Content-Type": kind}, text))
+        answer = web.post("/dicomweb/studies", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (413, "metadata-too-large")
+    monkeypatch.undo()
+    whole = stow_metadata._Allowance(3)
+    monkeypatch.setattr(stow_metadata, "_HELD", whole)
+    ds = pydicom.dcmread(io.BytesIO(changed("CT_small.dcm", SOPInstanceUID=generate_uid())))
+    body, headers = related(JSON, ({"Content-Type": JSON}, json.dumps(ds.to_json_dict()).encode()))
+    answer = web.post("/dicomweb/studies", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "busy") and answer.headers["retry-after"]
+    body, headers = related(JSON, ({"Content-Type": JSON}, b"[]"))
+    for _ in range(3):  # what a request took it gives back
+        assert web.post("/dicomweb/studies", content=body, headers=headers).status_code == 400
+    assert whole.take(3)
+
+
+def test_one_part_does_not_become_many_files(
+    web: TestClient, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stow_metadata, "REPEATED_BYTES", 0)
+    ds = pydicom.dcmread(io.BytesIO(changed("CT_small.dcm", SOPInstanceUID=generate_uid())))
+    data = [{**taken_apart(ds, "p"), "00080018": {"vr": "UI", "Value": [generate_uid()]}} for _ in range(4)]
+    body, headers = related(JSON, ({"Content-Type": JSON}, json.dumps(data).encode()), bulk("p", ds.PixelData))
+    told = web.post("/dicomweb/studies", content=body, headers=headers).json()
+    assert len(told["00081199"]["Value"]) == 2
+    assert [item["00091001"]["Value"] for item in told["00081198"]["Value"]] == [["bulk-data-repeated"]] * 2
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT_BE, DEFLATED_LE])
+def test_bulk_data_in_a_syntax_that_it_cannot_have_are_named_so(web: TestClient, syntax: str) -> None:
+    ds = pydicom.dcmread(io.BytesIO(changed("CT_small.dcm", SOPInstanceUID=generate_uid())))
+    part = bulk("p", ds.PixelData, f"{OCTETS}; transfer-syntax={syntax}")
+    body, headers = related(JSON, ({"Content-Type": JSON}, json.dumps([taken_apart(ds, "p")]).encode()), part)
+    told = web.post("/dicomweb/studies", content=body, headers=headers).json()
+    assert told["00081198"]["Value"][0]["00091001"]["Value"] == ["bulk-data-syntax"]
+    part = bulk("p", ds.PixelData, f"{OCTETS}; transfer-syntax={IMPLICIT_LE}")
+    body, headers = related(JSON, ({"Content-Type": JSON}, json.dumps([taken_apart(ds, "p")]).encode()), part)
+    assert web.post("/dicomweb/studies", content=body, headers=headers).status_code == 200
 
 
 def test_bulk_data_above_the_limit_is_a_413(web: TestClient) -> None:

@@ -34,7 +34,9 @@ from service import wado_bulk
 from service.api import create_app
 from tests.integration.test_service_api import serving
 from tests.object_makers import packaged
+from tests.proving import InProcess
 from worker.indexing import index_instance
+from worker.pipeline import process_instance
 from worker.retrieve import retrieve, retrieve_failure
 from worker.transcode import transcode
 
@@ -274,6 +276,20 @@ def test_a_frame_that_rotted_after_it_was_known_is_not_given(web: TestClient, ga
         answer = get(web, path_of(ds) + "/frames/2", OCTETS)
         assert answer.content == pixels[1].tobytes()
     assert get(web, path_of(ds) + "/frames/3", OCTETS).content == pixels[2].tobytes()
+    assert [alert.kind for alert in gateway.index.alerts()] == ["digest-mismatch"]
+
+
+def test_frames_of_a_damaged_spool_file_come_from_the_archive(web: TestClient, gateway: Gateway) -> None:
+    data, pixels = volume()
+    ds = take_in(gateway, data)
+    row = gateway.index.by_sop(ds.SOPInstanceUID)
+    assert row is not None
+    process_instance(gateway, InProcess(gateway.keys), row.id, "w")  # type: ignore[arg-type]
+    file = gateway.spool.path(row.digest)
+    whole = file.read_bytes()
+    file.write_bytes(bytes([*whole[:-3], whole[-3] ^ 1, *whole[-2:]]))
+    for number in (2, 7, 2):  # the last frame is the damaged one
+        assert get(web, f"{path_of(ds)}/frames/{number}", OCTETS).content == pixels[number - 1].tobytes()
     assert [alert.kind for alert in gateway.index.alerts()] == ["digest-mismatch"]
 
 
