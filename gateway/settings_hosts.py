@@ -1,0 +1,61 @@
+"""Settings of a gateway on several hosts: what is each host's own, where the archive is, how the broker is reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings
+
+from gateway.destination import Destination
+from gateway.errors import Unavailable
+
+
+class HostSettings(BaseSettings):
+    """A part of `gateway.settings.Settings`."""
+
+    local_dir: Path | None = Field(
+        default=None,
+        description="what is this host's alone (sockets, logs, compiled kernels), where <home> is shared by several",
+    )
+    archive_s3: Destination | None = Field(
+        default=None,
+        description="archive in a bucket instead of <home>/archive: JSON, the fields of a destination of kind s3",
+    )
+    http_processes: int = Field(default=1, ge=1, description="processes of the API behind one port")
+
+    redis_sentinel_master: str = Field(default="mymaster", description="by which name the Sentinels know the master")
+    redis_password_file: Path | None = Field(default=None, description="of the server; default: the URL's")
+    redis_sentinel_password_file: Path | None = Field(default=None, description="of the Sentinels, if they want one")
+    redis_ca_file: Path | None = Field(default=None, description="PEM; default: the CAs that Python trusts")
+    redis_cert_file: Path | None = Field(default=None, description="PEM chain, for mutual TLS")
+    redis_key_file: Path | None = None
+
+    @field_validator("archive_s3", mode="before")
+    @classmethod
+    def _bucket(cls, value: Any) -> Any:
+        return {"name": "archive", **value, "kind": "s3"} if isinstance(value, dict) else value or None
+
+    @field_validator(
+        "local_dir", "redis_password_file", "redis_sentinel_password_file", "redis_ca_file", "redis_cert_file",
+        "redis_key_file", mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _no_file(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("local_dir", mode="after")
+    @classmethod
+    def _absolute_local(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    def redis_secret(self, which: Literal["password", "sentinel_password"]) -> str:
+        """A password of the broker from its file, '' where none is. Raises Unavailable ``credential-unreadable``."""
+        file = self.redis_password_file if which == "password" else self.redis_sentinel_password_file
+        if file is None:
+            return ""
+        try:
+            return file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Unavailable("credential-unreadable", f"{file} cannot be read ({type(error).__name__})") from None
