@@ -7,12 +7,11 @@ messages are committed. Only then may a sender hear Success. With the queue down
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway import metrics
+from gateway import metrics, steps
 from gateway.audit import AuditEvent
 from gateway.blobs import storage_errors
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
@@ -51,7 +50,7 @@ def accept_instance(
     arrived. wake=False: the caller calls `wake_up` when it has answered its sender. Raises NotDicom, BadUID,
     InvalidInstance, UIDMismatch, OutOfResources, Unavailable; the refusal is audited and nothing is kept.
     """
-    started = time.monotonic()
+    began = steps.now()
     try:
         with storage_errors():  # an I/O error anywhere is ours and passing, never the sender's
             found = peek(temporary)
@@ -68,8 +67,8 @@ def accept_instance(
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    metrics.RECEIVED.labels(source=source, outcome=accepted.outcome).inc()
-    metrics.ACCEPT_SECONDS.labels(source=source).observe(time.monotonic() - started)
+    known = bool(gw.settings.calling_ae_allow) and gw.settings.allows_calling_ae(calling_ae)
+    steps.accepted(accepted.row, began, outcome=accepted.outcome, known_title=known)
     if wake and accepted.outcome != "duplicate":
         wake_up(gw, accepted.row.id)
     return accepted
@@ -95,7 +94,7 @@ def wake_up(gw: Gateway, *instance_ids: int) -> None:
     try:
         flush_outbox(gw.index, gw.queue, instances=instance_ids, encode_queue=gw.settings.encode_queue)
     except PalimpsestError as error:
-        metrics.WAKE_UPS_FAILED.inc()
+        metrics.WAKE_UPS_FAILED.labels(reason=error.reason).inc()
         log.warning("the queue could not be reached, the sweep will send", extra={"reason": error.reason})
 
 

@@ -59,6 +59,25 @@ class Report(Database):
         """True once an object was archived or is about to be: from then on the key ring must not be lost."""
         with self.read() as conn:
             query = sa.select(instance.c.id).where(instance.c.candidate_digest.is_not(None)).limit(1)
+    def queue_ages(self) -> dict[str, float]:
+        """Seconds that the oldest work waits which is due and leased by nobody, by queue; 0: none. In one transaction.
+
+        From the rows, not from the messages: a queue that lost everything still shows what waits.
+        """
+        i, f, now = instance.c, forward.c, self.now()
+        free, due = (
+            sa.and_(sa.or_(c.lease_until.is_(None), c.lease_until < now), sa.or_(c.due_at.is_(None), c.due_at <= now))
+            for c in (i, f)
+        )
+        oldest = {
+            "index": sa.select(sa.func.min(i.received_at)).where(i.indexed_at.is_(None)),
+            "encode": sa.select(sa.func.min(i.received_at)).where(i.state.in_(UNFINISHED), free),
+            "forward": sa.select(sa.func.min(f.created_at)).where(f.state == ForwardState.WAITING, due),
+        }
+        with self.read() as conn:
+            found = {queue: conn.execute(query).scalar() for queue, query in oldest.items()}
+        return {queue: 0.0 if at is None else max(0.0, now - at) for queue, at in found.items()}
+
             return conn.execute(query).first() is not None
 
     def archived_sample(self, count: int, before: float) -> list[InstanceRow]:

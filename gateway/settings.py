@@ -26,6 +26,7 @@ from gateway.webhook import Webhook
 #: read by palimpsest/faultlayer.c, and by nothing of a gateway: where a test's control file lies
 FAULT_LAYER = "PALIMPSEST_FAULT_LAYER"
 _MASTER_SETTINGS = ("vault_", "kms_")
+from gateway.settings_watch import WatchSettings
 WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
@@ -231,3 +232,8 @@ def use_numba_cache(settings: Settings | None = None) -> None:
     if "NUMBA_CACHE_DIR" not in os.environ:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["NUMBA_CACHE_DIR"] = str(folder)
+def name_metrics_folder(folder: Path) -> None:
+    """Tell prometheus_client where this process's values lie; it asks the environment for each file it makes."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+

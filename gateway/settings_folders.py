@@ -105,9 +105,9 @@ class FolderSettings(BaseSettings):
         return self.home / "run"
 
     @property
-    def audit_head_path(self) -> Path:
-        """Where the sweep writes the audit chain's head, outside the database."""
-        return self.run_dir / "audit-head.json"
+    def metrics_dir(self) -> Path:
+        """What the processes of this host count, see gateway/metricfiles.py."""
+        return self.run_dir / "metrics"
 
     @property
     def redis_socket(self) -> Path:

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway import steps
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
@@ -149,8 +150,12 @@ def run_api(settings: Settings) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
+    gateway = build(settings)
+    steps.watch(settings, "api")
+    gateway = build(settings)
+    steps.watch(settings, "api")
     uvicorn.run(
-        create_app(build(settings)),
+        create_app(gateway),
         host=settings.http_host,
         port=settings.http_port,
         log_config=None,  # ours is configured; uvicorn's access log would hold UIDs and queries
@@ -158,6 +163,7 @@ def run_api(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
+    steps.unwatch()
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError, Unavailable
 from service.access import RouteSpec
 
-__all__ = ["CHECKS", "ROUTES", "readiness"]
+__all__ = ["CHECKS", "ROUTES", "dependencies_up", "readiness"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,11 @@ def readiness(gateway: Gateway) -> tuple[bool, dict[str, dict[str, Any]]]:
     """(ready?, dependency -> {ok, required, reason}); never raises."""
     report = {name: _look(gateway, check, required) for name, (check, required) in CHECKS.items()}
     return all(entry["ok"] or not entry["required"] for entry in report.values()), report
+
+
+def dependencies_up(gateway: Gateway) -> dict[str, bool]:
+    """dependency -> does it answer?"""
+    return {name: entry["ok"] for name, entry in readiness(gateway)[1].items()}
 
 
 def _look(gateway: Gateway, check: Callable[[Gateway], None], required: bool) -> dict[str, Any]:

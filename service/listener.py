@@ -22,6 +22,7 @@ from typing import Any
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from gateway import steps
 from gateway.bootstrap import Gateway, build
 from gateway.commitment import PUSH_MODEL
 from gateway.errors import PolicyRefused
@@ -212,12 +213,15 @@ def serve(settings: Settings, sockets: Sockets | None) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    listener = Listener(build(settings), sockets)
+    gateway = build(settings)
+    steps.watch(settings, "listener")
+    listener = Listener(gateway, sockets)
     gc.collect()
     gc.freeze()  # what is there now stays: collections, which stop every association, need not look at it
     listener.start()
     stopping.wait()
     listener.stop()
+    steps.unwatch()
 
 
 def main() -> None:

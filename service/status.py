@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -15,13 +16,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 from gateway import audit
+from gateway.audit_notary import check_trail
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
 from gateway.index_rows import InstanceRow
 from gateway.instance import CommitmentState, ForwardState
-from gateway.metrics import exposition
+from gateway.metrics_read import exposition
 from gateway.uids import parse_sop_instance
 from service.access import RouteSpec, principal_of
+from service.health import dependencies_up
 from service.overview import destinations as overview_of_destinations
 from service.overview import overview, queue_depths
 from service.problems import HttpProblem
@@ -261,14 +264,15 @@ def _audit_lines(gateway: Gateway, since: int) -> Iterator[bytes]:
 async def audit_verify(request: Request) -> Response:
     """GET /api/audit/verify: walk the chain; 200 with the report either way."""
     gateway: Gateway = request.app.state.gateway
-    report = await run_in_threadpool(audit.verify, gateway.index, gateway.settings.audit_head_path)
+    report = await run_in_threadpool(check_trail, gateway)
     return JSONResponse(asdict(report))
 
 
 async def metrics(request: Request) -> Response:
-    """GET /metrics: this process's Prometheus metrics and the totals of the index."""
+    """GET /metrics: what the processes of this host counted, and the gauges of index and host."""
     gateway: Gateway = request.app.state.gateway
-    text = await run_in_threadpool(exposition, gateway.index.counts, lambda: queue_depths(gateway))
+    depths, parts = partial(queue_depths, gateway), partial(dependencies_up, gateway)
+    text = await run_in_threadpool(exposition, gateway, depths, parts)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -16,8 +16,10 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from gateway import steps
 from gateway.jobs import celery_app
 from gateway.log import configure_logging
+from gateway.metrics_read import ROLES
 from gateway.settings import Settings
 from worker.process import die_with_parent, limit_memory
 from worker.tasks import Runtime, register
@@ -45,11 +47,13 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         if device is None:  # a CUDA driver maps far more than it uses: there the container's own limit has to do
             limit_memory(settings.worker_memory_bytes)
         runtime.gw.index.ping()
+        steps.watch(settings, role_of(name))
         if device is not None:
             _ = runtime.batcher  # compiled before the first object waits for it
 
     def child_ended(**_: object) -> None:
         runtime.close()
+        steps.unwatch()
 
     def logging_wanted(**_: object) -> None:
         configure_logging(settings)
@@ -60,6 +64,12 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
     app.steps["worker"].add(broker_watch(restart))
     register(app, runtime)
     return app
+
+
+def role_of(name: str) -> str:
+    """The role in metrics of a worker of this name: its first word, if it is one that we give."""
+    word = name.partition("-")[0]
+    return word if word in (*ROLES, "gpu") else "worker"
 
 
 def broker_watch(restart: Event) -> type[bootsteps.StartStopStep]:

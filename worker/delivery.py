@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
+from gateway import steps
 from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
 from gateway.circuit import CircuitState, circuit_path, parse_circuit
@@ -155,12 +156,11 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
     claimed = gw.index.forward_claim(row.id, owner, lease)
     if claimed is None:
         return False
-    parcel = None
+    parcel, began = None, steps.now()
+    source = gw.index.get(row.instance_id)
     with heartbeat(lambda: gw.index.forward_heartbeat(row.id, owner, lease), lease) as beat:
         try:
-            parcel = represent(
-                gw, gw.index.get(row.instance_id), work.destination, work.prover, owner, work.sender.accepts
-            )
+            parcel = represent(gw, source, work.destination, work.prover, owner, work.sender.accepts)
             beat.check()  # making and proving a stego object takes its time
             delivery = _send(work, parcel)
         except NotReached as error:
@@ -169,6 +169,7 @@ def _deliver(work: Work, row: ForwardRow) -> bool:
             delivery = Delivery("permanent", error.reason)
         beat.check()
     _settle(gw, claimed, delivery, owner, parcel, commitment=work.destination.commitment)
+    steps.delivered(source, claimed, began, delivery.outcome)
     if delivery.outcome == "down":
         work.circuit.failed(delivery.reason, delivery.after)
     else:

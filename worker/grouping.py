@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from codec.errors import CodecError
+from gateway import steps
 from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance, LeaseLost, PalimpsestError, Unsupported
 from gateway.index import ENCODE_TASK
@@ -121,6 +122,7 @@ def _together(gw: Gateway, verifier: GroupProver, rows: Sequence[InstanceRow], o
         if len(members) < MIN_GROUP:
             return {}
         archive_weights(gw.archive)
+        began = steps.now()
         with used_keys():  # the members' audit events name them
             try:
                 made = build_group(_files(gw, members), gw.keys, rule=members[0].rule)
@@ -128,11 +130,16 @@ def _together(gw: Gateway, verifier: GroupProver, rows: Sequence[InstanceRow], o
                 return {}
             beat.check()
             works = _stored(gw, verifier, members, made, owner)
+        steps.done("encode", [work.row for work in works], began)
         beat.check()
+        began = steps.now()
         if not _proven(gw, verifier, works, made[0].envelope):
             return {}
+        steps.done("verify", [work.row for work in works], began)
         beat.check()
+        began = steps.now()
         archive_stored(works, made[0].envelope, before=held.discard)
+        steps.done("archive", [work.row for work in works], began)
     return {work.row.id: str(gw.index.get(work.row.id).state) for work in works}
 
 

@@ -25,6 +25,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
+from gateway import metrics, steps
 from gateway.archive import archive_key
 from gateway.bootstrap import Gateway
 from gateway.errors import (
@@ -109,9 +110,11 @@ def carry_claimed(gw: Gateway, verifier: Prover, row: InstanceRow, owner: str) -
 def _run_steps(gw: Gateway, verifier: Prover, row: InstanceRow, owner: str, beat: Beat) -> InstanceRow:
     while step := STEPS.get(row.state):
         beat.check()
+        began, before = steps.now(), row.state
         with used_keys():  # the step's own audit events name them
             step(Work(gw, verifier, row, owner))
         row = gw.index.get(row.id)
+        steps.done(NAMES[before], [row], began, "ok" if row.state != State.RECEIVED else "unproven")
     return row
 
 
@@ -190,6 +193,7 @@ def archive_stored(works: Sequence[Work], envelope: bytes, before: Callable[[int
         gw.index.set_archived(
             work.row.id, work.owner, key=key, digest=digest, size=size, destinations=destinations_of(gw, work.row)
         )  # fmt: skip
+        steps.archived(gw.index.get(work.row.id))
     _forget_candidate(gw, row)
 
 
@@ -344,6 +348,7 @@ def quarantine(work: Work, envelope: bytes, problem: str) -> None:
     One of each form per instance, the newest: what fails again and again must not fill the disk.
     """
     row = work.row
+    metrics.PROOFS_FAILED.labels(reason=problem).inc()
     stem = work.gw.settings.quarantine_dir / f"{row.id}-{str(row.form).lower()}"
     stem.with_suffix(".dcm").write_bytes(envelope)
     story = {"instance": row.id, "reason": problem, "form": row.form, "coder": row.coder, "software": software()}
@@ -358,6 +363,8 @@ STEPS: Mapping[State, Callable[[Work], None]] = {
     State.CANDIDATE: prove,
     State.VERIFIED: archive,
 }
+#: as metrics and traces name them
+NAMES: Mapping[State, str] = {State.RECEIVED: "encode", State.CANDIDATE: "verify", State.VERIFIED: "archive"}
 
 
 def record_failure(gw: Gateway, instance_id: int, owner: str, error: BaseException) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway import steps
 from gateway.accept import adopt_orphan
 from gateway.audit import write_head
 from gateway.bootstrap import Gateway, build
@@ -280,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         signal.signal(number, lambda *_: os._exit(0))  # waiting for the lock or a database: nothing needs finishing
     gw = build(settings)
     with sweep_lock(settings.run_dir / "sweep.lock"):
+    steps.watch(settings, "sweep")
         if arguments.once:
             sweep_once(gw)
         else:

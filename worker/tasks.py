@@ -14,6 +14,7 @@ from typing import Any
 from celery import Celery
 
 from codec.gpu import Batcher, open_device, open_processor
+from gateway import metrics, steps
 from gateway.accept import wake_up
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
@@ -184,7 +185,13 @@ def forward_failed(runtime: Runtime, error: BaseException, forward_id: int) -> R
 
 def run_retrieve(runtime: Runtime, instance_id: int, kind: str) -> Reply:
     """palimpsest.retrieve [instance id, kind]: a file in the cache, or the problem."""
-    return retrieve(runtime.gw, instance_id, kind)
+    began, outcome = steps.now(), "failure"
+    try:
+        found = retrieve(runtime.gw, instance_id, kind)
+        outcome = "success"
+    finally:
+        steps.retrieved(kind, began, outcome)
+    return found
 
 
 def retrieve_failed(runtime: Runtime, error: BaseException, instance_id: int, kind: str) -> Reply:
@@ -227,6 +234,7 @@ def _edge(runtime: Runtime, name: str, spec: TaskSpec) -> Callable[..., Reply]:
             return spec.run(runtime, *args)
         except Exception as error:  # noqa: BLE001 - the Celery task edge, one of the project's three
             reason = failure_reason(error)
+            metrics.TASKS_FAILED.labels(task=name, reason=reason).inc()
             # what we did not foresee is told with its place in the code; what we did, with its reason alone
             unforeseen = not isinstance(error, PalimpsestError)
             log.warning("task failed", extra={"task": name, "reason": reason}, exc_info=unforeseen)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import audit, metrics
+from gateway import audit, metrics_read
 from gateway.audit import AuditEvent
 from gateway.bootstrap import Gateway
 from gateway.errors import Unavailable
@@ -176,7 +176,7 @@ def test_database_errors_do_not_quote_parameters(gw: Gateway, tmp_path: Path) ->
 
 def test_metrics_are_exposed(gw: Gateway) -> None:
     take_in(gw, part10())
-    text = metrics.exposition(gw.index.counts, gw.queue.depths).decode()
+    text = metrics_read.exposition(gw, gw.queue.depths, dict).decode()
     assert 'palimpsest_instances{state="RECEIVED"} 1.0' in text
     assert 'palimpsest_queue_depth{queue="encode"} 1.0' in text
     assert 'palimpsest_received_total{outcome="new",source="dimse"}' in text
