@@ -211,6 +211,8 @@ class Teller:
                 self._decide(row)
                 row = index.commitment_claim(row.id, self.owner, self.lease_seconds)
             if row is not None and row.state is CommitmentState.READY:
+                if row.attempts:
+                    self._look_again(row)
                 self._tell(row)
         except LeaseLost:
             log.info("another process has taken a commitment request over")
@@ -230,6 +232,16 @@ class Teller:
                 return
         now = index.now()
         index.commitment_decide(row.id, self.owner, outcomes, now + pause_before_next(now - row.created_at))
+
+    def _look_again(self, row: CommitmentRow) -> None:
+        """An answer that had to wait says what is true when it is told, for a modality deletes on it."""
+        index = self._gateway.index
+        items = index.commitment_items(row.id)
+        known = {item.id: item.outcome for item in items}
+        found = {key: outcome for some in judge(self._gateway, row, items) for key, outcome in some.items()}
+        changed = {key: outcome for key, outcome in found.items() if known[key] != outcome}
+        if changed:
+            index.commitment_decide(row.id, self.owner, changed, index.now())
 
     def _tell(self, row: CommitmentRow) -> None:
         items = self._gateway.index.commitment_items(row.id)

@@ -379,6 +379,23 @@ def test_a_requester_that_is_away_is_told_later_and_at_last_an_alert_says_so(
     assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
 
 
+def test_an_answer_that_waited_says_what_is_true_when_it_is_told(
+    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+) -> None:
+    gateway = make_gateway()
+    safe, spoilt = archive(gateway), archive(gateway)
+    requester.status = 0x0110
+    assert ask(listen(gateway), wish(safe.sop_uid, spoilt.sop_uid)).Status == 0x0000
+    assert until(lambda: len(requester.reports) > 0)
+    assert kept(requester.reports[0]) == {safe.sop_uid, spoilt.sop_uid}
+    file = gateway.settings.archive_dir / str(gateway.index.get(spoilt.id).archive_key)
+    file.chmod(0o600)
+    file.write_bytes(b"rotten")
+    requester.status = 0x0000
+    assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
+    assert kept(requester.reports[-1]) == {safe.sop_uid} and set(failed(requester.reports[-1])) == {spoilt.sop_uid}
+
+
 def test_a_process_that_is_killed_between_request_and_answer_loses_nothing(
     tmp_path: Path, requester: Requester
 ) -> None:
