@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import IntegrityError, PalimpsestError, Unavailable
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK
+from gateway.redis_link import ANSWER_SECONDS, CONNECT_SECONDS, RedisLink
 from gateway.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ GPU_QUEUE: Final = "gpu"  # encode messages, where there is a GPU worker (settin
 QUEUES: Final = (*dict.fromkeys(QUEUE_OF.values()), GPU_QUEUE)
 PRIORITIES: Final = tuple(range(10))  # 0 most urgent
 RESULT_SECONDS: Final = 300
-CONNECT_SECONDS: Final = 2.0
 DOWN_SECONDS: Final = 1.0
 FLUSH_BATCH: Final = 200
 _FIRST_POLL: Final = 0.005
@@ -81,13 +81,14 @@ class JobQueue(Protocol):
 
 def celery_app(settings: Settings) -> Celery:
     """A Celery application without tasks, connected lazily; the worker registers its tasks on it by name."""
+    link = RedisLink.of(settings)
     app = Celery("palimpsest", set_as_current=False)
     app.conf.update(
-        broker_url=settings.broker_url,
-        result_backend=settings.broker_url,
-        broker_transport_options=_transport_options(settings),
-        result_backend_transport_options={"global_keyprefix": "palimpsest:"},
+        **link.celery_settings(),
+        broker_transport_options=_transport_options(settings) | link.transport_options,
+        result_backend_transport_options={"global_keyprefix": "palimpsest:"} | link.transport_options,
         redis_socket_connect_timeout=CONNECT_SECONDS,
+        redis_socket_timeout=ANSWER_SECONDS,
         broker_connection_timeout=CONNECT_SECONDS,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a worker outlives any outage of its broker
@@ -128,6 +129,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
         "priority_steps": list(PRIORITIES),
         "queue_order_strategy": "priority",
         "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
         "socket_keepalive": True,
         "health_check_interval": 25,
         "retry_on_timeout": False,

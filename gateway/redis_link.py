@@ -57,7 +57,7 @@ class RedisLink:
 
     @classmethod
     def of(cls, settings: Settings) -> RedisLink:
-        """Raises Unavailable ``bad-redis-url``, ``credential-unreadable``; neither repeats what is in the URL."""
+        """Raises Unavailable ``bad-redis-url``, which does not repeat what is in the URL."""
         if settings.redis_url is None:
             return cls(socket=str(settings.redis_socket))
         scheme, _, rest = settings.redis_url.partition("://")
@@ -73,9 +73,9 @@ class RedisLink:
             tls=SCHEMES[scheme],
             db=db,
             username=login[0],
-            password=settings.redis_secret("password") or login[1],
+            password=settings.redis_password or login[1],
             master=settings.redis_sentinel_master,
-            sentinel_password=settings.redis_secret("sentinel_password"),
+            sentinel_password=settings.redis_sentinel_password,
             ca_file=str(settings.redis_ca_file or ""),
             cert_file=str(settings.redis_cert_file or ""),
             key_file=str(settings.redis_key_file or ""),

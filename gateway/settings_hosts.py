@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
 from gateway.destination import Destination
-from gateway.errors import Unavailable
 
 
 class HostSettings(BaseSettings):
@@ -26,8 +25,8 @@ class HostSettings(BaseSettings):
     http_processes: int = Field(default=1, ge=1, description="processes of the API behind one port")
 
     redis_sentinel_master: str = Field(default="mymaster", description="by which name the Sentinels know the master")
-    redis_password_file: Path | None = Field(default=None, description="of the server; default: the URL's")
-    redis_sentinel_password_file: Path | None = Field(default=None, description="of the Sentinels, if they want one")
+    redis_password: str = Field(default="", repr=False, description="of the server; default: the URL's")
+    redis_sentinel_password: str = Field(default="", repr=False, description="of the Sentinels, if they want one")
     redis_ca_file: Path | None = Field(default=None, description="PEM; default: the CAs that Python trusts")
     redis_cert_file: Path | None = Field(default=None, description="PEM chain, for mutual TLS")
     redis_key_file: Path | None = None
@@ -37,10 +36,7 @@ class HostSettings(BaseSettings):
     def _bucket(cls, value: Any) -> Any:
         return {"name": "archive", **value, "kind": "s3"} if isinstance(value, dict) else value or None
 
-    @field_validator(
-        "local_dir", "redis_password_file", "redis_sentinel_password_file", "redis_ca_file", "redis_cert_file",
-        "redis_key_file", mode="before",
-    )  # fmt: skip
+    @field_validator("local_dir", "redis_ca_file", "redis_cert_file", "redis_key_file", mode="before")
     @classmethod
     def _no_file(cls, value: Any) -> Any:
         return value or None
@@ -49,13 +45,3 @@ class HostSettings(BaseSettings):
     @classmethod
     def _absolute_local(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
-
-    def redis_secret(self, which: Literal["password", "sentinel_password"]) -> str:
-        """A password of the broker from its file, '' where none is. Raises Unavailable ``credential-unreadable``."""
-        file = self.redis_password_file if which == "password" else self.redis_sentinel_password_file
-        if file is None:
-            return ""
-        try:
-            return file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Unavailable("credential-unreadable", f"{file} cannot be read ({type(error).__name__})") from None

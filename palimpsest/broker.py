@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from gateway.broker import server_command
+from gateway.redis_link import RedisLink
 from gateway.settings import Settings
 from palimpsest.process import ChildSpec
 
@@ -22,9 +23,8 @@ def wait_for_broker(settings: Settings, seconds: float) -> bool:
     """True as soon as the broker (embedded or REDIS_URL) answers PING, False after `seconds`."""
     import redis
 
-    url = settings.redis_url or f"unix://{settings.redis_socket}"
     deadline = time.monotonic() + seconds
-    client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    client = RedisLink.of(settings).client(socket_timeout=2)
     try:
         while time.monotonic() < deadline:
             try:

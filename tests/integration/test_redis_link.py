@@ -25,6 +25,7 @@ from tests.running import ROOT, free_port
 pytestmark = pytest.mark.integration
 
 PASSWORD, SENTINEL_PASSWORD = "of the server/@:", "of-the-sentinels"
+SECRETS = {"redis_password": PASSWORD, "redis_sentinel_password": SENTINEL_PASSWORD}
 
 
 class Servers:
@@ -85,13 +86,6 @@ def serve(settings: Settings, trace: Path, environment: dict[str, str], servers:
     servers.running.append(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL))
 
 
-def secrets(folder: Path) -> dict[str, Path]:
-    made = {"redis_password_file": folder / "password", "redis_sentinel_password_file": folder / "sentinel-password"}
-    for path, text in zip(made.values(), (PASSWORD, SENTINEL_PASSWORD), strict=True):
-        path.write_text(text + "\n")
-    return made
-
-
 def as_environment(values: dict[str, object]) -> dict[str, str]:
     return {f"PALIMPSEST_{name.upper()}": str(value) for name, value in values.items()}
 
@@ -114,7 +108,7 @@ def test_sentinel_names_the_master_and_after_a_failover_the_next_one(
     made.start("sentinel", sentinel, "\n".join([*lines, f"requirepass {SENTINEL_PASSWORD}"]))
     values: dict[str, object] = {
         "redis_url": f"sentinel://127.0.0.1:{free_port()},127.0.0.1:{sentinel}/3",  # the first one is down
-        "redis_sentinel_master": "palimpsest", **secrets(tmp_path),
+        "redis_sentinel_master": "palimpsest", **SECRETS,
     }  # fmt: skip
     settings = load_settings(home=tmp_path / "home", **values)
     queue, client = CeleryQueue(settings), RedisLink.of(settings).client()
@@ -145,7 +139,7 @@ def test_tls_with_client_certificates(tmp_path: Path, servers: Callable[[str], S
     made.start("server", port, f'requirepass "{PASSWORD}"', tls=server, ca=authority.file)
     values: dict[str, object] = {
         "redis_url": f"{scheme}://127.0.0.1:{port}/2", "redis_ca_file": authority.file,
-        "redis_cert_file": ours.certificate, "redis_key_file": ours.key, **secrets(tmp_path),
+        "redis_cert_file": ours.certificate, "redis_key_file": ours.key, **SECRETS,
     }  # fmt: skip
     if scheme == "sentinels":
         sentinel = free_port()

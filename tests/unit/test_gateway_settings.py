@@ -15,6 +15,7 @@ from gateway import errors
 from gateway.broker import find_server_binary, server_command
 from gateway.errors import BadUID, IntegrityError, PalimpsestError, Unavailable
 from gateway.instance import TRANSITIONS, UNFINISHED, State, check_transition
+from gateway.redis_link import RedisLink
 from gateway.settings import MAX_SOCKET_PATH, Settings, child_environment, load_settings
 from gateway.uids import parse_ae, parse_uid
 
@@ -24,7 +25,7 @@ def test_defaults_are_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     made = load_settings()
     assert made.home == tmp_path / "var" and made.profile == "demo" and made.watermark_bytes == 1_000_000_000
     assert (made.ae_title, made.dicom_host, made.dicom_port, made.http_port) == ("PALIMPSEST", "127.0.0.1", 11112, 8080)
-    assert made.broker_url == f"redis+socket://{tmp_path}/var/run/redis.sock"
+    assert RedisLink.of(made).socket == f"{tmp_path}/var/run/redis.sock"
     assert made.database == f"sqlite:///{tmp_path}/var/palimpsest.db"
     assert made.allows_calling_ae("ANY") and not made.require_key_backup
     assert made.incoming_dir.is_relative_to(made.spool_dir) and not made.keys_dir.is_relative_to(made.archive_dir)
@@ -41,9 +42,9 @@ def test_production_is_closed_by_default(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_urls_with_and_without_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgres://u@h/d")
     monkeypatch.setenv("REDIS_URL", "redis://h:1/0")
-    assert load_settings().database == "postgresql+psycopg://u@h/d" and load_settings().broker_url == "redis://h:1/0"
+    assert load_settings().database == "postgresql+psycopg://u@h/d" and load_settings().redis_url == "redis://h:1/0"
     monkeypatch.setenv("PALIMPSEST_REDIS_URL", "redis://other:1/0")
-    assert load_settings().broker_url == "redis://other:1/0"
+    assert load_settings().redis_url == "redis://other:1/0"
     monkeypatch.setenv("DATABASE_URL", "")
     assert load_settings().database_url is None
 
