@@ -55,10 +55,6 @@ class Report(Database):
                 ).scalar(),
             )
 
-    def anything_archived(self) -> bool:
-        """True once an object was archived or is about to be: from then on the key ring must not be lost."""
-        with self.read() as conn:
-            query = sa.select(instance.c.id).where(instance.c.candidate_digest.is_not(None)).limit(1)
     def queue_ages(self) -> dict[str, float]:
         """Seconds that the oldest work waits which is due and leased by nobody, by queue; 0: none. In one transaction.
 
@@ -78,6 +74,10 @@ class Report(Database):
             found = {queue: conn.execute(query).scalar() for queue, query in oldest.items()}
         return {queue: 0.0 if at is None else max(0.0, now - at) for queue, at in found.items()}
 
+    def anything_archived(self) -> bool:
+        """True once an object was archived or is about to be: from then on the key ring must not be lost."""
+        with self.read() as conn:
+            query = sa.select(instance.c.id).where(instance.c.candidate_digest.is_not(None)).limit(1)
             return conn.execute(query).first() is not None
 
     def archived_sample(self, count: int, before: float) -> list[InstanceRow]:

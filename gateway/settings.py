@@ -21,16 +21,18 @@ from gateway.settings_dicom import GIB, DicomSettings
 from gateway.settings_folders import MAX_SOCKET_PATH as MAX_SOCKET_PATH
 from gateway.settings_folders import FolderSettings, kernel_sources
 from gateway.settings_keys import KeySettings
+from gateway.settings_watch import WatchSettings
 from gateway.webhook import Webhook
 
 #: read by palimpsest/faultlayer.c, and by nothing of a gateway: where a test's control file lies
 FAULT_LAYER = "PALIMPSEST_FAULT_LAYER"
 _MASTER_SETTINGS = ("vault_", "kms_")
-from gateway.settings_watch import WatchSettings
 WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
-class Settings(FolderSettings, DicomSettings, KeySettings, BaseSettings):
+class Settings(
+    FolderSettings, DicomSettings, KeySettings, AuditSettings, WatchSettings, BaseSettings
+):  # fmt: skip
     """All that can be chosen from outside; built once by `load_settings` and handed down."""
 
     model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", frozen=True, extra="ignore", populate_by_name=True)
@@ -217,6 +219,11 @@ def use_home(home: Path) -> None:
     os.environ["PALIMPSEST_HOME"] = str(home.expanduser().absolute())
 
 
+def name_metrics_folder(folder: Path) -> None:
+    """Tell prometheus_client where this process's values lie; it asks the environment for each file it makes."""
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+
+
 def kernel_cache() -> Path:
     """Where compiled kernels lie that belong to no home: this process's NUMBA_CACHE_DIR, else the user's cache."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -232,8 +239,3 @@ def use_numba_cache(settings: Settings | None = None) -> None:
     if "NUMBA_CACHE_DIR" not in os.environ:
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["NUMBA_CACHE_DIR"] = str(folder)
-def name_metrics_folder(folder: Path) -> None:
-    """Tell prometheus_client where this process's values lie; it asks the environment for each file it makes."""
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-
-

@@ -152,8 +152,6 @@ def run_api(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
     gateway = build(settings)
     steps.watch(settings, "api")
-    gateway = build(settings)
-    steps.watch(settings, "api")
     uvicorn.run(
         create_app(gateway),
         host=settings.http_host,

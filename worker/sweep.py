@@ -280,8 +280,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))  # waiting for the lock or a database: nothing needs finishing
     gw = build(settings)
-    with sweep_lock(settings.run_dir / "sweep.lock"):
     steps.watch(settings, "sweep")
+    with sweep_lock(settings.run_dir / "sweep.lock"):
         if arguments.once:
             sweep_once(gw)
         else:
