@@ -13,6 +13,7 @@
     |- NotFound             nobody's: there is no such thing                 404 / 0x0112
     |- Gone                 was here, and was destroyed on purpose           410 / 0x0112
     |- Unavailable          ours and passing: retry after `retry_after` s    503 / 0xA700
+    |  `- TooMany           the asker's pace: retry after `retry_after` s    429 / 0xA700
     |- IntegrityError       bytes are not what their digest says: never retry, never serve   500 / 0x0110
     |- Unsupported          the codec's: the object goes on as PASSTHROUGH   415 / 0x0122
     `- LeaseLost            another worker owns the row now: stop silently   409 / 0x0110
@@ -136,6 +137,13 @@ class Unavailable(PalimpsestError):
     def problem(self) -> dict[str, Any]:
         """As the parent's, with the seconds to wait."""
         return {**super().problem(), "retry_after": self.retry_after}
+
+
+class TooMany(Unavailable):
+    """More requests in a time than one asker may send: retry after `retry_after` seconds."""
+
+    http_status = 429
+    title = "Too many requests"
 
 
 class IntegrityError(PalimpsestError):

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.childsecrets import EVERYTHING, Need, environment_for, plain_environment
 from gateway.destination import Destination as Destination  # a part of the settings, and imported as one
 from gateway.destination import Secret
 from gateway.errors import Unavailable
+from gateway.settings_access import SECRETS, AccessSettings
+from gateway.settings_audit import AuditSettings
 from gateway.settings_dicom import GIB, DicomSettings
 from gateway.settings_folders import MAX_SOCKET_PATH as MAX_SOCKET_PATH
 from gateway.settings_folders import FolderSettings, kernel_sources
+from gateway.settings_hosts import HostSettings
 from gateway.settings_keys import KeySettings
 from gateway.settings_watch import WatchSettings
 from gateway.webhook import Webhook
@@ -31,16 +36,13 @@ WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
 class Settings(
-    FolderSettings, DicomSettings, KeySettings, AuditSettings, WatchSettings, BaseSettings
+    FolderSettings, HostSettings, DicomSettings, KeySettings, AccessSettings, AuditSettings, WatchSettings, BaseSettings
 ):  # fmt: skip
     """All that can be chosen from outside; built once by `load_settings` and handed down."""
 
     model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", frozen=True, extra="ignore", populate_by_name=True)
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-
-    http_host: str = "127.0.0.1"
-    http_port: int = Field(default=8080, ge=0, le=65535)
 
     watermark_bytes: int = Field(
         default_factory=lambda data: WATERMARK[data.get("profile", "production")],
@@ -112,6 +114,15 @@ class Settings(
     )
     demo_destination_port: int = Field(default=11113, ge=0, le=65535)
 
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then files that hold secrets, then the environment. Raises Unavailable ``secret-unreadable``."""
+        return init_settings, InitSettingsSource(settings_cls, secrets_in_files()), env_settings
+
     @field_validator("policy_file", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -153,9 +164,27 @@ def load_settings(**overrides: Any) -> Settings:
     return Settings(**{**overrides, "destinations": json.loads(path.read_text("utf-8"))})
 
 
-def child_environment(settings: Settings) -> dict[str, str]:
-    """Environment for a child process: the parent's, with the settings that must be equal in all processes."""
-    env = dict(os.environ)
+def secrets_in_files() -> dict[str, str]:
+    """The secrets that files hold, by field: for each of `SECRETS` the file that PALIMPSEST_<NAME>_FILE names.
+
+    Raises Unavailable ``secret-unreadable``, whose text names the file and not what is in it.
+    """
+    found = {}
+    for field in SECRETS:
+        path = os.environ.get(f"PALIMPSEST_{field.upper()}_FILE")
+        if path:
+            try:
+                found[field] = Path(path).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Unavailable("secret-unreadable", f"{path} cannot be read ({type(error).__name__})") from None
+    return found
+
+
+def child_environment(settings: Settings, needs: Collection[Need] = EVERYTHING) -> dict[str, str]:
+    """Environment for a child process: the parent's, with the settings that must be equal in all processes, without the
+    secrets that it does not need.
+    """
+    env = environment_for(os.environ, settings, needs)
     env["PALIMPSEST_HOME"] = str(settings.home)
     env["PALIMPSEST_PROFILE"] = settings.profile
     env["PALIMPSEST_DICOM_PORT"] = str(settings.dicom_port)
@@ -169,11 +198,18 @@ def child_environment(settings: Settings) -> dict[str, str]:
         [each.model_dump(mode="json", exclude_defaults=True) for each in settings.destinations]
     )
     env["NUMBA_CACHE_DIR"] = str(settings.numba_cache_dir)
-    named = (("REDIS_URL", settings.redis_url), ("DATABASE_URL", settings.database_url))
-    policy = str(settings.policy_file) if settings.policy_file else None
-    for name, value in (*named, ("PALIMPSEST_POLICY_FILE", policy)):
-        if value:
-            env[name] = value
+    if settings.local_dir:
+        env["PALIMPSEST_LOCAL_DIR"] = str(settings.local_dir)
+    if settings.policy_file:
+        env["PALIMPSEST_POLICY_FILE"] = str(settings.policy_file)
+    in_files = secrets_in_files()
+    named: tuple[tuple[Need, str, str | None], ...] = (
+        ("queue", "redis_url", settings.redis_url), ("database", "database_url", settings.database_url),
+    )  # fmt: skip
+    for need, field, value in named:
+        if need in needs and value and value != in_files.get(field):
+            env.pop(f"PALIMPSEST_{field.upper()}_FILE", None)
+            env[field.upper()] = value
     return env
 
 
@@ -208,10 +244,21 @@ def credential(destination: Destination, secret: Secret) -> str:
 def python_environment(root: Path, settings: Settings | None = None) -> dict[str, str]:
     """Environment for a Python child that must import our packages from `root`, wherever it is started.
 
-    settings: whose key ring it will open; default: those of this process's own environment.
+    settings: whose key ring it will open; default: it opens none. It gets no other secret.
     """
     path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH", "")) if part)
-    return {**os.environ, **(key_environment(settings) if settings else {}), "PYTHONPATH": path}
+    env = environment_for_keys(settings) if settings else plain_environment(os.environ)
+    return {**env, "PYTHONPATH": path}
+
+
+def environment_for_keys(settings: Settings) -> dict[str, str]:
+    """Nothing secret but what opens the key ring."""
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {
+        **plain_environment(os.environ, settings),
+        **key_environment(settings),
+        **(aws if settings.key_master == "kms" else {}),
+    }
 
 
 def use_home(home: Path) -> None:

@@ -1,8 +1,8 @@
-"""Bearer tokens of the HTTP side: short signed statements "this subject has this role until then" (JWT, RFC 7519,
-HS256).
+"""Local bearer tokens: short signed statements "this subject has this role until then" (JWT, RFC 7519, HS256).
 
-The signing key is the key ring's current token key; its id rides in the header. Rotating it ends every token at once,
-which is the local way to revoke. A deployment with an identity provider puts its own verifier in this place.
+For the demo profile alone: whoever reads the key ring makes himself anybody. Elsewhere an identity provider says who it
+is (`service.oidc`). The signing key is the key ring's current token key; its id rides in the header. Rotating it ends
+every local token at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from gateway.errors import PalimpsestError, PolicyRefused
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
 
-__all__ = ["Principal", "Role", "TokenRefused", "mint_token", "verify_token"]
+__all__ = ["LOCAL_ONLY", "Principal", "Role", "TokenRefused", "local_issuer", "mint_token", "verify_token"]
 
 ISSUER: Final = "palimpsest"
 ALGORITHM: Final = "HS256"
 LEEWAY_SECONDS: Final = 5
+LOCAL_ONLY: Final = (
+    "Local tokens count in the demo profile only. Name the hospital's identity provider (OpenID Connect): "
+    "PALIMPSEST_OIDC_ISSUER, PALIMPSEST_OIDC_CLIENT_ID, PALIMPSEST_OIDC_CLIENT_SECRET_FILE; docs/access.md says how."
+)
 MAX_TTL_SECONDS: Final = 366 * 24 * 3600
 _SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 
@@ -41,11 +45,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A verified token: who, in which role; `token_id` is the token's jti."""
+    """Who was verified. issuer: whose word that is; until: seconds since the epoch, when that word ends."""
 
     subject: str
-    role: Role
-    token_id: str
+    roles: frozenset[Role]
+    issuer: str
+    until: float
 
 
 class TokenRefused(PalimpsestError):
@@ -59,9 +64,11 @@ class TokenRefused(PalimpsestError):
 def mint_token(gw: Gateway, role: str, subject: str, ttl: float | None = None) -> str:
     """A signed token for `subject` in `role`, valid for `ttl` seconds (default: settings.token_ttl_seconds).
 
-    Raises PolicyRefused on an unknown role, a subject outside [A-Za-z0-9_.@+-]{1,64}, or a ttl outside one second to a
-    year.
+    Raises PolicyRefused outside the demo profile, on an unknown role, a subject outside [A-Za-z0-9_.@+-]{1,64}, or a
+    ttl outside one second to a year.
     """
+    if gw.settings.profile != "demo":
+        raise PolicyRefused("local-token", LOCAL_ONLY)
     if role not in list(Role):
         raise PolicyRefused("unknown-role", f"A role is one of {', '.join(Role)}.")
     if not _SUBJECT.fullmatch(subject):
@@ -84,9 +91,11 @@ def mint_token(gw: Gateway, role: str, subject: str, ttl: float | None = None) -
 
 
 def verify_token(gw: Gateway, token: str) -> Principal:
-    """The principal a token speaks for. Raises TokenRefused (`token-expired`, `token-invalid`), saying no more than
-    that.
+    """The principal a token speaks for. Raises TokenRefused (`token-expired`, `token-invalid`, and outside the demo
+    profile `local-token`), saying no more than that.
     """
+    if gw.settings.profile != "demo":
+        raise TokenRefused("local-token", LOCAL_ONLY)
     key_id, key = gw.keys.token_key()
     try:
         if jwt.get_unverified_header(token).get("kid") != key_id:
@@ -107,4 +116,9 @@ def verify_token(gw: Gateway, token: str) -> Principal:
     role = claims.get("role")
     if role not in list(Role):
         raise TokenRefused("token-invalid", "The token names no known role.")
-    return Principal(subject=claims["sub"], role=Role(role), token_id=claims["jti"])
+    return Principal(claims["sub"], frozenset({Role(role)}), local_issuer(key_id), float(claims["exp"]))
+
+
+def local_issuer(key_id: str) -> str:
+    """Whose word a local token is: that of the key which signed it."""
+    return f"local:{key_id}"
