@@ -63,6 +63,7 @@ def certify(
     if json_file is None:
         typer.echo(data.decode("ascii"), nl=False)
         return
+    json_file.touch(mode=0o600)  # it names the received instance
     json_file.write_bytes(data)
     console.print(f"{json_file}: {len(found)} instances certified{', decoded anew' if recheck else ''}")
 

@@ -164,5 +164,6 @@ def _parts(body: BinaryIO, boundary: bytes) -> Iterator[bytes | memoryview]:
 
 def _write_part(folder: Path, number: int, content: bytes | memoryview) -> Path:
     path = folder / f"{number:06d}.dcm"
+    path.touch(mode=0o600)  # an original names its patient
     path.write_bytes(content)
     return path

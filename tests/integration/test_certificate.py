@@ -195,6 +195,7 @@ def test_certify_anew_and_check_without_a_gateway(shared: Site, tmp_path: Path) 
     assert "3 instances certified, decoded anew" in call(
         "certify", "--study", STUDY, "--recheck", "--json", paper, "--home", home
     )
+    assert paper.stat().st_mode & 0o077 == 0
     entries = opened(shared, paper.read_bytes()).instances
     assert all(each["rechecked"]["restored_sha256"] == each["proven"]["restored_sha256"] for each in entries)
     assert [event["event"] for event in audit.tail(shared.gw.index, 4)] == ["certified", *["rechecked"] * 3]
