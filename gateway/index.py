@@ -7,6 +7,7 @@ OutOfResources or IntegrityError.
 
 from __future__ import annotations
 
+from gateway.index_browse import Browse
 from gateway.index_certificate import Certified
 from gateway.index_commitment import CommitmentAsked
 from gateway.index_commitment_out import CommitmentWanted
@@ -32,7 +33,9 @@ from gateway.index_rows import (
 )
 from gateway.index_search import Search
 from gateway.index_shred import Shredding, Subject
+from gateway.index_tally import Tallies
 from gateway.index_work import Work
+from gateway.index_worker import Beating
 
 __all__ = [
     "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK", "WARM_TASK",
@@ -52,6 +55,9 @@ class Index(
     Shredding,
     Probes,
     Report,
+    Tallies,
+    Beating,
+    Browse,
     Certified,
     Ledger,
     Corrections,

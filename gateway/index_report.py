@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,47 +14,49 @@ from gateway.audit import AuditEvent
 from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
-from gateway.index_schema import alert, commitment, forward, instance, outbox, stego_export
-from gateway.instance import UNFINISHED, Form, ForwardState
+from gateway.index_schema import alert, forward, instance, instance_tally, outbox, row_tally
+from gateway.instance import UNFINISHED, Form, ForwardState, State
 
 MAX_IDS: Final = 100
+MOST_COUNTED: Final = 10_000
+ARCHIVED: Final = (State.ARCHIVED, State.RELEASED)
+#: In the words of the partial indexes, or the database does not see that they fit: literals, not parameters.
+PASSED: Final = sa.text("instance.form = 'PASSTHROUGH'")
+DEAD: Final = sa.text("forward.state = 'DEAD'")
 
 
 class Report(Database):
     """Questions that people ask."""
 
     def counts(self) -> Counts:
-        """Totals as of now, in one transaction."""
-        c = instance.c
-        archived = c.archived_at.is_not(None)
+        """Totals as of now, in one transaction; read from the tallies that triggers keep, however many rows there are.
+
+        outbox, open_alerts: not counted beyond MOST_COUNTED.
+        """
         with self.read() as conn:
-            sums = conn.execute(
-                sa.select(
-                    *(
-                        sa.func.coalesce(sa.func.sum(column), 0)
-                        for column in (c.size, c.archived_size, c.raw_pixel_bytes, c.codec_bytes, c.payload_bytes)
-                    )
-                ).where(archived)
-            ).one()
-            records = conn.execute(sa.select(sa.func.coalesce(sa.func.sum(stego_export.c.record_size), 0))).scalar_one()
+            instances = conn.execute(sa.select(instance_tally)).all()
+            rows = conn.execute(sa.select(row_tally)).all()
+            done = [row for row in instances if row.state in ARCHIVED]
+            records = sum(int(row.bytes) for row in rows if row.topic == "stego_export")
             return Counts(
-                by_state=_grouped(conn, c.state),
-                by_form=_grouped(conn, c.form, c.form.is_not(None)),
-                passthrough_by_reason=_grouped(conn, c.reason, c.form == Form.PASSTHROUGH),
-                forwards=_nested(conn, forward.c.destination, forward.c.state),
-                commitments=_nested(conn, commitment.c.role, commitment.c.state),
-                by_modality=_modalities(conn),
-                bytes_in=int(sums[0]),
-                bytes_archived=int(sums[1]) + int(records),
-                raw_pixel_bytes=int(sums[2]),
-                codec_bytes=int(sums[3]),
-                payload_bytes=int(sums[4]),
-                conflicts=_count(conn, instance, c.conflict),
-                outbox=_count(conn, outbox),
-                open_alerts=_count(conn, alert, alert.c.acked_at.is_(None)),
-                oldest_unfinished_at=conn.execute(
-                    sa.select(sa.func.min(c.received_at)).where(c.state.in_(UNFINISHED))
-                ).scalar(),
+                by_state=_summed(instances, "state"),
+                by_form=_summed([row for row in instances if row.form], "form"),
+                passthrough_by_reason=_summed([row for row in instances if row.form == Form.PASSTHROUGH], "reason"),
+                forwards=_nested(rows, "forward"),
+                commitments=_nested(rows, "commitment"),
+                by_modality=_modalities(done),
+                bytes_in=sum(int(row.bytes_in) for row in done),
+                bytes_archived=sum(int(row.bytes_archived) for row in done) + records,
+                raw_pixel_bytes=sum(int(row.raw_pixel_bytes) for row in done),
+                codec_bytes=sum(int(row.codec_bytes) for row in done),
+                payload_bytes=sum(int(row.payload_bytes) for row in done),
+                conflicts=sum(int(row.instances) for row in instances if row.conflict),
+                outbox=count_some(conn, sa.select(outbox.c.id)),
+                open_alerts=count_some(conn, sa.select(alert.c.id).where(alert.c.acked_at.is_(None))),
+                oldest_unfinished_at=_oldest(conn, {row.priority for row in instances if row.priority >= 0}),
+                studies=_summed([row for row in rows if row.topic == "study"], "a", "rows"),
+                shredded=sum(int(row.instances) for row in instances if row.shredded),
+                waiting=_summed([row for row in instances if row.priority >= 0], "priority"),
             )
 
     def queue_ages(self) -> dict[str, float]:
@@ -100,14 +104,20 @@ class Report(Database):
             return {key_id for key_id in found if key_id}
 
     def failures(self) -> list[FailureGroup]:
-        """What failed, grouped by kind, reason and destination, most frequent first."""
-        c, f = instance.c, forward.c
-        waiting = sa.and_(c.state.in_(UNFINISHED), c.last_error.is_not(None))
+        """What failed, grouped by kind, reason and destination, most frequent first, each with its newest ids."""
+        found: Counter[tuple[str, str, str | None]] = Counter()
         with self.read() as conn:
+            for row in conn.execute(sa.select(instance_tally)):
+                if row.error:
+                    found["instance", row.error, None] += int(row.instances)
+                if row.form == Form.PASSTHROUGH:
+                    found["passthrough", row.reason, None] += int(row.instances)
+            dead = sa.and_(row_tally.c.topic == "forward", row_tally.c.b == ForwardState.DEAD)
+            for row in conn.execute(sa.select(row_tally).where(dead)):
+                found["dead-letter", row.c, row.a] = int(row.rows)
             groups = [
-                *_failures(conn, "instance", c.id, c.last_error, None, waiting),
-                *_failures(conn, "passthrough", c.id, c.reason, None, c.form == Form.PASSTHROUGH),
-                *_failures(conn, "dead-letter", f.id, f.reason, f.destination, f.state == ForwardState.DEAD),
+                FailureGroup(key[0], key[1] or "unknown", key[2], count, tuple(conn.execute(_newest(*key)).scalars()))
+                for key, count in found.items()
             ]
         return sorted(groups, key=lambda group: -group.count)
 
@@ -149,44 +159,54 @@ def put_alert(conn: Connection, kind: str, subject: str, message: str, severity:
     return AlertRow.of(conn.execute(sa.select(alert).where(same)).mappings().one())
 
 
-def _count(conn: Connection, table: sa.Table, *where: Any) -> int:
-    return int(conn.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one())
+def count_some(conn: Connection, query: sa.Select[Any], most: int = MOST_COUNTED) -> int:
+    """How many rows a query finds, `most` at most: counting must not cost more the worse things are."""
+    return int(conn.execute(sa.select(sa.func.count()).select_from(query.limit(most).subquery())).scalar_one())
 
 
-def _grouped(conn: Connection, column: sa.Column[Any], *where: Any) -> dict[str, int]:
-    rows = conn.execute(sa.select(column, sa.func.count()).where(*where).group_by(column))
-    return {str(name): int(count) for name, count in rows}
+def _summed(rows: Iterable[Any], name: str, number: str = "instances") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for row in rows:
+        key = str(getattr(row, name))
+        found[key] = found.get(key, 0) + int(getattr(row, number))
+    return found
 
 
-def _nested(conn: Connection, outer: sa.Column[Any], inner: sa.Column[Any]) -> dict[str, dict[str, int]]:
+def _nested(rows: Iterable[Any], topic: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for name, state, count in conn.execute(sa.select(outer, inner, sa.func.count()).group_by(outer, inner)):
-        found.setdefault(name, {})[state] = int(count)
+    for row in rows:
+        if row.topic == topic:
+            states = found.setdefault(row.a, {})
+            states[row.b] = states.get(row.b, 0) + int(row.rows)
     return found
 
 
-def _modalities(conn: Connection) -> dict[str, dict[str, int]]:
-    c = instance.c
-    rows = conn.execute(
-        sa.select(c.modality, sa.func.count(), sa.func.sum(c.size), sa.func.sum(c.archived_size))
-        .where(c.archived_at.is_not(None))
-        .group_by(c.modality)
-    )
-    return {
-        str(name or "?"): {"instances": int(n), "bytes_in": int(size), "bytes_archived": int(archived)}
-        for name, n, size, archived in rows
+def _modalities(rows: Iterable[Any]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        sums = found.setdefault(row.modality or "?", {"instances": 0, "bytes_in": 0, "bytes_archived": 0})
+        for name in sums:
+            sums[name] += int(getattr(row, name))
+    return found
+
+
+def _newest(kind: str, reason: str, destination: str | None) -> sa.Select[Any]:
+    """Ids of a group, newest first, by the partial index of its kind."""
+    ways: dict[str, tuple[sa.Table, sa.Column[Any], Any]] = {
+        "instance": (instance, instance.c.last_error, instance.c.last_error.is_not(None)),
+        "passthrough": (instance, instance.c.reason, PASSED),
+        "dead-letter": (forward, forward.c.reason, DEAD),
     }
+    table, column, where = ways[kind]
+    query = sa.select(table.c.id).where(where, column == reason if reason else column.is_(None))
+    if destination is not None:
+        query = query.where(forward.c.destination == destination)
+    return query.order_by(column.desc(), table.c.id.desc()).limit(MAX_IDS)
 
 
-def _failures(
-    conn: Connection, kind: str, id_: sa.Column[Any], reason: sa.Column[Any], destination: Any, where: Any
-) -> list[FailureGroup]:
-    """One group per reason (and destination, if there is one), counted by the database, with the newest ids."""
-    names = [reason] if destination is None else [reason, destination]
-    found = []
-    for *values, count in conn.execute(sa.select(*names, sa.func.count()).where(where).group_by(*names)).all():
-        same = (name.is_(None) if value is None else name == value for name, value in zip(names, values, strict=True))
-        newest = sa.select(id_).where(where, *same).order_by(id_.desc()).limit(MAX_IDS)
-        where_to = None if destination is None else values[1]
-        found.append(FailureGroup(kind, str(values[0]), where_to, int(count), tuple(conn.execute(newest).scalars())))
-    return found
+def _oldest(conn: Connection, priorities: Iterable[int]) -> float | None:
+    """When the oldest unfinished instance came."""
+    c = instance.c
+    query = sa.select(sa.func.min(c.received_at)).where(c.due_at.is_not(None), c.priority == sa.bindparam("priority"))
+    found = [conn.execute(query, {"priority": each}).scalar() for each in priorities]
+    return min((at for at in found if at is not None), default=None)

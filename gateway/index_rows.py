@@ -298,6 +298,9 @@ class Counts:
     open_alerts: int
     oldest_unfinished_at: float | None
     commitments: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # role -> state -> count
+    studies: Mapping[str, int] = field(default_factory=dict)  # state as last looked at -> count
+    shredded: int = 0
+    waiting: Mapping[str, int] = field(default_factory=dict)  # priority -> unfinished instances
 
     @property
     def total(self) -> int:

@@ -90,6 +90,10 @@ class Options:
     multiple: bool = False
 
 
+#: Among the values of `set_attributes`: `gateway.pseudonym.pseudonym_accession`, by which a person finds an instance.
+ACCESSION_PSEUDONYM: Final = "AccessionPseudonym"
+
+
 @dataclass(frozen=True, slots=True)
 class Retrievable:
     """An instance that may be given back: what a C-STORE sub-operation must know before it is opened."""
@@ -114,7 +118,7 @@ class Search(Database):
         """Record what the index task read. values: DICOM keyword -> text or integer (see COLUMNS; others are ignored).
 
         metadata_json: the DICOM JSON model of the instance (PS3.18 F), text. pixel_digest: `part10.pixel_digest`.
-        Idempotent. The UIDs of the row itself win over those in `values`.
+        Idempotent. The UIDs of the row itself win over those in `values`; ACCESSION_PSEUDONYM may be among them.
         """
         with self.write() as conn:
             put_attributes(conn, fetch(conn, instance_id), values, metadata_json, pixel_digest, self.now())
@@ -345,6 +349,8 @@ def put_attributes(
     conn.execute(sa.delete(attributes).where(attributes.c.instance_id == row.id))
     conn.execute(attributes.insert().values(**record, instance_id=row.id, metadata=metadata_json))
     changes: dict[str, Any] = {**uids, "indexed_at": now, "modality": _short(record.get("modality"))}
+    if pseudonym := values.get(ACCESSION_PSEUDONYM):
+        changes["accession_pseudonym"] = str(pseudonym)[:16]
     if pixel_digest is not None:
         changes["pixel_digest"] = pixel_digest
     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))

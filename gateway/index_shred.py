@@ -150,6 +150,7 @@ class Shredding(Database):
                         "digest": rehash(row.digest),
                         "dataset_digest": rehash(row.dataset_digest),
                         "shredded_at": now,
+                        "accession_pseudonym": None,
                     }
                     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
 

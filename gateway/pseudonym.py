@@ -21,6 +21,11 @@ def pseudonym_uid(uid: str, key: bytes) -> str:
     return f"2.25.{uuid.UUID(int=number).int}"
 
 
+def pseudonym_accession(accession: str, key: bytes) -> str:
+    """What stands for an Accession Number (0008,0050) in de-identified copies (`worker.deid_values.dummy_value`)."""
+    return pseudonym_text(f"00080050{accession}", key, "D")
+
+
 def pseudonym_text(value: str, key: bytes, prefix: str = "", *, length: int = 16) -> str:
     """`prefix` and digits and capitals, `length` characters in all (16 fits every VR, SH included).
 

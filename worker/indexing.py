@@ -31,8 +31,9 @@ from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance, NotFound
 from gateway.index_rejection import REJECTIONS
 from gateway.index_rows import InstanceRow
-from gateway.index_search import COLUMNS
+from gateway.index_search import ACCESSION_PSEUDONYM, COLUMNS
 from gateway.part10 import DEFLATED, pixel_digest, read_meta, walk
+from gateway.pseudonym import pseudonym_accession
 
 __all__ = ["Description", "describe", "index_by_door", "index_instance", "metadata_of", "rejected_by"]
 
@@ -114,8 +115,15 @@ def index_instance(gw: Gateway, instance_id: int) -> bool:
     if row.sop_class == KEY_OBJECT_SELECTION and (note := rejected_by(described.metadata_json)):
         code, named = note  # before the row counts as indexed: a kill between must not lose it
         gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality)
-    gw.index.set_attributes(row.id, described.attributes, described.metadata_json, pixel_digest(path))
+    values = {**described.attributes, **accession_of(gw, described.attributes)}
+    gw.index.set_attributes(row.id, values, described.metadata_json, pixel_digest(path))
     return described.complete
+
+
+def accession_of(gw: Gateway, attributes: Mapping[str, str | int]) -> dict[str, str]:
+    """The Accession Number's pseudonym, where there is one: what an administrator may search by."""
+    accession = str(attributes.get("AccessionNumber") or "")
+    return {ACCESSION_PSEUDONYM: pseudonym_accession(accession, gw.keys.pseudonym_key())} if accession else {}
 
 
 def rejected_by(metadata_json: str) -> tuple[str, list[tuple[str, str]]] | None:

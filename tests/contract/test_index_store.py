@@ -270,7 +270,7 @@ def test_failures_are_counted_whole_and_name_the_newest(index: Index, monkeypatc
     groups = [(g.kind, g.reason, g.destination, g.count, g.ids) for g in index.failures()]
     assert groups == [
         ("passthrough", "pdf", None, 3, (rows[2].id, rows[1].id)),
-        ("passthrough", "None", None, 1, (rows[3].id,)),
+        ("passthrough", "unknown", None, 1, (rows[3].id,)),
     ]
 
 

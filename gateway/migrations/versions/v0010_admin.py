@@ -143,14 +143,10 @@ def _take(tally: str, key: Mapping[str, str], sums: Mapping[str, str], row: str)
     """Count one row out; what counts nothing any more goes."""
     where = " AND ".join(f"{name} = {text}" for name, text in zip(key, _filled(key, row), strict=True))
     changes = ", ".join(f"{name} = {name} - {text}" for name, text in zip(sums, _filled(sums, row), strict=True))
-    return (
-        f"UPDATE {tally} SET {changes} WHERE {where}; DELETE FROM {tally} WHERE {where} AND {next(iter(sums))} = 0;"
-    )
+    return f"UPDATE {tally} SET {changes} WHERE {where}; DELETE FROM {tally} WHERE {where} AND {next(iter(sums))} = 0;"
 
 
-def _count(
-    table: str, tally: str, key: Mapping[str, str], sums: Mapping[str, str], columns: tuple[str, ...]
-) -> None:
+def _count(table: str, tally: str, key: Mapping[str, str], sums: Mapping[str, str], columns: tuple[str, ...]) -> None:
     """Triggers that keep the tally of a table, and the tally of the rows that are there."""
     add, take = _add(tally, key, sums, "NEW"), _take(tally, key, sums, "OLD")
     _trigger(f"tally_{table}_insert", f"AFTER INSERT ON {table}", add)
@@ -160,9 +156,7 @@ def _count(
     grouped = ", ".join(str(number + 1) for number in range(len(key)))
     first, *others = _filled(sums, table)
     selected = ", ".join([*_filled(key, table), f"sum({first})", *(f"sum({text})" for text in others)])
-    op.execute(
-        f"INSERT INTO {tally} ({', '.join((*key, *sums))}) SELECT {selected} FROM {table} GROUP BY {grouped}"
-    )
+    op.execute(f"INSERT INTO {tally} ({', '.join((*key, *sums))}) SELECT {selected} FROM {table} GROUP BY {grouped}")
 
 
 def _trigger(name: str, event: str, body: str, row: str = "NEW", when: str = "") -> None:
