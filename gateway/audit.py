@@ -1,25 +1,23 @@
 """The audit trail (PS3.15 A.5): append-only, each event's hash covers the event and the hash before it.
 
-Who did what to which instance, never whose image it is: `detail` takes allow-listed keys only, a study is named by its
-keyed pseudonym. The chain alone finds edits, deletions inside and reordering; a cut tail is found against the head that
-`write_head` keeps outside the database.
+Who did what to which instance, never whose image it is: `detail` takes allow-listed keys only, study and patient are
+named by keyed pseudonyms. The chain alone finds edits, deletions inside and reordering; a cut tail and a chain computed
+anew are found against the signed heads outside the database (`gateway.audit_heads`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, RowMapping
 
-from gateway.blobs import sync_folder
+from gateway.audit_events import EVENTS
+from gateway.audit_heads import Finding, HeadsRead
 from gateway.index_schema import audit
 from gateway.keyuse import keys_used
 
@@ -31,22 +29,25 @@ DETAIL_FIELDS: Final = frozenset(
     {
         "reason", "destination", "source", "form", "coder", "carrier", "outcome", "attempts", "bytes", "count",
         "seconds", "alert_id", "key_id", "kind", "representation", "status", "role", "token_id", "address",
-        "envelope_uid", "version_of", "forward_id", "level", "route", "exact",
+        "envelope_uid", "version_of", "forward_id", "level", "route", "exact", "sha256",
     }
 )  # fmt: skip
-_EVENT: Final = re.compile(r"[a-z][a-z0-9-]{1,31}")
 _PAGE: Final = 2000
 # Built once: building an expression costs more than running it.
 LAST: Final = sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
 INSERT: Final = audit.insert()
 
+Row = Mapping[str, Any] | RowMapping
+"""An event as the database gives it, or as `read_export` does."""
 Detail = Mapping[str, str | int | float | bool | None]
 AuditOutcome = Literal["success", "refused", "failure"]
 
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One event. actor: AE title, token subject or process; study: keyed pseudonym; detail: see DETAIL_FIELDS."""
+    """One event of `audit_events.EVENTS`. actor: AE title, token subject or process; study, patient: keyed pseudonyms
+    (`gateway.pseudonym`); detail: see DETAIL_FIELDS.
+    """
 
     event: str
     actor: str
@@ -54,22 +55,32 @@ class AuditEvent:
     instance_id: int | None = None
     study: str | None = None
     detail: Detail = field(default_factory=dict)
+    patient: str | None = None
 
     def __post_init__(self) -> None:
         unknown = set(self.detail) - DETAIL_FIELDS
-        if unknown or _EVENT.fullmatch(self.event) is None:
-            raise ValueError(f"audit event or detail outside the allow-list: {self.event} {sorted(unknown)}")
+        if unknown:
+            raise ValueError(f"audit detail outside the allow-list: {self.event} {sorted(unknown)}")
+        if self.event not in EVENTS:
+            raise ValueError(f"audit event outside the allow-list: {self.event} is not in gateway/audit_events.py")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What `verify` found. count and head: of the trail as read; problem: '' or the first contradiction, in words."""
+    """What `verify` found. count and head: of the part of the trail that is whole; findings: the first contradiction
+    that each of chain, heads, signatures and key ring sees; heads: how many signed heads were compared; newest_head:
+    when the last of them was signed; unsigned: events after it.
+    """
 
     ok: bool
     count: int
     head: str
     problem: str = ""
     at_seq: int | None = None
+    findings: tuple[Finding, ...] = ()
+    heads: int = 0
+    newest_head: str = ""
+    unsigned: int = 0
 
 
 def append(conn: Connection, event: AuditEvent, now: float) -> int:
@@ -100,78 +111,107 @@ def append_many(conn: Connection, events: Sequence[AuditEvent], now: float) -> i
             "outcome": event.outcome,
             "instance_id": event.instance_id,
             "study": event.study,
-            "detail": json.dumps(dict(event.detail), sort_keys=True, separators=(",", ":")),
+            "detail": _json(dict(event.detail)),
+            "patient": event.patient,
         }
-        previous = _hash(values, previous)
+        previous = digest_of(values, previous)
         rows.append({**values, "hash": previous})
     conn.execute(INSERT, rows)
     return seq
 
 
-def verify(database: Database, head_path: Path | None = None) -> AuditReport:
-    """Walk the whole chain, and compare it with the head kept outside, if there is one."""
-    previous, expected_seq = GENESIS, 1
-    try:
-        hashes_at = _kept_head(head_path)
-    except (ValueError, KeyError, TypeError):
-        return AuditReport(False, 0, GENESIS, "the head kept outside the database cannot be read")
-    for row in _rows(database):
-        if row["seq"] != expected_seq:
-            return AuditReport(False, expected_seq - 1, previous, "events are missing or out of order", expected_seq)
-        if _hash(_values(row), previous) != row["hash"]:
-            return AuditReport(False, expected_seq - 1, previous, "an event was changed", row["seq"])
-        previous, expected_seq = row["hash"], expected_seq + 1
-        if hashes_at and hashes_at[0] == row["seq"] and hashes_at[1] != row["hash"]:
-            return AuditReport(False, row["seq"], previous, "the trail was rewritten", row["seq"])
-    if hashes_at and hashes_at[0] >= expected_seq:
-        return AuditReport(False, expected_seq - 1, previous, "the end of the trail was cut off", expected_seq)
-    return AuditReport(True, expected_seq - 1, previous)
+def verify(rows: Database | Iterable[Row], heads: HeadsRead | None = None) -> AuditReport:
+    """Walk the whole chain, and compare it with the signed heads.
+
+    rows: the database, or events as `export` wrote them, oldest first. heads: what `audit_heads.read_heads` gave.
+    """
+    walk = _Walk(heads)
+    for row in rows if isinstance(rows, Iterable) else read_rows(rows):
+        walk.step(row)
+    return walk.report()
+
+
+class _Walk:
+    """One pass over a trail. Heads are compared beyond the first contradiction in the chain: they may tell more."""
+
+    def __init__(self, heads: HeadsRead | None) -> None:
+        self._heads = heads or HeadsRead()
+        self._signed = {head.seq: head.hash for head in self._heads.heads}
+        self._found: list[Finding] = []
+        self._previous, self._good, self._last = GENESIS, 0, 0
+        self._chain_holds = self._heads_hold = True
+
+    def step(self, row: Row) -> None:
+        """The next event."""
+        seq, kept = int(row["seq"]), str(row["hash"])
+        if self._chain_holds:
+            problem = ""
+            if seq != self._last + 1:
+                problem = "events are missing or out of order"
+            elif digest_of(values_of(row), self._previous) != kept:
+                problem = "an event was changed"
+            if problem:
+                self._chain_holds = False
+                self._found.append(Finding("chain", problem, self._last + 1))
+            else:
+                self._previous, self._good = kept, seq
+        if self._heads_hold and self._signed.get(seq, kept) != kept:
+            self._heads_hold = False
+            self._found.append(Finding("heads", "the trail is not the one that was signed", seq))
+        self._last = max(self._last, seq)
+
+    def report(self) -> AuditReport:
+        """What was found in all."""
+        newest = max(self._heads.heads, key=lambda head: head.seq, default=None)
+        if newest is not None and newest.seq > self._last:
+            self._found.append(Finding("heads", "the end of the trail was cut off", self._last + 1))
+        found = (*self._found, *self._heads.findings)
+        first = found[0] if found else Finding("", "")
+        return AuditReport(
+            ok=not found,
+            count=self._good,
+            head=self._previous,
+            problem=first.problem,
+            at_seq=first.at_seq,
+            findings=found,
+            heads=len(self._heads.heads),
+            newest_head=newest.at if newest else "",
+            unsigned=max(0, self._last - newest.seq) if newest else self._last,
+        )
 
 
 def export(database: Database, stream: IO[str], since: int = 0) -> int:
     """Write events with seq > since as JSON lines, oldest first; returns how many."""
     count = 0
-    for row in _rows(database, since):
-        line = {**_values(row), "detail": json.loads(row["detail"]), "hash": row["hash"]}
-        stream.write(json.dumps(line, sort_keys=True) + "\n")
+    for row in read_rows(database, since):
+        stream.write(json.dumps(line_of(row), sort_keys=True) + "\n")
         count += 1
     return count
+
+
+def read_export(stream: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+    """Inverse of `export`: events as `verify` takes them. Raises ValueError for what is no exported event."""
+    for line in stream:
+        found = json.loads(line)
+        if not isinstance(found, dict) or not {"seq", "hash", "detail"} <= set(found):
+            raise ValueError("not an exported audit event")
+        yield {**found, "detail": _json(found["detail"])}
 
 
 def tail(database: Database, limit: int = 100) -> list[dict[str, Any]]:
     """The last `limit` events, newest first, as dicts like the export's lines."""
     with database.read() as conn:
         rows = conn.execute(sa.select(audit).order_by(audit.c.seq.desc()).limit(limit)).mappings().all()
-    return [{**_values(row), "detail": json.loads(row["detail"]), "hash": row["hash"]} for row in rows]
+    return [line_of(row) for row in rows]
 
 
-def write_head(database: Database, path: Path) -> None:
-    """Keep sequence number and hash of the last event in a file outside the database, durably and atomically."""
-    with database.read() as conn:
-        last = conn.execute(LAST).first()
-    if last is None:
-        return
-    kept = _kept_head(path)
-    if kept and kept[0] >= last.seq:  # never move the head back: that would hide a cut
-        return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump({"seq": last.seq, "hash": last.hash}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+def line_of(row: Row) -> dict[str, Any]:
+    """A row as the export shows it: `detail` as an object."""
+    return {**values_of(row), "detail": json.loads(row["detail"]), "hash": row["hash"]}
 
 
-def _kept_head(path: Path | None) -> tuple[int, str] | None:
-    if path is None or not path.is_file():
-        return None
-    kept = json.loads(path.read_text("utf-8"))
-    return int(kept["seq"]), str(kept["hash"])
-
-
-def _rows(database: Database, since: int = 0) -> Iterator[RowMapping]:
-    """All events in order, a page at a time, so that a long trail holds no long transaction."""
+def read_rows(database: Database, since: int = 0) -> Iterator[RowMapping]:
+    """All events after `since` in order, a page at a time, so that a long trail holds no long transaction."""
     while True:
         with database.read() as conn:
             query = sa.select(audit).where(audit.c.seq > since).order_by(audit.c.seq).limit(_PAGE)
@@ -182,10 +222,19 @@ def _rows(database: Database, since: int = 0) -> Iterator[RowMapping]:
         since = page[-1]["seq"]
 
 
-def _values(row: RowMapping) -> dict[str, Any]:
-    return {name: row[name] for name in row if name != "hash"}
+def digest_of(values: Mapping[str, Any], previous: str) -> str:
+    """The hash of an event: SHA-256 (hex) over the hash before it and the event's values in canonical JSON.
+
+    A patient that is not there is left out: events older than that column keep their hash.
+    """
+    named = {name: value for name, value in values.items() if name != "patient" or value is not None}
+    return sha256(f"{previous}\n{_json(named)}".encode()).hexdigest()
 
 
-def _hash(values: Mapping[str, Any], previous: str) -> str:
-    canonical = json.dumps(dict(values), sort_keys=True, separators=(",", ":"))
-    return sha256(f"{previous}\n{canonical}".encode()).hexdigest()
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def values_of(row: Row) -> dict[str, Any]:
+    """What the hash of a row covers."""
+    return {name: row[name] for name in row if name != "hash" and (name != "patient" or row[name] is not None)}

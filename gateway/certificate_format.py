@@ -21,7 +21,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from gateway.errors import IntegrityError, InvalidInstance
 from gateway.keystate import Key
 
-__all__ = ["BadCertificate", "Certificate", "canonical", "open_certificate", "read_trusted", "sign_statement"]
+__all__ = [
+    "BadCertificate", "Certificate", "canonical", "open_certificate", "read_trusted", "sign_document", "sign_statement",
+    "signed_statement", "trusted_document",
+]  # fmt: skip
 
 FORMAT: Final = "palimpsest-restore-certificate"
 SUCCESSION: Final = "palimpsest-key-succession"
@@ -79,15 +82,19 @@ def _check(value: Any) -> None:
 
 
 def sign_statement(statement: Mapping[str, Any], keys: Sequence[Key]) -> bytes:
-    """The certificate: the statement, signed by the last of `keys`, and each key vouched for by the one before it."""
+    """The certificate as bytes, see `sign_document`."""
+    return json.dumps(sign_document(statement, keys), indent=1, sort_keys=True).encode("ascii") + b"\n"
+
+
+def sign_document(statement: Mapping[str, Any], keys: Sequence[Key]) -> dict[str, Any]:
+    """The statement, signed by the last of `keys`, and each key vouched for by the one before it."""
     key = keys[-1]
     named = {**statement, "signer": key.id}
-    document = {
+    return {
         "statement": named,
         "signature": {"algorithm": "Ed25519", "key_id": key.id, "value": _sign(key, canonical(named))},
         "keys": [_link(key, before) for key, before in zip(keys, (None, *keys), strict=False)],
     }
-    return json.dumps(document, indent=1, sort_keys=True).encode("ascii") + b"\n"
 
 
 def _link(key: Key, before: Key | None) -> dict[str, Any]:
@@ -127,6 +134,11 @@ def read_trusted(data: bytes) -> dict[str, str]:
     return found
 
 
+def trusted_document(keys: Sequence[Key]) -> dict[str, str]:
+    """What `read_trusted` gives, of the ring's own keys."""
+    return {_b64(key.public): key.id for key in keys}
+
+
 def open_certificate(data: bytes, trusted: Mapping[str, str], now: float) -> Certificate:
     """A certificate that a trusted key, or one that such a key vouches for, has signed.
 
@@ -135,20 +147,32 @@ def open_certificate(data: bytes, trusted: Mapping[str, str], now: float) -> Cer
     """
     document = _parsed(data)
     try:
-        statement, signature, links = document["statement"], document["signature"], document["keys"]
+        statement = document["statement"]
         if (statement["format"], statement["version"]) != (FORMAT, VERSION):
             raise BadCertificate("certificate-version", f"this release reads {FORMAT} {VERSION} only")
+        signer, by = signed_statement(document, trusted)
+        _check_shape(statement)
+        _check_times(statement, now)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        raise _damaged() from None
+    return Certificate(statement, signer, by)
+
+
+def signed_statement(document: Mapping[str, Any], trusted: Mapping[str, str]) -> tuple[str, str]:
+    """(id of the signer, id of the trusted key on which it rests) of a document of `sign_document`, if its signature
+    holds. Raises BadCertificate ``certificate-damaged``, ``certificate-untrusted``, ``certificate-forged``.
+    """
+    try:
+        statement, signature, links = document["statement"], document["signature"], document["keys"]
         signer = str(statement["signer"])
         if signature["algorithm"] != "Ed25519" or signature["key_id"] != signer or links[-1]["key_id"] != signer:
             raise ValueError("signer")
         public, by = _trusted_signer(links, trusted)
         if not _signed(public, signature["value"], canonical(statement)):
             raise BadCertificate("certificate-forged", "the statement is not what was signed")
-        _check_shape(statement)
-        _check_times(statement, now)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise _damaged() from None
-    return Certificate(statement, signer, by)
+    return signer, by
 
 
 def _parsed(data: bytes) -> Any:

@@ -7,7 +7,9 @@ OutOfResources or IntegrityError.
 
 from __future__ import annotations
 
+from gateway.index_audit import AuditSearch
 from gateway.index_browse import Browse
+from gateway.index_care import Care
 from gateway.index_certificate import Certified
 from gateway.index_commitment import CommitmentAsked
 from gateway.index_commitment_out import CommitmentWanted
@@ -17,6 +19,7 @@ from gateway.index_forward import Forwarding
 from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, WARM_TASK, Intake
 from gateway.index_ledger import Ledger
 from gateway.index_probe import Probes
+from gateway.index_rebuild import Rebuilding
 from gateway.index_rejection import Rejections
 from gateway.index_report import Report
 from gateway.index_rows import (
@@ -32,6 +35,7 @@ from gateway.index_rows import (
     StegoExport,
 )
 from gateway.index_search import Search
+from gateway.index_session import Sessions
 from gateway.index_shred import Shredding, Subject
 from gateway.index_tally import Tallies
 from gateway.index_work import Work
@@ -62,5 +66,9 @@ class Index(
     Ledger,
     Corrections,
     Rejections,
+    AuditSearch,
+    Sessions,
+    Care,
+    Rebuilding,
 ):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

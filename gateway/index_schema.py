@@ -411,6 +411,29 @@ audit = Table(
     Column("study", String(64)),
     Column("detail", Text, nullable=False),
     Column("hash", String(64), nullable=False),
+    Column("patient", String(64)),
+    Index("ix_audit_actor", "actor", "seq"),
+    Index("ix_audit_at", "at_us"),
+    _partial("ix_audit_instance", "instance_id", "seq", where="instance_id IS NOT NULL"),
+    _partial("ix_audit_study", "study", "seq", where="study IS NOT NULL"),
+    _partial("ix_audit_patient", "patient", "seq", where="patient IS NOT NULL"),
+)
+
+audit_subject = Table(
+    "audit_subject",
+    metadata,
+    Column("instance_id", Big, primary_key=True, autoincrement=False),
+    Column("study", String(64), nullable=False),
+    Column("patient", String(64), nullable=False),
+    Index("ix_audit_subject_study", "study"),
+    Index("ix_audit_subject_patient", "patient"),
+)
+
+audit_state = Table(
+    "audit_state",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
 )
 
 # --- derived: kept by triggers in the transaction that changes a row (v0010); written by nobody else ---

@@ -114,10 +114,12 @@ class Search(Database):
         values: Mapping[str, str | int | None],
         metadata_json: str,
         pixel_digest: str | None = None,
+        subject: tuple[str, str] | None = None,
     ) -> None:
         """Record what the index task read. values: DICOM keyword -> text or integer (see COLUMNS; others are ignored).
 
         metadata_json: the DICOM JSON model of the instance (PS3.18 F), text. pixel_digest: `part10.pixel_digest`.
+        subject: pseudonyms of study and patient, by which the audit trail is searched.
         Idempotent. The UIDs of the row itself win over those in `values`; ACCESSION_PSEUDONYM may be among them.
         """
         with self.write() as conn:

@@ -159,6 +159,10 @@ class KeyRing:
         """32 bytes for new pseudonyms. After a rotation the same patient gets new pseudonyms."""
         return self._noted("pseudonym", self._state().current("pseudo", self._moment))[1]
 
+    def pseudonym_keys(self) -> tuple[bytes, ...]:
+        """All pseudonym keys, newest first: under which of them something was named, nobody may know any more."""
+        return self._pseudonyms()
+
     def token_key(self) -> tuple[str, bytes]:
         """(id, 32 bytes) that sign new bearer tokens."""
         return self._noted("token", self._state().current("token"))

@@ -21,6 +21,11 @@ def pseudonym_uid(uid: str, key: bytes) -> str:
     return f"2.25.{uuid.UUID(int=number).int}"
 
 
+def pseudonym_patient(patient_id: str, study_uid: str, key: bytes) -> str:
+    """The name of a patient in envelopes and in the audit trail; of one without an ID, that of the study's nobody."""
+    return pseudonym_text(patient_id or study_uid, key, "P" if patient_id else "S")
+
+
 def pseudonym_accession(accession: str, key: bytes) -> str:
     """What stands for an Accession Number (0008,0050) in de-identified copies (`worker.deid_values.dummy_value`)."""
     return pseudonym_text(f"00080050{accession}", key, "D")

@@ -101,7 +101,7 @@ class FolderSettings(BaseSettings):
 
     @property
     def run_dir(self) -> Path:
-        """Sockets, pid files, audit heads, broker files."""
+        """Sockets, pid files, broker files."""
         return self.home / "run"
 
     @property
@@ -117,11 +117,6 @@ class FolderSettings(BaseSettings):
             return path
         name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"palimpsest-{os.getuid()}-{name}" / "redis.sock"
-
-    @property
-    def broker_url(self) -> str:
-        """The broker in Celery's spelling: REDIS_URL, or the embedded server's socket."""
-        return self.redis_url or f"redis+socket://{self.redis_socket}"
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -72,12 +72,10 @@ def passphrase(file: Path | None, *, confirm: bool) -> str:
 @audit.command("verify")
 def audit_verify(home: Home = None) -> None:
     """Walk the whole chain: finds every changed, removed, inserted or reordered event. Exit 1 if there is one."""
-    from gateway.audit import verify
-    from gateway.database import Database
+    from gateway.audit_notary import check_trail
 
     with open_gateway(home) as gateway:
-        database = Database(gateway.settings.database)
-        report = verify(database, gateway.settings.audit_head_path)
+        report = check_trail(gateway)
     if report.ok:
         console.print(f"[green]intact[/green]: {report.count} events, head {report.head[:16]}", highlight=False)
         return

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from gateway.errors import IntegrityError, InvalidInstance
 from gateway.part10 import EXPLICIT_LE, IMPLICIT_LE, Element, read_meta, walk
-from gateway.pseudonym import pseudonym_text, pseudonym_uid
+from gateway.pseudonym import pseudonym_patient, pseudonym_uid
 
 RAW_DATA_STORAGE = "1.2.840.10008.5.1.4.1.1.66"
 IMPLEMENTATION_UID = "2.25.77300914418151267019759442746308931138"
@@ -37,7 +37,8 @@ class Source:
     """The identifiers of the source that are replaced by pseudonyms, '' where the source has none.
 
     sealed_to: id of the patient's key: after a shredding the same file, sent again, makes another object. mates: SOP
-    class and SOP Instance UID of the other instances of a group; file_sha256 is then `group_name`.
+    class and SOP Instance UID of the other instances of a group; file_sha256 is then `group_name`. generation: as in
+    `envelope_uid`.
     """
 
     file_sha256: str
@@ -48,6 +49,7 @@ class Source:
     sop_class: str = ""
     sealed_to: str = ""
     mates: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class Envelope:
     pixel_sha256: str
 
 
-def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "") -> str:
+def envelope_uid(file_sha256: str, key: bytes, sealed_to: str = "", generation: int = 0) -> str:
     """SOP Instance UID of the envelope: keyed, and a function of what was received and whose key it is sealed to.
 
-    So retries agree, and an archive that is written once never sees two objects under one name.
+    So retries agree, and an archive that is written once never sees two objects under one name. generation: how often
+    the instance was coded anew (worker/recode.py).
     """
     name = f"{file_sha256}/{sealed_to}" if sealed_to else file_sha256
+    if generation:
+        name = f"{name}/{generation}"
     return pseudonym_uid(f"palimpsest/envelope/1/{name}", key)
 
 
@@ -88,7 +93,7 @@ def build_envelope(
     Encrypted Attributes Sequence (0400,0500) as (transfer syntax of the content, CMS bytes), PS3.15 E.1.1. version: of
     the container.
     """
-    uid = envelope_uid(source.file_sha256, key, source.sealed_to)
+    uid = envelope_uid(source.file_sha256, key, source.sealed_to, source.generation)
     private = private_block(FORMAT_NAME, container, pixel_sha256)
     return part10(uid, _identity(source, uid, key, version) + _encrypted_attributes(encrypted) + private)
 
@@ -116,7 +121,7 @@ def _identity(source: Source, uid: str, key: bytes, version: int) -> bytes:
     sop = source.sop_uid or f"palimpsest/no-instance/{source.file_sha256}"
     references = [_reference(*each, key) for each in ((source.sop_class, sop), *source.mates)]
     # without a patient id the study stands in, so that one study never shows two patients
-    patient = pseudonym_text(source.patient_id or study, key, "P" if source.patient_id else "S")
+    patient = pseudonym_patient(source.patient_id, study, key)
     method = _code("113100", "DCM", "Basic Application Confidentiality Profile")
     own = {
         0x0008114A: sequence(0x0008114A, *references),
@@ -244,6 +249,11 @@ def parse_envelope(data: bytes | memoryview) -> Envelope:
     if digest != _text(values, BITSTREAM_DIGEST):
         raise IntegrityError("envelope-damaged", "the archive object's digest does not match")
     return Envelope(container, digest, _text(values, PIXEL_DIGEST))
+
+
+def format_of(data: bytes | memoryview) -> str:
+    """Name and version of the format of what our private block holds, '' if there is none. Raises IntegrityError."""
+    return _text(_private_values(memoryview(data)), FORMAT)
 
 
 def _join(chunks: Sequence[memoryview]) -> bytes:

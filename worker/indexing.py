@@ -27,6 +27,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import BaseTag
 
+from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance, NotFound
 from gateway.index_rejection import REJECTIONS
@@ -115,8 +116,10 @@ def index_instance(gw: Gateway, instance_id: int) -> bool:
     if row.sop_class == KEY_OBJECT_SELECTION and (note := rejected_by(described.metadata_json)):
         code, named = note  # before the row counts as indexed: a kill between must not lose it
         gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality)
+    patient = str(described.attributes.get("PatientID") or "").strip()
+    subject = audit_subject(gw, patient, row.study_uid or str(described.attributes.get("StudyInstanceUID") or ""))
     values = {**described.attributes, **accession_of(gw, described.attributes)}
-    gw.index.set_attributes(row.id, values, described.metadata_json, pixel_digest(path))
+    gw.index.set_attributes(row.id, values, described.metadata_json, pixel_digest(path), subject)
     return described.complete
 
 

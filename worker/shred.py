@@ -28,7 +28,7 @@ from gateway.hotcache import cache_of
 from gateway.index import InstanceRow, Subject
 from gateway.instance import UNFINISHED, Form, State
 from gateway.keys import KeyRing
-from gateway.pseudonym import pseudonym_text, pseudonym_uid
+from gateway.pseudonym import pseudonym_patient, pseudonym_uid
 from worker.sealing import patient_label
 
 __all__ = ["Patient", "ShredReport", "find_patient", "shred", "verify_statement"]
@@ -74,7 +74,7 @@ def find_patient(gw: Gateway, patient_id: str, study_uid: str = "") -> Patient:
         raise PolicyRefused("shred-by-patient", "objects of this study belong to a patient with an ID: name that one")
     # A key that is not here (another host's, or lost), or was found by another reading of the ID, must go as well.
     key_ids = (*key_ids, *sorted(sealed_to))
-    pseudonym = pseudonym_text(patient_id or study_uid, gw.keys.pseudonym_key(), "P" if patient_id else "S")
+    pseudonym = pseudonym_patient(patient_id, study_uid, gw.keys.pseudonym_key())
     return Patient(pseudonym, key_ids, subject, patient_id, study_uid)
 
 

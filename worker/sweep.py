@@ -20,7 +20,8 @@ from pathlib import Path
 
 from gateway import steps
 from gateway.accept import adopt_orphan
-from gateway.audit import write_head
+from gateway.audit_notary import keep_head
+from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError, Unavailable
 from gateway.hotcache import cache_of
@@ -190,10 +191,9 @@ def prune_cache(gw: Gateway) -> int:
     return cache_of(gw.settings).prune()
 
 
-def keep_audit_head(gw: Gateway) -> int:
-    """Write the audit chain's head outside the database, so that a cut tail is noticed."""
-    write_head(gw.index, gw.settings.audit_head_path)
-    return 1
+def name_audit_subjects(gw: Gateway) -> int:
+    """Say whose the instances of an older release are, so that the audit trail is searched by patient."""
+    return gw.index.audit_name_subjects(lambda patient_id, study_uid: audit_subject(gw, patient_id, study_uid))
 
 
 Duty = Callable[[Gateway], int]
@@ -206,13 +206,14 @@ DUTIES: tuple[Duty, ...] = (
     ask_commitments,
     release_spool,
     keep_ledger,
+    keep_head,
 )
 SLOW_DUTIES: tuple[Duty, ...] = (
     adopt_orphans,
     clean_incoming,
     clean_candidates,
     prune_cache,
-    keep_audit_head,
+    name_audit_subjects,
     forget_events,
 )
 

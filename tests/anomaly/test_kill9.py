@@ -18,7 +18,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import BasicTextSRStorage, CTImageStorage  # type: ignore[attr-defined]
 
-from gateway import audit
+from gateway.audit_notary import check_trail
 from gateway.instance import UNFINISHED, Form, ForwardState
 from gateway.part10 import read_meta
 from gateway.settings import Destination
@@ -175,4 +175,4 @@ def assert_nothing_lost_wrong_or_stuck(rig: Rig, objects: list[Dataset], nas: Pa
         assert sha256((nas / row.archive_key).read_bytes()).hexdigest() == row.archive_digest
     assert len(without_weights(nas.rglob("*.dcm"))) == INSTANCES
     assert list(gw.spool) == []
-    assert audit.verify(gw.index, gw.settings.audit_head_path).ok
+    assert check_trail(gw).ok

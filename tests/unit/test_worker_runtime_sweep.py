@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from pydicom.data import get_testdata_file
 
 from gateway.accept import accept_instance
+from gateway.audit_notary import check_trail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import NotFound
 from gateway.index_schema import forward, instance
@@ -275,10 +276,11 @@ def test_two_sweeps_at_once_do_no_harm(gw: Gateway, tmp_path: Path, queue: Memor
     other.close()
 
 
-def test_the_audit_head_is_kept_outside_the_database(gw: Gateway) -> None:
+def test_a_signed_head_of_the_trail_is_kept_outside_the_database(gw: Gateway) -> None:
     take_in(gw)
     sweep.sweep_once(gw)
-    assert gw.settings.audit_head_path.is_file()
+    report = check_trail(gw)
+    assert (report.ok, report.heads) == (True, 1)
 
 
 def test_an_instance_whose_file_vanished_before_indexing_is_told(gw: Gateway) -> None:

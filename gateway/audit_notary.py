@@ -1,0 +1,134 @@
+"""Signs heads of the trail while it grows, and checks the trail against them; who holds the key ring can do both.
+
+The key ring's folder remembers the newest head. So who can write the database and the folder of heads, but not the key
+ring, can neither forge heads nor take the newest ones away unnoticed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from gateway import keyfile
+from gateway.audit import AuditReport, digest_of, read_rows, values_of, verify
+from gateway.audit_heads import Head, append_head, last_head, lines_of, read_heads, sign_head
+from gateway.bootstrap import Gateway
+from gateway.certificate_format import trusted_document
+from gateway.errors import Unavailable
+
+__all__ = ["check_trail", "heads_folder", "keep_head"]
+
+log = logging.getLogger(__name__)
+
+ANCHORS: Final = "audit-heads.json"  # in the key ring's folder
+IDLE_SECONDS: Final = 3600.0  # a trail that did not grow gets a head this often: it shows that somebody was watching
+LARGEST_STEP: Final = 100_000  # events between two heads: bounds how long one takes
+
+
+def heads_folder(gw: Gateway) -> Path:
+    """Where signed heads lie."""
+    return gw.settings.audit_heads_folder or gw.settings.home / "audit-heads"
+
+
+def keep_head(gw: Gateway) -> int:
+    """Sign a head if one is due, over events that were checked since the last one; 1 if there is a new one.
+
+    A trail that contradicts the last head gets none, but an alert. Raises Unavailable.
+    """
+    try:
+        last = last_head(heads_folder(gw))
+        age = abs(gw.index.now() - datetime.fromisoformat(last.at).timestamp()) if last else None
+        if age is not None and age < gw.settings.audit_head_seconds:
+            return 0
+        if _lost_some(gw, last):
+            message = "signed heads of the audit trail are missing: restore them from the syslog server's copy"
+            gw.index.alert_raise("audit-heads-lost", "audit", message, "critical")
+            last = None  # what was lost stays lost, and `check_trail` says so; from here on there are heads again
+        seq, digest = _walk(gw, last)
+        if seq == 0 or (last is not None and seq == last.seq and age is not None and age < IDLE_SECONDS):
+            return 0
+        keys = gw.keys.certify_keys()
+        line = sign_head(last, seq, digest, now=gw.index.now(), issuer=gw.settings.ae_title, keys=keys)
+        head = append_head(heads_folder(gw), line)
+        _anchor(gw, head)
+    except _Broken as broken:
+        message = (
+            f"the audit trail contradicts its last signed head at event {broken.seq}: run `palimpsest audit verify`"
+        )
+        gw.index.alert_raise("audit-broken", "audit", message, "critical")
+        return 0
+    except OSError as error:
+        raise Unavailable("audit-heads-unwritable", f"signed heads cannot be kept ({error.strerror})") from None
+    return 1
+
+
+def check_trail(
+    gw: Gateway, *, heads: Iterable[bytes] | None = None, trusted: Mapping[str, str] | None = None
+) -> AuditReport:
+    """The whole trail against its signed heads. heads: lines of a copy kept elsewhere, default: our folder; trusted:
+    public keys, default: the key ring's own. Raises Unavailable.
+    """
+    try:
+        read = read_heads(
+            lines_of(heads_folder(gw)) if heads is None else heads,
+            trusted_document(gw.keys.certify_keys()) if trusted is None else trusted,
+            anchors=_anchors(gw) if heads is None else None,
+            whole=heads is None,
+        )
+    except OSError as error:
+        raise Unavailable("audit-heads-unreadable", f"signed heads cannot be read ({error.strerror})") from None
+    return verify(gw.index, read)
+
+
+def newest_head(gw: Gateway) -> Head | None:
+    """The newest head in our folder, unchecked. Raises OSError."""
+    return last_head(heads_folder(gw))
+
+
+class _Broken(Exception):
+    def __init__(self, seq: int) -> None:
+        super().__init__(seq)
+        self.seq = seq
+
+
+def _walk(gw: Gateway, last: Head | None) -> tuple[int, str]:
+    """(seq, hash) of the newest event that follows from the last head. Raises _Broken."""
+    seq, previous = (last.seq, last.hash) if last else (0, "0" * 64)
+    if last is not None and gw.index.audit_hash(seq) != previous:
+        raise _Broken(seq)
+    first = seq
+    for row in read_rows(gw.index, seq):
+        if row["seq"] != seq + 1 or digest_of(values_of(row), previous) != row["hash"]:
+            raise _Broken(seq + 1)
+        seq, previous = row["seq"], row["hash"]
+        if seq - first >= LARGEST_STEP:
+            break
+    return seq, previous
+
+
+def _lost_some(gw: Gateway, last: Head | None) -> bool:
+    anchors = _anchors(gw)
+    if last is None:
+        return bool(anchors)
+    number, digest = anchors.get(last.series, (0, ""))
+    return number > last.number or (number == last.number and digest != last.digest)
+
+
+def _anchors(gw: Gateway) -> dict[str, tuple[int, str]]:
+    try:
+        kept: Any = json.loads((gw.keys.folder / ANCHORS).read_bytes())
+        return {str(series): (int(number), str(digest)) for series, (number, digest) in kept["series"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Unavailable("audit-anchor-damaged", f"{ANCHORS} in the key ring's folder cannot be read") from None
+
+
+def _anchor(gw: Gateway, head: Head) -> None:
+    with keyfile.locked(gw.keys.folder, "audit-heads.lock"):  # other hosts may share the folder
+        series = {**_anchors(gw), head.series: (head.number, head.digest)}
+        keyfile.write_atomic(gw.keys.folder / ANCHORS, json.dumps({"series": series}).encode())
