@@ -32,12 +32,13 @@ from gateway.tls import FreshContext, server_context
 from service.listener_commitment import on_commitment_action, on_commitment_report, on_requested_commitment
 from service.listener_commitment_tell import Teller
 from service.listener_identifier import MODELS
-from service.listener_limits import Connections, RefusalTrail
+from service.listener_limits import Connections
 from service.listener_processes import Sockets, open_sockets, run_processes
 from service.listener_query import QUERY_SYNTAXES, on_async_operations, on_extended, on_requested_query
 from service.listener_receive import SpoolingServer
 from service.listener_store import on_echo, on_limits, on_rejected, on_requested, refusing, storing
 from service.listener_stream import MIB, Door
+from service.refusals import RefusalTrail
 
 __all__ = ["Listener", "check_ports", "main", "run_listener"]
 

@@ -25,9 +25,10 @@ from gateway.tls import certificate_names
 from gateway.transfer_syntaxes import MADE
 from gateway.uids import parse_sop_class, parse_sop_instance
 from service.listener_command import StoreCommand
-from service.listener_limits import Connections, RefusalTrail
+from service.listener_limits import Connections
 from service.listener_stream import Refuse, Store
 from service.listener_syntax import sort_syntaxes
+from service.refusals import RefusalTrail
 from service.trail import refused
 
 __all__ = ["on_echo", "on_limits", "on_rejected", "on_requested", "refusing", "storing"]

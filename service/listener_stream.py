@@ -29,7 +29,8 @@ from pynetdicom.pdu_primitives import P_DATA
 from gateway.errors import InvalidInstance, PalimpsestError
 from gateway.spool import Receiving, Spool, StoredFile
 from service.listener_command import StoreCommand, file_meta, parse_store, store_response
-from service.listener_limits import Connections, RefusalTrail
+from service.listener_limits import Connections
+from service.refusals import RefusalTrail
 
 __all__ = ["MIB", "PDU_CAP_BYTES", "REQUEST_CAP_BYTES", "AssociationStream", "Door", "Refuse", "Store", "WakingQueue"]
 
