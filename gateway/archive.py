@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from gateway.blobs import file_digest, make_durable, storage_errors, sync_folder
-from gateway.errors import IntegrityError, NotFound
+from gateway.errors import IntegrityError, NotFound, Unavailable
 from gateway.uids import parse_uid
 
 _KEY: Final = re.compile(r"[0-9a-f]{2}/[0-9.]{1,64}\.dcm")
@@ -25,6 +25,18 @@ def archive_key(envelope_uid: str) -> str:
     """The key of an envelope. Raises BadUID."""
     uid = parse_uid(envelope_uid, "envelope-uid")
     return f"{sha256(uid.encode()).hexdigest()[:2]}/{uid}.dcm"
+
+
+def is_key(key: str) -> bool:
+    """True for what `archive_key` may have made."""
+    return _KEY.fullmatch(key) is not None
+
+
+def check_key(key: str) -> str:
+    """The key itself. Raises IntegrityError for a malformed one."""
+    if not is_key(key):
+        raise IntegrityError("bad-key", "not an archive key")
+    return key
 
 
 class ArchiveStore(Protocol):
@@ -48,6 +60,9 @@ class ArchiveStore(Protocol):
     def keys(self) -> Iterator[str]:
         """All keys, in no order: what a rebuild starts from."""
 
+    def ping(self) -> None:
+        """Raise Unavailable unless it can be used."""
+
 
 class FilesystemArchive:
     """An archive in a folder: temporary file, fsync, hard link (which never replaces), fsync of the folder."""
@@ -58,9 +73,7 @@ class FilesystemArchive:
 
     def path(self, key: str) -> Path:
         """Where the object of that key lies. Raises IntegrityError for a malformed key."""
-        if _KEY.fullmatch(key) is None:
-            raise IntegrityError("bad-key", "not an archive key")
-        return self.folder / key
+        return self.folder / check_key(key)
 
     def put(self, key: str, data: bytes, digest: str) -> None:
         """See ArchiveStore."""
@@ -108,8 +121,13 @@ class FilesystemArchive:
         """See ArchiveStore."""
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*.dcm"):
             key = f"{path.parent.name}/{path.name}"
-            if _KEY.fullmatch(key):
+            if is_key(key):
                 yield key
+
+    def ping(self) -> None:
+        """See ArchiveStore."""
+        if not (self.folder.is_dir() and os.access(self.folder, os.R_OK | os.W_OK | os.X_OK)):
+            raise Unavailable("archive-not-writable", "the archive's folder is missing or cannot be written")
 
     def _link(self, target: Path, data: bytes) -> bool:
         """True if the object was made, False if something lay there already."""

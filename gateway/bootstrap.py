@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gateway.archive import ArchiveStore, FilesystemArchive
+from gateway.archive_s3 import S3Archive
 from gateway.blobs import BlobStore, storage_errors
 from gateway.groupcommit import GroupCommit
 from gateway.index import Index
@@ -71,11 +72,18 @@ def build(
         index=index,
         spool=Spool(settings),
         candidates=BlobStore(settings.candidates_dir),
-        archive=archive or FilesystemArchive(settings.archive_dir),
+        archive=archive or open_archive(settings),
         keys=keys,
         queue=queue or CeleryQueue(settings),
         policy=policy,
     )
+
+
+def open_archive(settings: Settings) -> ArchiveStore:
+    """The archive that the settings name: a bucket, or the folder. Nothing is connected yet."""
+    if settings.archive_s3 is not None:
+        return S3Archive(settings, settings.archive_s3)
+    return FilesystemArchive(settings.archive_dir)
 
 
 def read_ring(settings: Settings) -> KeyRing:

@@ -38,7 +38,7 @@ def find_server_binary() -> Path:
 
 def server_command(settings: Settings) -> list[str]:
     """Command line of the embedded server. Makes its folders (socket folder owner-only)."""
-    data = settings.run_dir / "broker"
+    data = settings.local_run_dir / "broker"
     data.mkdir(parents=True, exist_ok=True)
     socket = settings.redis_socket
     socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

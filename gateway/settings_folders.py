@@ -20,6 +20,10 @@ class FolderSettings(BaseSettings):
     """A part of `gateway.settings.Settings`."""
 
     home: Path = Field(default=Path("var"), description="one folder for all state")
+    local_dir: Path | None = Field(
+        default=None,
+        description="for what is this host's alone (sockets, logs, compiled kernels), where several share <home>",
+    )
     viewer_folder: Path | None = Field(default=None, description="where OHIF is installed; default <home>/viewer")
     # Not in the repr: both URLs may hold a password.
     redis_url: str | None = Field(
@@ -29,12 +33,12 @@ class FolderSettings(BaseSettings):
         default=None, repr=False, validation_alias=AliasChoices("PALIMPSEST_DATABASE_URL", "DATABASE_URL")
     )
 
-    @field_validator("redis_url", "database_url", "viewer_folder", mode="before")
+    @field_validator("redis_url", "database_url", "viewer_folder", "local_dir", mode="before")
     @classmethod
     def _no_place(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("home", "viewer_folder", mode="after")
+    @field_validator("home", "viewer_folder", "local_dir", mode="after")
     @classmethod
     def _absolute_place(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
@@ -97,25 +101,40 @@ class FolderSettings(BaseSettings):
     @property
     def numba_cache_dir(self) -> Path:
         """Compiled kernels; writable where the install is not. A folder for each version of their sources."""
-        return self.home / "numba" / kernel_sources()
+        return self.local / "numba" / kernel_sources()
+
+    @property
+    def local(self) -> Path:
+        """What no other host may see; the home folder where no other was named."""
+        return self.local_dir or self.home
+
+    @property
+    def log_dir(self) -> Path:
+        """What the supervisor's children write."""
+        return self.local / "log"
+
+    @property
+    def local_run_dir(self) -> Path:
+        """Sockets, locks among the processes of this host, files without a name."""
+        return self.local / "run"
 
     @property
     def run_dir(self) -> Path:
-        """Sockets, pid files, broker files."""
+        """Locks and states that all hosts share: of destinations, of the sweep"""
         return self.home / "run"
 
     @property
     def metrics_dir(self) -> Path:
         """What the processes of this host count, see gateway/metricfiles.py."""
-        return self.run_dir / "metrics"
+        return self.local_run_dir / "metrics"
 
     @property
     def redis_socket(self) -> Path:
         """The embedded broker's unix socket; a short one in the temporary folder if the path were too long."""
-        path = self.run_dir / "redis.sock"
+        path = self.local_run_dir / "redis.sock"
         if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
             return path
-        name = hashlib.sha256(os.fsencode(self.home)).hexdigest()[:16]
+        name = hashlib.sha256(os.fsencode(self.local)).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"palimpsest-{os.getuid()}-{name}" / "redis.sock"
 
     @property
@@ -131,6 +150,7 @@ class FolderSettings(BaseSettings):
             self.quarantine_dir,
             self.numba_cache_dir,
             self.run_dir,
+            self.local_run_dir,
         )
 
 

@@ -1,4 +1,4 @@
-"""Settings of a gateway on several hosts: what is each host's own, where the archive is, how the broker is reached."""
+"""Settings of a gateway on several hosts: where the archive is, how the broker is reached, how many serve HTTP."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ from gateway.destination import Destination
 class HostSettings(BaseSettings):
     """A part of `gateway.settings.Settings`."""
 
-    local_dir: Path | None = Field(
-        default=None,
-        description="what is this host's alone (sockets, logs, compiled kernels), where <home> is shared by several",
-    )
     archive_s3: Destination | None = Field(
         default=None,
         description="archive in a bucket instead of <home>/archive: JSON, the fields of a destination of kind s3",
@@ -36,12 +32,7 @@ class HostSettings(BaseSettings):
     def _bucket(cls, value: Any) -> Any:
         return {"name": "archive", **value, "kind": "s3"} if isinstance(value, dict) else value or None
 
-    @field_validator("local_dir", "redis_ca_file", "redis_cert_file", "redis_key_file", mode="before")
+    @field_validator("redis_ca_file", "redis_cert_file", "redis_key_file", mode="before")
     @classmethod
     def _no_file(cls, value: Any) -> Any:
         return value or None
-
-    @field_validator("local_dir", mode="after")
-    @classmethod
-    def _absolute_local(cls, value: Path | None) -> Path | None:
-        return value.expanduser().absolute() if value is not None else None

@@ -115,7 +115,7 @@ def environment(settings: Settings) -> dict[str, str]:
 @contextmanager
 def only_one(settings: Settings) -> Iterator[None]:
     """Hold the home folder's lock. Raises StartFailed if another supervisor has it; the kernel frees it when we die."""
-    path = settings.run_dir / "supervisor.lock"
+    path = settings.local_run_dir / "supervisor.lock"
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +172,7 @@ class Supervisor:
         self._say = say
         self._stop = threading.Event()
         self._signals = 0
-        self._log_dir = settings.home / "log"
+        self._log_dir = settings.log_dir
         self._env = environment(settings)
         self._running: list[list[Child]] = []
 

@@ -7,7 +7,6 @@ without one (the sweep sends its message later); it is shown as degraded.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from gateway.bootstrap import Gateway
-from gateway.errors import PalimpsestError, Unavailable
+from gateway.errors import PalimpsestError
 from service.access import RouteSpec
 
 __all__ = ["CHECKS", "ROUTES", "dependencies_up", "readiness"]
@@ -37,9 +36,7 @@ def _spool(gateway: Gateway) -> None:
 
 
 def _archive(gateway: Gateway) -> None:
-    folder = gateway.settings.archive_dir
-    if not (folder.is_dir() and os.access(folder, os.R_OK | os.W_OK | os.X_OK)):
-        raise Unavailable("archive-not-writable", "The archive's folder is missing or cannot be written.")
+    gateway.archive.ping()
 
 
 def _keys(gateway: Gateway) -> None:

@@ -72,6 +72,9 @@ class MemoryArchive:
         """See gateway.archive.ArchiveStore."""
         return iter(list(self.objects))
 
+    def ping(self) -> None:
+        """See gateway.archive.ArchiveStore."""
+
 
 class NoStego:
     """A StegoProver for tests in which nothing but envelopes may be made."""

@@ -11,14 +11,13 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Any, Final, Self
 
-from gateway.errors import Unavailable
-from gateway.settings import Destination, Settings, credential
+from gateway.s3 import MISSING, s3_client, s3_error
+from gateway.settings import Destination, Settings
 from worker.sender import Delivery, Outcome
 
 __all__ = ["S3Sender", "classify_s3"]
 
 CHUNK: Final = 1 << 20
-MISSING: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 
 #: Error codes of S3 (API reference, "Error responses"); what is not listed goes by its HTTP status.
 S3_CLASSES: Final[dict[str, tuple[Outcome, str]]] = {
@@ -63,7 +62,7 @@ class S3Sender:
     def __init__(self, settings: Settings, destination: Destination) -> None:
         """Raises Unavailable ``boto3-missing``, ``credential-unreadable``."""
         self._destination = destination
-        self._client = _client(settings, destination)
+        self._client = s3_client(settings, destination)
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +89,7 @@ class S3Sender:
             else:
                 stored = "already-there"
         except ClientError as error:
-            return classify_s3(*_code(error))
+            return classify_s3(*s3_error(error))
         except BotoCoreError as error:
             credentials = "Credential" in type(error).__name__
             return Delivery("down", "no-credentials" if credentials else "unreachable")
@@ -113,7 +112,7 @@ class S3Sender:
         try:
             body = self._client.get_object(Bucket=self._destination.bucket, Key=self.key(name))["Body"]
         except ClientError as error:
-            if _code(error)[0] in MISSING:
+            if s3_error(error)[0] in MISSING:
                 return None
             raise
         with body:
@@ -143,7 +142,7 @@ class S3Sender:
                 Bucket=self._destination.bucket, Key=key, Body=part10, ContentType="application/dicom", **extra
             )
         except ClientError as error:
-            if _code(error)[1] != 412:  # 412: another was quicker; what lies there decides
+            if s3_error(error)[1] != 412:  # 412: another was quicker; what lies there decides
                 raise
         return self._digest(key, len(part10))
 
@@ -154,7 +153,7 @@ class S3Sender:
         try:
             body = self._client.get_object(Bucket=self._destination.bucket, Key=key)["Body"]
         except ClientError as error:
-            if _code(error)[0] in MISSING:
+            if s3_error(error)[0] in MISSING:
                 return None
             raise
         hasher, left = sha256(), size + 1
@@ -163,36 +162,3 @@ class S3Sender:
                 hasher.update(chunk)
                 left -= len(chunk)
         return hasher.hexdigest()
-
-
-def _code(error: Any) -> tuple[str, int]:
-    response = error.response
-    return str(response.get("Error", {}).get("Code", "")), int(
-        response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    )
-
-
-def _client(settings: Settings, destination: Destination) -> Any:
-    try:
-        import boto3
-        from botocore.config import Config
-    except ImportError:
-        raise Unavailable("boto3-missing", "S3 destinations need boto3: pip install 'palimpsest[aws]'") from None
-    timeout = settings.network_timeout_seconds
-    config = Config(
-        connect_timeout=min(timeout, 10.0),
-        read_timeout=timeout,
-        retries={"total_max_attempts": 1},
-        # our own digest is the proof; other vendors' endpoints refuse the checksums that boto3 adds by itself
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "path"} if destination.endpoint_url else None,
-    )
-    given = {
-        "endpoint_url": destination.endpoint_url or None,
-        "region_name": destination.region or None,
-        "aws_access_key_id": credential(destination, "access_key") or None,
-        "aws_secret_access_key": credential(destination, "secret_key") or None,
-        "verify": str(destination.ca_file) if destination.ca_file else None,
-    }
-    return boto3.client("s3", config=config, **{name: value for name, value in given.items() if value})
