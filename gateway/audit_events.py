@@ -125,6 +125,7 @@ EVENTS: Final[Mapping[str, Message]] = {
     "probed": Message(ALERT, "E", Shape.ALERT, NETWORK_CONFIGURATION),
     # giving back
     "retrieved": _SENT,
+    "admin-search": Message(QUERY, "E", Shape.QUERY),
     "exported": Message(EXPORT, "R", Shape.MEDIA_OUT, lifecycle="10"),
     "imported": Message(IMPORT, "C", Shape.MEDIA_IN, lifecycle="2"),
     # destroying
@@ -142,7 +143,13 @@ EVENTS: Final[Mapping[str, Message]] = {
     "stopped": Message(ACTIVITY, "E", Shape.APPLICATION, STOP),
     "configured": _CONFIGURED,
     "rebuild-begun": _RESTRICTED,
+    "rebuild-begun": _RESTRICTED,
     "rebuilt": _RESTRICTED,
+    "audit-restarted": _RESTRICTED,
+    "database-restored": _RESTRICTED,
+    "archive-damaged": _RESTRICTED,
+    "archive-mended": _RESTRICTED,
+    "scrub-mended": _RESTRICTED,
     "audit-restarted": Message(LOG_USED, "E", Shape.LOG),
     "backup-made": _RESTRICTED,
     "backup-restored": _RESTRICTED,
