@@ -23,7 +23,7 @@ from service.objects import OpenObject, derived, open_as
 from service.problems import HttpProblem
 from service.wado_resource import accept_of, base_url, instance_path, read_event, retrieving, rows_of, target_of
 
-__all__ = ["ROUTES"]
+__all__ = ["ROUTES", "give"]
 
 #: Instances made ready, each one proven, before the status line goes out. A study up to this size fails as a clean 404,
 #: 500 or 503, or is 206 if some of it cannot be had as asked for; of a larger one a later failure cuts the connection,
@@ -41,7 +41,7 @@ async def retrieve(request: Request) -> Response:
     wants_dicom(accept)  # nonsense is refused before anything is looked up
     rows = await run_in_threadpool(rows_of, gateway, target)
     if len(rows) == 1:
-        return _said(await _one(request, rows[0], wants_dicom(accept)), rows)
+        return await give(request, rows[0], wants_dicom(accept))
     return _said(await _many(request, rows, wants_dicom(accept, many=True)), rows)
 
 
@@ -63,11 +63,15 @@ async def by_digest(request: Request) -> Response:
     if row is None:
         raise NotFound("no-such-object", "No object of that digest was received.")
     original = replace(row, coerced=None)
-    return await _one(request, original, [Choice(False, choice.syntaxes) for choice in choices])
+    return await give(request, original, [Choice(False, choice.syntaxes) for choice in choices])
+
+
+async def give(request: Request, row: InstanceRow, choices: list[Choice]) -> Response:
+    """One instance: open and prove, write the audit event, and only then answer."""
+    return _said(await _one(request, row, choices), [row])
 
 
 async def _one(request: Request, row: InstanceRow, choices: list[Choice]) -> Response:
-    """Open and prove, write the audit event, and only then answer."""
     gateway: Gateway = request.app.state.gateway
     choice, item = await retrieving(request, _first_possible, gateway, row, choices)
     await _audited(request, [row], [item])

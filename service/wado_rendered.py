@@ -23,7 +23,7 @@ from service.objects import OpenObject, derived
 from service.problems import HttpProblem
 from service.wado_resource import accept_of, instance_path, read_event, retrieving, rows_of, target_of
 
-__all__ = ["ROUTES"]
+__all__ = ["ROUTES", "audited", "kind_of"]
 
 #: Images of a study or series rendered before the status line goes out.
 READY_FIRST = 16
@@ -41,15 +41,15 @@ async def rendered(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     target = target_of(request)
     rows = await run_in_threadpool(rows_of, gateway, target)
-    asked = [(row, _kind(row, replace(how, frame=number))) for row in rows for number in numbers]
+    asked = [(row, kind_of(row, replace(how, frame=number))) for row in rows for number in numbers]
     if target.instance is not None and len(numbers) == 1:
         item = await retrieving(request, derived, gateway, *asked[0])
-        await _audited(request, rows, [item])
+        await audited(request, rows, [item])
         return answers.single(request, item, media)
     if not _takes_several(request):
         raise HttpProblem(406, "not-acceptable", f'Several images are given as multipart/related; type="{media}" only.')
     ready, refused = await retrieving(request, _first, gateway, asked[:READY_FIRST], target.instance is None)
-    await _audited(request, rows, [item for _, item in ready])
+    await audited(request, rows, [item for _, item in ready])
     of = ((row.digest, row.state, row.coerced) for row in rows)
     boundary, tag = uuid.uuid4().hex, answers.weak_tag(how.kind(), numbers, *of)
     same = answers.unchanged(request, tag)
@@ -61,7 +61,7 @@ async def rendered(request: Request) -> Response:
     return same or answers.related(request, body, media, boundary, tag, partial=missing)
 
 
-def _kind(row: InstanceRow, how: Rendering) -> str:
+def kind_of(row: InstanceRow, how: Rendering) -> str:
     """The kind (see worker/retrieve.py) of a picture: what is burnt in of a patient is what corrections say."""
     return f"corrected:{how.kind()}" if row.coerced and how.annotation else how.kind()
 
@@ -78,7 +78,7 @@ async def thumbnail(request: Request) -> Response:
     rows = await run_in_threadpool(rows_of, gateway, target_of(request))
     small = replace(how, frame=numbers[0], viewport=how.viewport or THUMBNAIL).kind()
     row, item = await retrieving(request, _thumbnail, gateway, rows, small)
-    await _audited(request, [row], [item])
+    await audited(request, [row], [item])
     return answers.single(request, item, media)
 
 
@@ -164,7 +164,8 @@ def _thumbnail(gateway: Gateway, rows: Sequence[InstanceRow], kind: str) -> tupl
     return tried[-1], derived(gateway, tried[-1], kind)
 
 
-async def _audited(request: Request, rows: Sequence[InstanceRow], items: Sequence[OpenObject]) -> None:
+async def audited(request: Request, rows: Sequence[InstanceRow], items: Sequence[OpenObject]) -> None:
+    """Write the audit event of a read of pictures, which are not given if that fails."""
     try:
         await run_in_threadpool(read_event, request, rows, "rendered")
     except PalimpsestError:
