@@ -174,19 +174,12 @@ class Forwarding(Database):
             known = set(conn.execute(names).scalars())
             for name in destinations:
                 if name not in known:
-                    conn.execute(
-                        forward.insert().values(
-                            instance_id=instance_id, destination=name, state=ForwardState.WAITING, attempts=0,
-                            due_at=now, queued_at=now, created_at=now, priority=row.priority,
-                        )
-                    )  # fmt: skip
+                    put_forward(conn, row, name, now)
             made = conn.execute(
                 sa.select(forward).where(forward.c.instance_id == instance_id, forward.c.destination.not_in(known))
             )
             rows = [ForwardRow.of(mapping) for mapping in made.mappings()]
             touch_study(conn, row.study_uid)
-            for new in rows:
-                put_outbox(conn, FORWARD_TASK, [new.id], row.priority, now)
             return rows
 
     def forwards(
@@ -248,6 +241,18 @@ class Forwarding(Database):
         if ids:
             with self.write(durable=False) as conn:
                 conn.execute(FORGET, {"sent": list(ids)})
+
+
+def put_forward(conn: Connection, row: InstanceRow, destination: str, now: float) -> None:
+    """A waiting forward and its message, in the caller's write transaction; there must be none yet."""
+    made = conn.execute(
+        forward.insert().values(
+            instance_id=row.id, destination=destination, state=ForwardState.WAITING, attempts=0, due_at=now,
+            queued_at=now, created_at=now, priority=row.priority,
+        )
+    )  # fmt: skip
+    assert made.inserted_primary_key is not None  # a single-row INSERT always has one
+    put_outbox(conn, FORWARD_TASK, [made.inserted_primary_key[0]], row.priority, now)
 
 
 def forget_sent(conn: Connection, ids: Sequence[int], renamed: Mapping[str, str]) -> None:

@@ -17,7 +17,8 @@ from gateway import audit
 from gateway.audit import AuditEvent, Detail
 from gateway.database import Database
 from gateway.errors import LeaseLost
-from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, fetch, put_outbox
+from gateway.index_forward import put_forward
+from gateway.index_intake import ENCODE_TASK, INDEX_TASK, fetch, put_outbox
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.index_schema import forward, instance, proof
 from gateway.instance import DELIVERED, UNFINISHED, Form, ForwardState, State, check_transition
@@ -166,15 +167,7 @@ class Work(Database):
                 lease_owner=None, lease_until=None, due_at=None, last_error=None,
             )  # fmt: skip
             for destination in destinations:
-                result = conn.execute(
-                    forward.insert().values(
-                        instance_id=instance_id, destination=destination, state=ForwardState.WAITING, attempts=0,
-                        due_at=now, queued_at=now, created_at=now, priority=row.priority,
-                    )
-                )  # fmt: skip
-                key_row = result.inserted_primary_key
-                assert key_row is not None  # a single-row INSERT always has one
-                put_outbox(conn, FORWARD_TASK, [key_row[0]], row.priority, now)
+                put_forward(conn, row, destination, now)
             self._note(conn, "archived", owner, instance_id, {"bytes": size, "envelope_uid": row.envelope_uid})
             return fetch(conn, instance_id)
 

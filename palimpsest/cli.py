@@ -25,6 +25,7 @@ from palimpsest import (
     cli_policy,
     cli_probe,
     cli_viewer,
+    cli_wayback,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ cli_probe.register(app)
 cli_ledger.register(app)
 cli_certify.register(app)
 cli_viewer.register(app)
+cli_wayback.register(app)
 
 
 def _settings(home: Path | None) -> Settings:

@@ -19,9 +19,10 @@ from codec.bitsback import BitsBack
 from codec.frame import decode_frame
 from codec.groupstack import Opener
 from codec.pixelformat import PixelFormat
-from gateway.errors import IntegrityError, PolicyRefused, Unsupported
+from gateway.errors import IntegrityError, InvalidInstance, PolicyRefused, Unsupported
 from gateway.instance import Form
 from gateway.keys import KeyRing
+from gateway.part10 import read_meta
 from stego.errors import SealError
 from stego.record import Record, unpack_record
 from stego.seal import Context, bitmap_key, open_bitmap, open_record, open_side, open_side_pieces
@@ -49,6 +50,8 @@ class Rebuilt:
     restored_sha256 of the sealed side part was compared for compressed input. pixel_sha256 and nonpixel_sha256 are
     recomputed ('' for passthrough). key_ids: the keys of the ring that opened it and that checks its signature.
     pixels_open: the exact pixels can be read without identity: always, or for a sealed bitmap by the ring's pixel key.
+    syntax: the transfer syntax that the file was received in, '' where it cannot be read. pixel_bytes: of the native
+    pixels, 0 for passthrough.
     """
 
     record: Record = field(repr=False)
@@ -59,6 +62,8 @@ class Rebuilt:
     nonpixel_sha256: str
     key_ids: tuple[str, ...] = ()
     pixels_open: bool = True
+    syntax: str = ""
+    pixel_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +351,16 @@ def _open_coded(coded: _Coded, sections: Sections, ring: KeyRing, write: Write) 
     nonpixel = _same(sha256(side.nonpixel).hexdigest(), record.nonpixel_sha256)
     key_ids = tuple(each for each in (key.id, record.signer, pixel_key) if each)
     is_open = bitmap is None or bool(pixel_key)
-    return Rebuilt(record, digest, digest == record.file_sha256, Form.CODED, found, nonpixel, key_ids, is_open)
+    exact, syntax = digest == record.file_sha256, _syntax(side.nonpixel)
+    size = frame_bytes(frames.fmt) * frames.count
+    return Rebuilt(record, digest, exact, Form.CODED, found, nonpixel, key_ids, is_open, syntax, size)
+
+
+def _syntax(nonpixel: memoryview) -> str:
+    try:
+        return read_meta(nonpixel)[0]
+    except InvalidInstance:
+        return ""
 
 
 class _Digest:

@@ -14,7 +14,7 @@ from gateway.policy import ANY, Policy, RouteRule
 from worker.attributes import Data, read_tolerant
 from worker.retrieve import original_bytes
 
-__all__ = ["destinations_of", "route_facts", "routed"]
+__all__ = ["asks_for_header", "destinations_of", "route_facts", "routed"]
 
 BODY_PART, STATION, STUDY_DESCRIPTION, MODALITY = 0x00180015, 0x00081010, 0x00081030, 0x00080060
 IN_HEADER = ("modality", "body_part", "station", "study_description")
@@ -35,7 +35,7 @@ def route_facts(data: Data | None, sop_class: str, calling_ae: str) -> dict[str,
 
 def routed(gw: Gateway, row: InstanceRow) -> tuple[RouteRule, dict[str, str]]:
     """The rule for an instance, and what it was chosen by. Raises as `original_bytes`."""
-    data = _header_bytes(gw, row) if _asks_for_header(gw.policy) else None
+    data = _header_bytes(gw, row) if asks_for_header(gw.policy) else None
     found = route_facts(data, row.sop_class, row.calling_ae)
     return gw.policy.route_rule(found), found
 
@@ -46,7 +46,8 @@ def destinations_of(gw: Gateway, row: InstanceRow) -> Sequence[str]:
     return routed(gw, row)[0].chosen(names) if names else ()
 
 
-def _asks_for_header(policy: Policy) -> bool:
+def asks_for_header(policy: Policy) -> bool:
+    """Whether a routing rule asks for what stands in an instance's header."""
     return any(ANY not in getattr(rule, name) for rule in policy.route for name in IN_HEADER)
 
 
