@@ -126,6 +126,9 @@ class Batcher:
         self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
         self._thread.start()
 
+    def __str__(self) -> str:
+        return str(self._device)
+
     def encode(self, jobs: Sequence[Any]) -> list[Any]:
         """See Device."""
         return self._ask("encode", jobs)

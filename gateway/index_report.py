@@ -14,7 +14,8 @@ from gateway.audit import AuditEvent
 from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
-from gateway.index_schema import alert, forward, instance, instance_tally, outbox, row_tally
+from gateway.index_schema import alert, forward, instance, outbox
+from gateway.index_schema_admin import instance_tally, row_tally
 from gateway.instance import UNFINISHED, Form, ForwardState, State
 
 MAX_IDS: Final = 100

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from gateway.database import Database
 from gateway.index_report import count_some
 from gateway.index_rows import InstanceRow
-from gateway.index_schema import disk_sample, flow, forward, instance, instance_tally, row_tally, study, study_event
+from gateway.index_schema import forward, instance, study, study_event
+from gateway.index_schema_admin import disk_sample, flow, instance_tally, row_tally
 from gateway.instance import ForwardState
 from gateway.study_state import StudyEvent
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from gateway.database import Database
-from gateway.index_schema import forward, instance, worker
+from gateway.index_schema import forward, instance
+from gateway.index_schema_admin import worker
 
 __all__ = ["BEAT_SECONDS", "Beating", "Lease", "WorkerRow"]
 

@@ -23,9 +23,11 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from gateway import steps
+from gateway.alive import Alive
 from gateway.bootstrap import Gateway, build
 from gateway.commitment import PUSH_MODEL
 from gateway.errors import PolicyRefused
+from gateway.jobs import new_owner
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from gateway.tls import FreshContext, server_context
@@ -33,11 +35,12 @@ from service.listener_commitment import on_commitment_action, on_commitment_repo
 from service.listener_commitment_tell import Teller
 from service.listener_identifier import MODELS
 from service.listener_limits import Connections
-from service.listener_processes import Sockets, open_sockets, run_processes
+from service.listener_processes import Sockets, open_sockets
 from service.listener_query import QUERY_SYNTAXES, on_async_operations, on_extended, on_requested_query
 from service.listener_receive import SpoolingServer
 from service.listener_store import on_echo, on_limits, on_rejected, on_requested, refusing, storing
 from service.listener_stream import MIB, Door
+from service.processes import run_processes
 from service.refusals import RefusalTrail
 
 __all__ = ["Listener", "check_ports", "main", "run_listener"]
@@ -202,7 +205,8 @@ def run_listener(settings: Settings) -> None:
         return
     check_ports(settings)
     build(settings).close()  # what is wrong with the settings or the database is said here, once
-    run_processes(open_sockets(settings), settings.listener_processes, lambda sockets: serve(settings, sockets))
+    sockets = open_sockets(settings)
+    run_processes(settings.listener_processes, lambda: serve(settings, sockets))
 
 
 def serve(settings: Settings, sockets: Sockets | None) -> None:
@@ -217,10 +221,13 @@ def serve(settings: Settings, sockets: Sockets | None) -> None:
     gateway = build(settings)
     steps.watch(settings, "listener")
     listener = Listener(gateway, sockets)
+    alive = Alive(gateway.index, new_owner("listener"), "listener")
     gc.collect()
     gc.freeze()  # what is there now stays: collections, which stop every association, need not look at it
     listener.start()
+    alive.start()
     stopping.wait()
+    alive.close()
     listener.stop()
     steps.unwatch()
 

@@ -47,9 +47,10 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         if device is None:  # a CUDA driver maps far more than it uses: there the container's own limit has to do
             limit_memory(settings.worker_memory_bytes)
         runtime.gw.index.ping()
+        runtime.alive.start()
         steps.watch(settings, role_of(name))
         if device is not None:
-            _ = runtime.batcher  # compiled before the first object waits for it
+            runtime.alive.on(str(runtime.batcher))  # compiled before the first object waits for it
 
     def child_ended(**_: object) -> None:
         runtime.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from gateway import steps
 from gateway.accept import adopt_orphan
+from gateway.alive import Alive
 from gateway.audit_notary import keep_head
 from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway, build
@@ -27,7 +28,7 @@ from gateway.errors import PalimpsestError, Unavailable
 from gateway.hotcache import cache_of
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
 from gateway.instance import State
-from gateway.jobs import flush_outbox
+from gateway.jobs import flush_outbox, new_owner
 from gateway.keyfile import erase
 from gateway.log import configure_logging
 from gateway.settings import load_settings
@@ -108,6 +109,14 @@ def keep_ledger(gw: Gateway) -> int:
 def forget_events(gw: Gateway) -> int:
     """Forget study events that no subscriber can ask for any more."""
     return gw.index.study_events_prune(gw.index.now() - gw.settings.event_days * 24 * 3600)
+
+
+def note_disks(gw: Gateway) -> int:
+    """Keep how full the file systems of spool and archive are, for the forecast, and forget what is too old for one."""
+    for place, folder in (("spool", gw.settings.spool_dir), ("archive", gw.settings.archive_dir)):
+        usage = shutil.disk_usage(folder)
+        gw.index.disk_note(place, usage.total, usage.free)
+    return gw.index.flow_forget()
 
 
 def release_spool(gw: Gateway) -> int:
@@ -215,6 +224,7 @@ SLOW_DUTIES: tuple[Duty, ...] = (
     prune_cache,
     name_audit_subjects,
     forget_events,
+    note_disks,
 )
 
 
@@ -262,10 +272,13 @@ def sweep_lock(path: Path) -> Iterator[None]:
 def run(gw: Gateway, stop: threading.Event) -> None:
     """Sweep until `stop` is set; webhooks are told meanwhile, from threads of their own."""
     run_webhooks(gw, stop)
+    alive = Alive(gw.index, new_owner("sweep"), "sweep")
+    alive.start()
     rounds = 0
     while not stop.is_set():
         slow = rounds % SLOW_EVERY == 0
-        sweep_once(gw, (*DUTIES, *SLOW_DUTIES) if slow else DUTIES)
+        with alive.working("sweep", None):
+            sweep_once(gw, (*DUTIES, *SLOW_DUTIES) if slow else DUTIES)
         rounds += 1
         stop.wait(gw.settings.sweep_seconds)
 

@@ -16,6 +16,7 @@ from celery import Celery
 from codec.gpu import Batcher, open_device, open_processor
 from gateway import metrics, steps
 from gateway.accept import wake_up
+from gateway.alive import Alive
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
 from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK, WARM_TASK
@@ -56,6 +57,7 @@ class Runtime:
         self._verifier: Verifier | None = None
         self._provers: Provers | None = None
         self._batcher: Batcher | None = None
+        self._alive: Alive | None = None
 
     @property
     def owner(self) -> str:
@@ -69,6 +71,14 @@ class Runtime:
         if self._gateway is None:
             self._gateway = build(self.settings)
         return self._gateway
+
+    @property
+    def alive(self) -> Alive:
+        """The heartbeat of this process; whoever starts the process starts it."""
+        if self._alive is None:
+            device = "" if self.device is None else f"CUDA device {self.device}"
+            self._alive = Alive(self.gw.index, self.owner, self._name, device)
+        return self._alive
 
     @property
     def verifier(self) -> Verifier:
@@ -114,9 +124,10 @@ class Runtime:
 
     def close(self) -> None:
         """End the proving processes, let go of the device and close connections."""
-        for owned in (self._verifier, self._provers, self._batcher, self._gateway):
+        for owned in (self._alive, self._verifier, self._provers, self._batcher, self._gateway):
             if owned is not None:
                 owned.close()
+        self._alive = None
         self._verifier, self._provers, self._batcher, self._gateway = None, None, None, None
 
 
@@ -231,7 +242,8 @@ def _edge(runtime: Runtime, name: str, spec: TaskSpec) -> Callable[..., Reply]:
 
     def task(*args: int | str) -> Reply:
         try:
-            return spec.run(runtime, *args)
+            with runtime.alive.working(name.rpartition(".")[2], args[0] if isinstance(args[0], int) else None):
+                return spec.run(runtime, *args)
         except Exception as error:  # noqa: BLE001 - the Celery task edge, one of the project's three
             reason = failure_reason(error)
             metrics.TASKS_FAILED.labels(task=name, reason=reason).inc()
