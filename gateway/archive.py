@@ -60,6 +60,12 @@ class ArchiveStore(Protocol):
     def keys(self) -> Iterator[str]:
         """All keys, in no order: what a rebuild starts from."""
 
+    def mend(self, key: str, data: bytes, digest: str) -> None:
+        """Put back what lay under a key, only where something of another digest, or nothing, lies there now.
+
+        data: of that digest. What was there is kept aside where the archive can. Raises IntegrityError, Unavailable.
+        """
+
     def ping(self) -> None:
         """Raise Unavailable unless it can be used."""
 
@@ -112,6 +118,20 @@ class FilesystemArchive:
                 if file_digest(file) != digest:
                     raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with its last view
+
+    def mend(self, key: str, data: bytes, digest: str) -> None:
+        """See ArchiveStore. The damaged file gets the name <key>.damaged-<its first digest digits>, which is no key."""
+        if sha256(data).hexdigest() != digest:
+            raise IntegrityError("digest-mismatch", "the bytes to archive are not what their digest says")
+        target = self.path(key)
+        with storage_errors():
+            if target.exists():
+                with target.open("rb") as file:
+                    found = file_digest(file)
+                if found == digest:
+                    return
+                target.replace(target.with_name(f"{target.name}.damaged-{found[:8]}"))
+        self.put(key, data, digest)
 
     def exists(self, key: str) -> bool:
         """See ArchiveStore."""

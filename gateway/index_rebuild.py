@@ -38,6 +38,7 @@ class FoundInstance:
     archive_digest: SHA-256 (hex) of the object; archived_size: bytes, of a group's object the share; member: as in
     `InstanceRow`; generation: how often it was coded anew (0: never), the highest is the instance's object. released:
     the spool has no copy. destinations: where it was or will be forwarded; sent: it is taken for sent there.
+    subject: pseudonyms of study and patient.
     shredded_at: its patient's key is destroyed; then there are pseudonyms in `new` and no attributes.
     """
 
@@ -59,6 +60,7 @@ class FoundInstance:
     facts: Mapping[str, Any] = field(default_factory=dict)
     attributes: Mapping[str, str | int] = field(default_factory=dict, repr=False)
     metadata_json: str = field(default="", repr=False)
+    subject: tuple[str, str] | None = None
     generation: int = 0
     recode: bool = False
     released: bool = True
@@ -232,7 +234,7 @@ def _record(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str
     if found.shredded_at is None:
         event = AuditEvent("verified", actor, instance_id=row.id, detail={"source": "archive"})
         facts["verified_seq"] = audit.append(conn, event, now)
-        put_attributes(conn, row, found.attributes, found.metadata_json, found.new.pixel_digest, now)
+        put_attributes(conn, row, found.attributes, found.metadata_json, found.new.pixel_digest, now, found.subject)
     conn.execute(sa.delete(proof).where(proof.c.instance_id == row.id))
     conn.execute(
         proof.insert().values(

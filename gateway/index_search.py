@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from gateway.database import Database
 from gateway.errors import InvalidInstance
+from gateway.index_audit import put_subject
 from gateway.index_correction import apply_corrections
 from gateway.index_intake import fetch
 from gateway.index_ledger import touch_study
@@ -123,7 +124,8 @@ class Search(Database):
         Idempotent. The UIDs of the row itself win over those in `values`; ACCESSION_PSEUDONYM may be among them.
         """
         with self.write() as conn:
-            put_attributes(conn, fetch(conn, instance_id), values, metadata_json, pixel_digest, self.now())
+            row = fetch(conn, instance_id)
+            put_attributes(conn, row, values, metadata_json, pixel_digest, self.now(), subject)
 
     def set_pixel_digest(self, instance_id: int, pixel_digest: str) -> None:
         """Record the digest of the raw pixel value, which decides between version and conflict."""
@@ -342,6 +344,7 @@ def put_attributes(
     metadata_json: str,
     pixel_digest: str | None,
     now: float,
+    subject: tuple[str, str] | None = None,
 ) -> None:
     """As `Search.set_attributes`, in the caller's write transaction."""
     record = _record(values)
@@ -358,6 +361,8 @@ def put_attributes(
     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
     conn.execute(sa.delete(coercion).where(coercion.c.instance_id == row.id))  # of what was read before
     apply_corrections(conn, row.id)
+    if subject is not None:
+        put_subject(conn, row.id, subject)
     if row.study_uid is None:
         touch_study(conn, uids["study_uid"])
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import pydicom
 
 from codec.header import CODERS
+from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, InvalidInstance
 from gateway.index_rebuild import FoundExport, FoundInstance
@@ -36,7 +37,7 @@ from worker.container import CarrierMode, SectionType
 from worker.envelope import FORMAT_NAME, envelope_uid, format_of, parse_envelope
 from worker.framechain import FrameChain
 from worker.framepass import Sections
-from worker.indexing import ODD, describe
+from worker.indexing import ODD, accession_of, describe
 from worker.objectcontext import MODES
 from worker.pipeline import software
 from worker.restore import Rebuilt, chain_through, rebuild_member
@@ -154,8 +155,10 @@ def _known(
         new, _moment(record.received_at), found.key, found.digest, _share(found, member), found.uid, member,
         rebuilt.form, "+".join(coders) or None, _carrier(sections), _payload(sections), _coded(sections, blobs),
         rebuilt.pixel_bytes, key_id, tuple(wrap.hex() for wrap in wraps),
-        facts=_facts(found, sections, rebuilt, wraps, len(blobs)), attributes=described.attributes,
-        metadata_json=described.metadata_json, generation=generation,
+        facts=_facts(found, sections, rebuilt, wraps, len(blobs)),
+        attributes={**described.attributes, **accession_of(gw, described.attributes)},
+        metadata_json=described.metadata_json,
+        subject=audit_subject(gw, record.patient_id, record.study_uid), generation=generation,
         recode=bool(coders) and set(coders) <= QUICK and not generation and member is None, released=released,
         destinations=_destinations(gw, new, path),
     )  # fmt: skip

@@ -167,6 +167,28 @@ def test_a_bucket_lists_more_than_a_page_and_nothing_foreign(bucket: Any, tmp_pa
     assert set(store.keys()) == keys
 
 
+def test_only_what_is_damaged_or_gone_is_mended(store: ArchiveStore) -> None:
+    store.put(KEY, DATA, DIGEST)
+    store.mend(KEY, DATA, DIGEST)
+    assert store.get(KEY, DIGEST) == DATA
+    with pytest.raises(IntegrityError):
+        store.mend(KEY, b"other", DIGEST)
+    assert store.get(KEY, DIGEST) == DATA
+    other = archive_key("2.25.77")
+    store.mend(other, DATA, DIGEST)
+    assert store.get(other, DIGEST) == DATA and sorted(store.keys()) == sorted([KEY, other])
+
+
+def test_a_damaged_file_is_mended_and_kept_aside(tmp_path: Path) -> None:
+    store = FilesystemArchive(tmp_path)
+    store.put(KEY, DATA, DIGEST)
+    store.path(KEY).chmod(0o600)
+    store.path(KEY).write_bytes(b"rot")
+    store.mend(KEY, DATA, DIGEST)
+    assert store.get(KEY, DIGEST) == DATA and list(store.keys()) == [KEY]
+    assert [path.read_bytes() for path in store.path(KEY).parent.glob("*.damaged-*")] == [b"rot"]
+
+
 def test_of_two_hosts_that_put_at_once_one_wins(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other one's bytes appear between its look and its put: If-None-Match decides."""
     first, second = s3_archive(tmp_path), s3_archive(tmp_path)
