@@ -24,6 +24,7 @@ from palimpsest import (
     cli_payload,
     cli_policy,
     cli_probe,
+    cli_selftest,
     cli_viewer,
     cli_wayback,
 )
@@ -74,6 +75,7 @@ cli_payload.register(app)
 cli_probe.register(app)
 cli_ledger.register(app)
 cli_certify.register(app)
+cli_selftest.register(app)
 cli_viewer.register(app)
 cli_wayback.register(app)
 

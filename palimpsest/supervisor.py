@@ -275,8 +275,8 @@ class Supervisor:
         spec = ChildSpec("warm-up", _python("-m", "palimpsest.warm"))
         child = Child(spec, self._log_dir, self._env, self.settings.home)
         child.start()
-        while child.alive and not self._stop.is_set():
-            time.sleep(0.05)
+        while child.alive and not self._stop.wait(POLL_SECONDS):
+            self._supervise()  # objects come in meanwhile
         if self._stop.is_set():
             child.stop()
             raise StartFailed("interrupted")
@@ -295,13 +295,16 @@ class Supervisor:
         if thread is not None:
             thread.start()
         while not self._stop.wait(POLL_SECONDS):
-            for child in self.children:
-                line = child.supervise()
-                if line:
-                    self._say(f"[yellow]{line}[/yellow]")
+            self._supervise()
         if thread is not None:
             thread.join(timeout=5)
         return outcome[0] if outcome else 0
+
+    def _supervise(self) -> None:
+        for child in self.children:
+            line = child.supervise()
+            if line:
+                self._say(f"[yellow]{line}[/yellow]")
 
     def _run_body(self, body: Callable[[], int], outcome: list[int]) -> None:
         outcome.append(1)  # what counts if body raises

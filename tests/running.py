@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -100,6 +101,13 @@ class Rig:
             spec = ChildSpec(name, self._commands[name], grace_seconds=5.0)
             self.children[name] = Child(spec, self.settings.home / "log", self._env, self.settings.home)
             self.children[name].start()
+
+    def trace(self, name: str, out: Path, *calls: str) -> None:
+        """Before its start: have strace(1) write these system calls of a process to `out`, with the files' paths."""
+        strace = shutil.which("strace")
+        assert strace is not None, "apt-get install strace"
+        options = ("-f", "--seccomp-bpf", "-y", "-s", "4000", "-o", str(out), "-e", f"trace={','.join(calls)}")
+        self._commands[name] = (strace, *options, *self._commands[name])
 
     def pid(self, name: str) -> int:
         """Process id of a running child."""
