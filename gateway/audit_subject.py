@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.bootstrap import Gateway
 from gateway.pseudonym import pseudonym_patient, pseudonym_uid
 
-__all__ = ["audit_subject", "patient_names", "study_names"]
+__all__ = ["audit_subject", "patient_names", "study_name", "study_names"]
 
 
 def audit_subject(gw: Gateway, patient_id: str, study_uid: str) -> tuple[str, str]:
@@ -13,6 +13,11 @@ def audit_subject(gw: Gateway, patient_id: str, study_uid: str) -> tuple[str, st
     key = gw.keys.pseudonym_key()
     patient = pseudonym_patient(patient_id, study_uid, key) if patient_id or study_uid else ""
     return (pseudonym_uid(study_uid, key) if study_uid else "", patient)
+
+
+def study_name(gw: Gateway, study_uid: str) -> str:
+    """A study's pseudonym under the current key."""
+    return pseudonym_uid(study_uid, gw.keys.pseudonym_key())
 
 
 def patient_names(gw: Gateway, patient_id: str) -> tuple[str, ...]:
