@@ -1,35 +1,39 @@
 """Who may do what: one table from route to roles, and the guard that enforces it on every request.
 
 `RULES` is complete by construction: `service.api.create_app` refuses to build an application with a route that is not
-in it, and a test walks the finished application.  Routes not for everyone answer 401 without a valid token and 403 with
-one of another role.
+in it, and a test walks the finished application.  Routes not for everyone answer 401 without a valid token or session
+and 403 with one of another role.  A session's request that changes something must bring the session's CSRF value.
 """
 
 from __future__ import annotations
 
-import logging
+import hmac
+import re
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal
+from typing import Final
 
-from fastapi import Request
+from fastapi import FastAPI, Request
+from starlette.concurrency import run_in_threadpool
 
+from gateway.bootstrap import Gateway
 from gateway.errors import PolicyRefused
-from gateway.tokens import Principal, Role, TokenRefused, verify_token
-from service.pages import sent_from_here
-from service.trail import record
+from gateway.tokens import Principal, Role, TokenRefused
+from service.identity import Identity
+from service.pages import form_of, sent_from_here
 
 __all__ = [
-    "COOKIE", "PUBLIC", "READERS", "RULES", "VIEWER_COOKIE", "VIEWER_PATHS", "Guard", "Handler", "RouteSpec",
-    "guard_for", "principal_of",
+    "PUBLIC", "READERS", "RULES", "Guard", "Handler", "RouteSpec", "address_of", "check_csrf", "cookie_name",
+    "cookie_of", "csrf_of", "guard_for", "identity_of", "install", "principal_of", "secure_cookies",
 ]  # fmt: skip
 
-log = logging.getLogger(__name__)
+CSRF_HEADER: Final = "x-csrf-token"
+_COOKIE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 Handler = Callable[[Request], Awaitable[object]]
 RouteSpec = tuple[str, str, Handler]  # method, path, endpoint
 
 PUBLIC: Final[frozenset[Role]] = frozenset()
-"""No token needed. Health only, the pages where a token is entered, and the viewer's own code."""
+"""No token needed. Health only, signing in, and the code of pages."""
 
 READERS: Final[frozenset[Role]] = frozenset({Role.CLINICIAN, Role.SERVICE})
 """Who may see images."""
@@ -78,6 +82,7 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("GET", _INSTANCE + "/thumbnail"): _READ,
     ("GET", _INSTANCE + "/frames/{frames}/thumbnail"): _READ,
     ("GET", "/dicomweb/objects/{digest}"): _READ,
+    ("GET", "/wado"): _READ,
     ("GET", "/api/status"): _WATCH,
     ("GET", "/api/instances"): _WATCH,
     ("POST", "/api/instances/choose"): _RUN,
@@ -102,78 +107,137 @@ RULES: Final[dict[tuple[str, str], frozenset[Role]]] = {
     ("POST", "/api/rejections/{id}/revoke"): _RUN,
     ("GET", "/metrics"): _WATCH,
     ("GET", "/"): PUBLIC,
-    ("GET", "/admin/login"): PUBLIC,
-    ("POST", "/admin/login"): PUBLIC,
+    ("GET", "/login"): PUBLIC,
+    ("POST", "/login"): PUBLIC,
+    ("GET", "/login/start"): PUBLIC,
+    ("GET", "/login/callback"): PUBLIC,
+    ("POST", "/logout"): PUBLIC,
     ("GET", "/admin/style.css"): PUBLIC,
     ("GET", "/admin"): _RUN,
-    ("POST", "/admin/logout"): _RUN,
     ("POST", "/admin/replay"): _RUN,
     ("POST", "/admin/acknowledge"): _RUN,
+    ("GET", "/admin/flower"): _RUN,
+    ("GET", "/admin/flower/{path:path}"): _RUN,
     ("GET", "/viewer"): PUBLIC,
-    ("GET", "/viewer/login"): PUBLIC,
-    ("POST", "/viewer/login"): PUBLIC,
-    ("POST", "/viewer/logout"): PUBLIC,
     ("GET", "/viewer/{path:path}"): PUBLIC,
 }
 
-COOKIE: Final = "palimpsest_admin"
-#: Only pages under this path take the token from the cookie; everything else wants the Authorization header, but for
-#: what the viewer reads.
-COOKIE_PATH: Final = "/admin"
-VIEWER_COOKIE: Final = "palimpsest_viewer"
-#: Paths that get the viewer's cookie, and its SameSite: a link from elsewhere may open the viewer, which then reads for
-#: itself. Reading takes the token from it for GET and HEAD alone, which change nothing, and for no other origin's page.
-VIEWER_PATHS: Final[dict[str, Literal["lax", "strict"]]] = {"/viewer": "lax", "/dicomweb": "strict"}
-_VIEWED: Final = "/dicomweb/"
+#: Answered however often they are asked: what keeps a gateway alive asks them.
+_UNCOUNTED: Final = frozenset({"/healthz", "/readyz"})
+#: Pages that a link from elsewhere may open in a browser that signed in; everything else is for our own pages to ask.
+_PAGES: Final = ("/admin", "/login")
+_SAFE: Final = frozenset({"GET", "HEAD"})
 
 
 class Guard:
-    """FastAPI dependency of one route: verifies the token, checks the role, leaves the principal in `request.state`."""
+    """FastAPI dependency of one route: who asks, may he, how often, and is it really one of our pages that asks?
 
-    def __init__(self, roles: frozenset[Role]) -> None:
+    Leaves the principal in `request.state`.
+    """
+
+    def __init__(self, roles: frozenset[Role], *, counted: bool = True) -> None:
         self.roles = roles
+        self._counted = counted
 
-    def __call__(self, request: Request) -> None:
-        """Raises TokenRefused (401) or PolicyRefused (403)."""
+    async def __call__(self, request: Request) -> None:
+        """Raises TokenRefused (401), PolicyRefused (403), TooMany (429), Unavailable (503)."""
+        if self._counted:
+            await run_in_threadpool(self._admit, request)
+        if getattr(request.state, "session", None) and request.method not in _SAFE:
+            await check_csrf(request, request.state.session)
+
+    def _admit(self, request: Request) -> None:
+        identity, address = identity_of(request), address_of(request)
         if not self.roles:
-            return
-        token = _token_of(request)
-        if token is None:
-            raise TokenRefused("token-missing", "Send a bearer token (RFC 6750).")
-        try:
-            principal = verify_token(request.app.state.gateway, token)
-        except TokenRefused as error:
-            record(request.app.state.gateway, "login-failed", actor="unknown", outcome="refused", reason=error.reason)
-            raise
-        if principal.role not in self.roles:
-            record(
-                request.app.state.gateway,
-                "login-failed",
-                actor=principal.subject,
-                outcome="refused",
-                reason="role-not-allowed",
-            )
-            raise PolicyRefused("role-not-allowed", "The role of this token may not do that.")
+            return identity.throttle.count("request", address)
+        principal = self._principal(request, identity, address)
+        who = f"{principal.issuer} {principal.subject}"
+        identity.throttle.count("request", who)
+        if not principal.roles & self.roles:
+            identity.refuse("role-not-allowed", address, principal.subject)
+            raise PolicyRefused("role-not-allowed", "Your role may not do that.")
         request.state.principal = principal
+        return None
+
+    def _principal(self, request: Request, identity: Identity, address: str) -> Principal:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and token.strip():
+            return identity.bearer(token.strip(), address)
+        cookie = cookie_of(request)
+        principal = identity.session(cookie) if cookie and _asked_by_us(request) else None
+        if principal is None:
+            raise TokenRefused("token-missing", "Send a bearer token (RFC 6750), or sign in.")
+        request.state.session = cookie
+        return principal
 
 
-def _token_of(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return token.strip()
-    if request.url.path == COOKIE_PATH or request.url.path.startswith(COOKIE_PATH + "/"):
-        return request.cookies.get(COOKIE)
-    if request.method in ("GET", "HEAD") and request.url.path.startswith(_VIEWED) and sent_from_here(request):
-        return request.cookies.get(VIEWER_COOKIE)
-    return None
+def _asked_by_us(request: Request) -> bool:
+    """A page of this origin asks, or a person opens one of our pages, from wherever the link was."""
+    if sent_from_here(request):
+        return True
+    opened = request.headers.get("sec-fetch-mode") == "navigate" and request.headers.get("sec-fetch-dest") == "document"
+    return opened and request.method == "GET" and request.url.path.startswith(_PAGES)
+
+
+async def check_csrf(request: Request, cookie: str) -> None:
+    """Raise PolicyRefused ``csrf`` unless the request brings the session's value: in a header, or in its form.
+
+    A cookie alone proves nothing: browsers send it with what other sites make them send.
+    """
+    given = request.headers.get(CSRF_HEADER, "")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not given and kind == "application/x-www-form-urlencoded":
+        given = (await form_of(request)).get("csrf", "")
+    expected = await run_in_threadpool(identity_of(request).csrf, cookie)
+    if not hmac.compare_digest(given.encode(), expected.encode()) or not sent_from_here(request):
+        raise PolicyRefused("csrf", "The form was not sent by this page; reload it.")
 
 
 def guard_for(method: str, path: str) -> Guard:
     """The guard of a route; KeyError when the table does not know it, so that no route can be added without a rule."""
-    return Guard(RULES[(method, path)])
+    return Guard(RULES[(method, path)], counted=path not in _UNCOUNTED)
+
+
+def install(app: FastAPI, gateway: Gateway) -> None:
+    """What the guards of this application work with. Raises PolicyRefused ``bad-oidc``."""
+    app.state.identity = Identity(gateway)
+
+
+def identity_of(request: Request) -> Identity:
+    """Of the application that serves this request."""
+    identity: Identity = request.app.state.identity
+    return identity
 
 
 def principal_of(request: Request) -> Principal:
     """Who asks; only on routes whose rule is not PUBLIC."""
     principal: Principal = request.state.principal
     return principal
+
+
+def csrf_of(request: Request) -> str:
+    """What the session's forms (field `csrf`) and scripts (header `X-CSRF-Token`) must send; '' without a session."""
+    cookie = getattr(request.state, "session", None)
+    return identity_of(request).csrf(cookie) if cookie else ""
+
+
+def address_of(request: Request) -> str:
+    """Where the request comes from; behind a trusted proxy what that says (`Settings.http_proxy`)."""
+    return request.client.host if request.client else ""
+
+
+def secure_cookies(request: Request) -> bool:
+    """True if cookies are for HTTPS alone: always, but for a demonstration on this machine."""
+    settings = request.app.state.gateway.settings
+    return bool(request.url.scheme == "https" or settings.public_url.startswith("https:"))
+
+
+def cookie_name(request: Request, name: str = "palimpsest") -> str:
+    """`__Host-`: a browser takes it over HTTPS alone, from this very host (RFC 6265bis 4.1.3.2)."""
+    return f"__Host-{name}" if secure_cookies(request) else name
+
+
+def cookie_of(request: Request) -> str:
+    """What the browser's session cookie holds; '' without one that could be ours."""
+    found = request.cookies.get(cookie_name(request), "")
+    return found if _COOKIE.fullmatch(found) else ""

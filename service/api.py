@@ -8,28 +8,33 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import uvicorn
 from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.responses import RedirectResponse
-from starlette.datastructures import MutableHeaders
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway import steps
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
+from gateway.transport import check_http
 from service import (
     admin,
     certificates,
     correcting,
+    flower,
     health,
     ledger,
+    login,
     openapi,
     problems,
     search,
@@ -37,10 +42,16 @@ from service import (
     stow,
     viewer,
     wado,
+    wado_uri,
 )
-from service.access import COOKIE_PATH, RouteSpec, guard_for
+from service.access import RouteSpec, guard_for, install
 from service.frames import FrameShelf
+from service.headers import SecurityHeaders
+from service.https import proxy_options, serve_https
+from service.login import LOGIN
+from service.pages import page_of
 from service.prefetch import Prefetch
+from service.processes import run_processes
 
 __all__ = ["ROUTES", "create_app", "main", "run_api"]
 
@@ -48,30 +59,22 @@ ROUTES: tuple[RouteSpec, ...] = (
     *health.ROUTES,
     *stow.ROUTES,
     *wado.ROUTES,
+    *wado_uri.ROUTES,
     *search.ROUTES,
     *status.ROUTES,
     *ledger.ROUTES,
     *correcting.ROUTES,
     *admin.ROUTES,
+    *flower.ROUTES,
+    *login.ROUTES,
     *viewer.ROUTES,
     *certificates.ROUTES,
     *openapi.ROUTES,
 )
 
-#: No script, no frame, no foreign resource; images of patients and tokens are never cached by anything between.
-SECURITY_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-NO_STORE = "no-store"
 STOP_GRACE_SECONDS = 10
+START_FAILED = 3  # as uvicorn's own
+BACKLOG = 2048  # as uvicorn's own
 #: Threads that may wait for the retrieve worker at once, before an answer begins and in the middle of answers. Not of
 #: those that all else shares, so that a worker that hangs never keeps objects from being taken in, or health from being
 #: told.
@@ -80,38 +83,22 @@ RETRIEVING = 16
 OPEN_FILES = 65_536
 
 
-class SecurityHeaders:
-    """ASGI middleware that adds the headers above to every answer, errors included. It never touches a body."""
+def create_app(gateway: Gateway, routes: tuple[RouteSpec, ...] = ROUTES) -> FastAPI:
+    """The application over one gateway, or some routes of it.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; add headers when the answer starts."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                headers.setdefault("Cache-Control", NO_STORE)
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
-
-
-def create_app(gateway: Gateway) -> FastAPI:
-    """The application over one gateway. Raises KeyError for a route without an access rule."""
-    app = FastAPI(title="Palimpsest", openapi_url=None, docs_url=None, redoc_url=None)
+    Raises KeyError for a route without an access rule, PolicyRefused ``bad-oidc``.
+    """
+    app = FastAPI(title="Palimpsest", openapi_url=None, docs_url=None, redoc_url=None, lifespan=_life)
     app.state.gateway = gateway
+    install(app, gateway)
     app.state.templates = None
-    app.state.routes = ROUTES
+    app.state.routes = routes
     app.state.retrieving = CapacityLimiter(RETRIEVING)
     app.state.sending = CapacityLimiter(RETRIEVING)
     app.state.frames = FrameShelf()
     app.state.streams = set()
     app.state.prefetch = Prefetch()
-    for method, path, endpoint in ROUTES:
+    for method, path, endpoint in routes:
         app.add_api_route(
             path,
             endpoint,
@@ -126,17 +113,26 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
+@asynccontextmanager
+async def _life(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await run_in_threadpool(app.state.identity.refusals.stop)
+
+
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def _to_login(otherwise: ErrorHandler) -> ErrorHandler:
-    """A browser without a valid token is led to the form; everything else gets the problem."""
+    """A browser that opens a page without a session is led to the form; one of another role is told so in words."""
 
     async def handler(request: Request, error: Exception) -> Response:
         status = getattr(error, "http_status", 500)
-        page = request.method == "GET" and request.url.path == COOKIE_PATH
-        if page and status in (401, 403) and "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse(COOKIE_PATH + "/login", 303)
+        opened = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+        if opened and status == 401:
+            query = f"?{request.url.query}" if request.url.query else ""
+            return RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", 303)
+        if opened and status == 403 and isinstance(error, PalimpsestError):
+            return page_of(request, "denied.html", 403, error=error.message)
         return await otherwise(request, error)
 
     return handler
@@ -144,23 +140,41 @@ def _to_login(otherwise: ErrorHandler) -> ErrorHandler:
 
 def run_api(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, let requests under way end for some seconds, and return."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # uvicorn raises the signal again after its shutdown; a stop that was asked for is not a failure.
-        signal.signal(number, lambda _number, _frame: None)
+    check_http(settings)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
+    if settings.http_processes == 1:
+        _serve(settings, None)
+        return
+    build(settings).close()  # what is wrong with the settings or the database is said here, once
+    family = socket.AF_INET6 if ":" in settings.http_host else socket.AF_INET
+    with socket.create_server((settings.http_host, settings.http_port), family=family, backlog=BACKLOG) as listening:
+        run_processes(settings.http_processes, lambda: _serve(settings, listening), STOP_GRACE_SECONDS + 2.0)
+
+
+def _serve(settings: Settings, listening: socket.socket | None) -> None:
+    """One process; listening: the socket that several share, None: one of its own."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again after its shutdown; a stop that was asked for is not a failure.
+        signal.signal(number, lambda _number, _frame: None)
     gateway = build(settings)
     steps.watch(settings, "api")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(gateway),
         host=settings.http_host,
         port=settings.http_port,
         log_config=None,  # ours is configured; uvicorn's access log would hold UIDs and queries
         access_log=False,
         server_header=False,
+        **proxy_options(settings),
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
+    serve_https(config, settings)
+    server = uvicorn.Server(config)
+    server.run(sockets=[listening] if listening is not None else None)
+    if not server.started:
+        raise SystemExit(START_FAILED)
     steps.unwatch()
 
 

@@ -222,6 +222,7 @@ _REFUSALS: Final = {
     416: "No such range.",
     500: "Bytes are not what their digest says; nothing was sent.",
     503: "Not now: Retry-After says when.",
+    429: "Too many requests; Retry-After says when.",
     507: "No room.",
 }
 
@@ -231,7 +232,7 @@ def _refusals(name: str, path: str, roles: frozenset[Role]) -> dict[str, Any]:
         return {}
     if path == "/readyz":
         return {"503": {"description": _REFUSALS[503], "content": {"application/json": {"schema": _ANYTHING}}}}
-    numbers = {400, 401, 403, 500, 503} if roles else {400, 500, 503}
+    numbers = {400, 401, 403, 429, 500, 503} if roles else {400, 429, 500, 503}
     if "{" in path or name == "post" or path == "/api/instances":
         numbers |= {404, 409, 410}
     if path.startswith("/dicomweb/"):

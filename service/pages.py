@@ -53,7 +53,13 @@ def template_text(name: str) -> str:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """The fields of a form, the last one where a name comes twice. Raises PolicyRefused ``form-too-large``."""
+    """The fields of a form, the last one where a name comes twice; may be asked for again.
+
+    Raises PolicyRefused ``form-too-large``.
+    """
+    known: dict[str, str] | None = getattr(request.state, "form", None)
+    if known is not None:
+        return known
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -63,7 +69,8 @@ async def form_of(request: Request) -> dict[str, str]:
         fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
     except ValueError:
         raise PolicyRefused("form-too-large", "The form has more fields than any of this page.") from None
-    return {name: values[-1] for name, values in fields.items()}
+    request.state.form = {name: values[-1] for name, values in fields.items()}
+    return dict(request.state.form)
 
 
 def sent_from_here(request: Request) -> bool:

@@ -1,8 +1,8 @@
-"""/viewer: OHIF, where it is installed, over this gateway's own DICOMweb, and the form that signs a browser in.
+"""/viewer: OHIF, where it is installed, over this gateway's own DICOMweb.
 
-The files are OHIF's and public; what they show comes by DICOMweb, which takes the token from a cookie that script
-cannot read, for GET and HEAD alone and never for another site's page (`service.access`).  The policy below lets the
-viewer compile its decoders and start its workers, and lets it talk to nobody but this service.
+The files are OHIF's and public; what they show comes by DICOMweb, to whoever signed in (`service.login`) and never to
+another site's page (`service.access`).  The policy below lets the viewer compile its decoders and start its workers,
+and lets it talk to nobody but this service.
 """
 
 from __future__ import annotations
@@ -15,18 +15,15 @@ from fastapi import Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from gateway.bootstrap import Gateway
-from gateway.errors import NotFound, PolicyRefused
-from gateway.tokens import TokenRefused, verify_token
+from gateway.errors import NotFound
 from gateway.viewer import PACKAGE, ROOT, VERSION, Installed, StoredFile, installed
-from service.access import READERS, VIEWER_COOKIE, VIEWER_PATHS, RouteSpec
-from service.admin import SEE_OTHER, SESSION_SECONDS
-from service.pages import form_of, page_of, sent_from_here, template_text
-from service.trail import record
+from service.access import RouteSpec
+from service.admin import SEE_OTHER
+from service.login import LOGIN, reader_of
+from service.pages import page_of, template_text
 
 __all__ = ["ROUTES"]
 
-LOGIN: Final = ROOT + "login"
 CONFIG: Final = "app-config.js"
 #: Of the page: scripts and workers of ours, WebAssembly, pictures and workers made in the page; no eval, no other host.
 #: The styles that OHIF's parts write into the page need 'unsafe-inline'.
@@ -57,8 +54,6 @@ TYPES: Final = {
     ".woff2": "font/woff2",
 }
 _HASHED = re.compile(r".*\.[0-9a-f]{16}\.[a-z0-9]+|[0-9a-f]{16}\.wasm")
-#: Pages of OHIF that a sign-in may lead to; never another host (`//host`).
-_PAGE = re.compile(r"/viewer(/[A-Za-z0-9_-]*)*(\?[\x21-\x7e]*)?")
 #: Paths that OHIF's own router answers; anything else that is no file is not found.
 _ROUTED = re.compile(r"[a-z0-9-]*(/[a-z0-9-]*)?")
 
@@ -66,66 +61,6 @@ _ROUTED = re.compile(r"[a-z0-9-]*(/[a-z0-9-]*)?")
 async def root(request: Request) -> Response:
     """GET /viewer."""
     return RedirectResponse(ROOT, SEE_OTHER)
-
-
-async def login_page(request: Request) -> Response:
-    """GET /viewer/login."""
-    return _form(request, request.query_params.get("next", ""))
-
-
-def _form(request: Request, after: str, status: int = 200, error: str = "") -> Response:
-    known = VIEWER_COOKIE in request.cookies
-    return page_of(request, "viewer_login.html", status, error=error, after=_page_of_ours(after), known=known)
-
-
-def _page_of_ours(after: str) -> str:
-    return after if _PAGE.fullmatch(after) and "//" not in after.partition("?")[0] else ROOT
-
-
-async def login(request: Request) -> Response:
-    """POST /viewer/login: a valid token that may read images becomes the cookie. Raises PolicyRefused ``csrf``."""
-    _same_origin(request)
-    form = await form_of(request)
-    gateway: Gateway = request.app.state.gateway
-    token, after = form.get("token", "").strip(), form.get("next", "")
-    try:
-        await run_in_threadpool(_reader, gateway, token)
-    except TokenRefused as error:
-        await run_in_threadpool(
-            record, gateway, "login-failed", actor="unknown", outcome="refused", reason=error.reason, route="viewer"
-        )
-        return _form(request, after, 401, error.message)
-    response = RedirectResponse(_page_of_ours(after), SEE_OTHER)
-    for path, same_site in VIEWER_PATHS.items():
-        response.set_cookie(
-            VIEWER_COOKIE,
-            token,
-            max_age=SESSION_SECONDS,
-            path=path,
-            httponly=True,
-            samesite=same_site,
-            secure=request.url.scheme == "https",
-        )
-    return response
-
-
-def _reader(gateway: Gateway, token: str) -> None:
-    if verify_token(gateway, token).role not in READERS:
-        raise TokenRefused("role-not-allowed", "This token's role may not see images.")
-
-
-async def logout(request: Request) -> Response:
-    """POST /viewer/logout. Raises PolicyRefused ``csrf``."""
-    _same_origin(request)
-    response = RedirectResponse(LOGIN, SEE_OTHER)
-    for path, same_site in VIEWER_PATHS.items():
-        response.delete_cookie(VIEWER_COOKIE, path=path, httponly=True, samesite=same_site)
-    return response
-
-
-def _same_origin(request: Request) -> None:
-    if not sent_from_here(request):
-        raise PolicyRefused("csrf", "The form was not sent by this page; reload it.")
 
 
 async def serve(request: Request) -> Response:
@@ -156,10 +91,8 @@ def _installed(request: Request) -> Installed | None:
 
 
 async def _page(request: Request, viewer: Installed) -> Response:
-    """OHIF's page; without a valid cookie the form, which leads back to it."""
-    try:
-        await run_in_threadpool(_reader, request.app.state.gateway, request.cookies.get(VIEWER_COOKIE, ""))
-    except TokenRefused:
+    """OHIF's page; where nobody signed in, the form, which leads back to it."""
+    if await run_in_threadpool(reader_of, request) is None:
         query = f"?{request.url.query}" if request.url.query else ""
         return RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", SEE_OTHER)
     page = page_of(request, "viewer.html", root=ROOT, script=viewer.script, style=viewer.style)
@@ -185,8 +118,5 @@ def _file(request: Request, name: str, file: StoredFile) -> Response:
 
 ROUTES: tuple[RouteSpec, ...] = (
     ("GET", "/viewer", root),
-    ("GET", "/viewer/login", login_page),
-    ("POST", "/viewer/login", login),
-    ("POST", "/viewer/logout", logout),
     ("GET", "/viewer/{path:path}", serve),
 )

@@ -51,7 +51,7 @@ window.config = {
   httpErrorHandler: error => {
     if (error.status === 401) {
       const here = window.location.pathname + window.location.search;
-      window.location.assign('/viewer/login?next=' + encodeURIComponent(here));
+      window.location.assign('/login?next=' + encodeURIComponent(here));
     }
   },
 };

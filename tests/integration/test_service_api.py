@@ -40,7 +40,7 @@ from gateway.instance import State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, child_environment, load_settings
 from gateway.tokens import mint_token
-from service.access import COOKIE, PUBLIC, RULES
+from service.access import PUBLIC, RULES
 from service.api import RETRIEVING, create_app
 from service.multipart import close_delimiter, frame_part
 from tests.running import WAIT_SECONDS, until
@@ -187,7 +187,7 @@ def test_bad_tokens_are_refused_and_audited(web: TestClient, gateway: Gateway) -
     for token in ("x", "a.b.c", f"{header}.{payload}.", f"{header}.{payload}.{flipped}", good + "x"):
         answer = web.get("/dicomweb/studies", headers={"Authorization": f"Bearer {token}"})
         assert (answer.status_code, answer.json()["reason"]) == (401, "token-invalid"), token
-    assert events(gateway).count("login-failed") == 5
+    assert until(lambda: events(gateway).count("login-failed") == 1)  # the rest of the minute is one line more
     assert web.get("/dicomweb/studies", headers={"Authorization": f"Bearer {good}"}).status_code == 204
     gateway.keys.rotate("token")
     assert web.get("/dicomweb/studies", headers={"Authorization": f"Bearer {good}"}).status_code == 401
@@ -747,10 +747,10 @@ def test_a_failure_is_shown_by_reason_and_tried_again(web: TestClient, gateway: 
 
 
 def sign_in(web: TestClient, gateway: Gateway) -> str:
-    answer = web.post("/admin/login", data={"token": mint_token(gateway, "admin", "root")})
+    answer = web.post("/login", data={"token": mint_token(gateway, "admin", "root")})
     assert (answer.status_code, answer.headers["location"]) == (303, "/admin")
     cookie = answer.headers["set-cookie"]
-    assert all(word in cookie for word in ("HttpOnly", "SameSite=strict", "Path=/admin"))
+    assert all(word in cookie for word in ("HttpOnly", "SameSite=lax", "Path=/"))
     page = web.get("/admin")
     assert page.status_code == 200
     found = re.search(r'name="csrf" value="([0-9a-f]{64})"', page.text)
@@ -777,35 +777,27 @@ def test_admin_page_shows_and_replays(web: TestClient, gateway: Gateway) -> None
         .headers["location"]
         .endswith("gone")
     )
-    assert web.post("/admin/logout", data={"csrf": csrf}).status_code == 303
+    assert web.post("/logout", data={"csrf": csrf}).status_code == 303
+    assert web.get("/admin", headers={"Accept": "text/html"}).headers["location"] == "/login?next=%2Fadmin"
 
 
 def test_admin_forms_need_their_csrf_value(web: TestClient, gateway: Gateway) -> None:
     sign_in(web, gateway)
-    for path in ("/admin/replay", "/admin/acknowledge", "/admin/logout"):
+    for path in ("/admin/replay", "/admin/acknowledge", "/logout"):
         for data in ({}, {"csrf": "0" * 64}, {"csrf": "ü"}):
             answer = web.post(path, data=data)
             assert (answer.status_code, answer.json()["reason"]) == (403, "csrf")
 
 
-def test_the_cookie_opens_the_admin_page_only(web: TestClient, gateway: Gateway) -> None:
-    token = mint_token(gateway, "admin", "root")
-    for path in ("/api/status", "/dicomweb/studies", "/api/audit"):
-        assert web.get(path, headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401
+def test_a_browser_without_a_session_is_led_to_the_form(web: TestClient, gateway: Gateway) -> None:
     to_login = web.get("/admin", headers={"Accept": "text/html"})
-    assert (to_login.status_code, to_login.headers["location"]) == (303, "/admin/login")
+    assert (to_login.status_code, to_login.headers["location"]) == (303, "/login?next=%2Fadmin")
     assert web.get("/").headers["location"] == "/admin"
     assert web.get("/admin/style.css").headers["content-type"].startswith("text/css")
-
-
-@pytest.mark.parametrize("role", ["clinician", "auditor", "service"])
-def test_only_admins_sign_in(web: TestClient, gateway: Gateway, role: str) -> None:
-    answer = web.post("/admin/login", data={"token": mint_token(gateway, role, "someone")})
-    assert answer.status_code == 401 and "set-cookie" not in answer.headers
-    assert web.post("/admin/login", data={"token": "<b>x"}).status_code == 401
-    assert events(gateway).count("login-failed") == 2
-    assert web.post("/admin/login", content=b"x" * 20_000).status_code == 403
-    assert web.post("/admin/login", content="&".join(f"f{n}=1" for n in range(30))).status_code == 403
+    assert web.post("/login", data={"token": "<b>x"}).status_code == 401
+    assert web.post("/login", content=b"x" * 20_000).status_code == 403
+    assert web.post("/login", content="&".join(f"f{n}=1" for n in range(30))).status_code == 403
+    assert until(lambda: events(gateway).count("login-failed") == 1)
 
 
 @pytest.mark.parametrize("number", [10**30, -1, True, "9" * 30, 1.5])

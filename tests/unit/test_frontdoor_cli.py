@@ -125,7 +125,7 @@ def test_a_token_is_what_it_says(home: Path) -> None:
     token = call("token", "--role", "auditor", "--subject", "pat", "--hours", "1").strip()
     gateway = build(load_settings(home=home))
     principal = verify_token(gateway, token)
-    assert (principal.subject, principal.role) == ("pat", "auditor")
+    assert (principal.subject, principal.roles) == ("pat", {"auditor"})
     assert "error:" in call("token", "--role", "king", ok=False)
 
 

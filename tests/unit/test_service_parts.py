@@ -94,13 +94,13 @@ def test_other_errors_are_problems_too_and_say_nothing() -> None:
 @pytest.fixture
 def gateway() -> Any:
     keys = SimpleNamespace(token_key=lambda: ("token-1", b"k" * 32))
-    return SimpleNamespace(keys=keys, settings=SimpleNamespace(token_ttl_seconds=60))
+    return SimpleNamespace(keys=keys, settings=SimpleNamespace(token_ttl_seconds=60, profile="demo"))
 
 
 @pytest.mark.parametrize("role", list(Role))
 def test_a_token_says_who_and_in_which_role(gateway: Any, role: Role) -> None:
     principal = verify_token(gateway, mint_token(gateway, role, "dr.house@ward-3"))
-    assert (principal.subject, principal.role) == ("dr.house@ward-3", role)
+    assert (principal.subject, principal.roles) == ("dr.house@ward-3", {role})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Who sends a request: the holder of a bearer token, or a browser that signed in; and how often he may.
+
+Bearer tokens are the identity provider's; local ones (HS256, by the key ring) count in the demo profile alone. Sessions
+are rows of the database (`gateway.index_session`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final
+
+import jwt
+
+from gateway.bootstrap import Gateway
+from gateway.tokens import ALGORITHM, LOCAL_ONLY, Principal, Role, TokenRefused, local_issuer, verify_token
+from service.oidc import Provider, provider_of
+from service.refusals import RefusalTrail
+from service.throttle import Throttle
+
+__all__ = ["Identity"]
+
+_LOCAL: Final = local_issuer("")
+
+
+class Identity:
+    """Of one process of the service. Safe in threads; `bearer` and `session` may wait for the network or the disk."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """Raises PolicyRefused ``bad-oidc``."""
+        self._gateway = gateway
+        self.throttle = Throttle(gateway.settings)
+        self.refusals = RefusalTrail(gateway)
+        self.provider: Provider | None = provider_of(gateway.settings)
+
+    @property
+    def local(self) -> bool:
+        """True if local tokens count."""
+        return self._gateway.settings.profile == "demo"
+
+    def bearer(self, token: str, address: str) -> Principal:
+        """Whose token that is. Raises TokenRefused, TooMany (bad ones from one address), Unavailable.
+
+        Good ones are never held up by others' bad ones: behind one proxy everybody has the same address.
+        """
+        try:
+            return self._verified(token)
+        except TokenRefused as error:
+            self.refuse(error.reason, address)
+            raise
+
+    def refuse(self, reason: str, address: str, who: str = "") -> None:
+        """A token, sign-in or role was refused: count it. Raises TooMany."""
+        self.refusals.refuse_login(reason, address, who)
+        self.throttle.count("refused", who or address)
+
+    def _verified(self, token: str) -> Principal:
+        if self.provider is None or (self.local and _algorithm(token) == ALGORITHM):
+            return verify_token(self._gateway, token)
+        return self.provider.machine(token)
+
+    def local_token(self, token: str, address: str) -> Principal:
+        """Whose local token is pasted into the form. Raises as `bearer`."""
+        if not self.local:
+            raise TokenRefused("local-token", LOCAL_ONLY)
+        try:
+            return verify_token(self._gateway, token)
+        except TokenRefused as error:
+            self.refuse(error.reason, address)
+            raise
+
+    def session(self, cookie: str) -> Principal | None:
+        """Who signed in; None for a session that is over, or whose issuer's word counts no longer."""
+        settings = self._gateway.settings
+        row = self._gateway.index.session_of(cookie, settings.session_idle_seconds)
+        if row is None:
+            return None
+        if row.issuer.startswith(_LOCAL):  # rotating the token key ends what it signed
+            if not self.local or row.issuer != local_issuer(self._gateway.keys.token_key()[0]):
+                return None
+        elif row.issuer != settings.oidc_issuer:
+            return None
+        return Principal(row.subject, frozenset(map(Role, row.roles)), row.issuer, row.expires_at)
+
+    def csrf(self, cookie: str) -> str:
+        """The value that forms and scripts of a session's pages send with what they change (hex)."""
+        return self._signed("csrf/v2", cookie)
+
+    def login_key(self) -> str:
+        """What signs the state of a sign-in that is under way (hex)."""
+        return self._signed("login/v1", "")
+
+    def _signed(self, purpose: str, what: str) -> str:
+        _, key = self._gateway.keys.token_key()
+        return hmac.new(key, f"{purpose}:{what}".encode(), hashlib.sha256).hexdigest()
+
+
+def _algorithm(token: str) -> str:
+    try:
+        return str(jwt.get_unverified_header(token).get("alg"))
+    except jwt.PyJWTError:
+        return ""
