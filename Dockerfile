@@ -1,57 +1,76 @@
 # Three images from one file:
-#   docker build --target service -t palimpsest-service .    listener and API: no codec, no numba, no torch
-#   docker build --target worker  -t palimpsest-worker  .    workers and sweep (can run every command)
+#   docker build --target service    -t palimpsest-service .       listener, API, migrations: no codec, no torch
+#   docker build --target worker     -t palimpsest-worker .        workers and sweep; can run every command
 #   docker build --target worker-gpu -t palimpsest-worker-gpu .    the same with CUDA's compiler; the driver is the host's
-# The base can be replaced, e.g. by a hospital's own hardened image: --build-arg BASE=...
-ARG BASE=docker.io/library/python:3.12-slim-bookworm
+# BASE may be any image with python3 (3.11 or newer) and its venv module, e.g. a hospital's own hardened one:
+#   --build-arg BASE=registry.hospital/python@sha256:...
+# Versions are pinned by deploy/constraints.txt. Nothing is written at run time but to /var/lib/palimpsest (state, which
+# hosts share), /var/local/palimpsest (this host's own) and /tmp: run with a read-only root file system.
+ARG BASE=docker.io/library/python:3.12.12-slim-bookworm
 
-FROM ${BASE} AS build
+FROM ${BASE} AS wheel
 WORKDIR /src
-COPY pyproject.toml README.md* ./
+COPY pyproject.toml README.md ./
 COPY codec codec
 COPY docs ./docs
 COPY gateway gateway
 COPY palimpsest palimpsest
 COPY service service
 COPY stego stego
-COPY tests/golden tests/golden
+COPY tests/golden ./tests/golden
 COPY worker worker
-RUN python3 -m pip install --no-cache-dir "build>=1.2,<2" \
- && python3 -m build --wheel --outdir /wheels .
-# What the service needs is what the wheel needs, less the codec's libraries: read from the wheel, so that it cannot go stale.
-# Both images can open a key ring under Vault or KMS.
+COPY deploy/constraints.txt /wheels/constraints.txt
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN python3 -m venv /opt/build \
+ && /opt/build/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt build \
+ && PIP_CONSTRAINT=/wheels/constraints.txt /opt/build/bin/python -m build --wheel --outdir /wheels .
+# What the service needs is what the wheel needs, less the codec's libraries: read from the wheel, so that it cannot go
+# stale. Every image can use Vault, KMS, S3 and what else is an extra without a codec in it.
 RUN python3 -m zipfile -e /wheels/*.whl /wheels/unpacked \
  && sed -n 's/^Requires-Dist: //p' /wheels/unpacked/*.dist-info/METADATA \
   | sed -E 's/; extra == "(vault|aws)"//' \
-  | grep -v 'extra ==' | grep -v -E '^(numba|imagecodecs|python-gdcm|zstandard|pillow)\b' > /wheels/service.txt
+  | sed -E '/extra ==/d; /^(numba|llvmlite|imagecodecs|python-gdcm|zstandard|pillow)\b/d' > /wheels/service.txt
+
+FROM wheel AS service-venv
+RUN python3 -m venv /opt/palimpsest \
+ && /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --requirement /wheels/service.txt \
+ && /opt/palimpsest/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+ && /opt/palimpsest/bin/pip uninstall --yes pip
+
+FROM wheel AS worker-venv
+RUN python3 -m venv /opt/palimpsest \
+ && /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt \
+    "$(ls /wheels/*.whl)[vault,aws]"
+
+FROM worker-venv AS worker-gpu-venv
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[gpu]" \
+ && /opt/palimpsest/bin/pip uninstall --yes pip
 
 FROM ${BASE} AS base
-ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PALIMPSEST_HOME=/var/lib/palimpsest
+ENV PATH=/opt/palimpsest/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    PALIMPSEST_HOME=/var/lib/palimpsest PALIMPSEST_LOCAL_DIR=/var/local/palimpsest \
+    PALIMPSEST_DICOM_HOST=0.0.0.0 PALIMPSEST_HTTP_HOST=0.0.0.0
 RUN groupadd --gid 10001 palimpsest \
- && useradd --uid 10001 --gid 10001 --home-dir /var/lib/palimpsest --create-home palimpsest
-VOLUME /var/lib/palimpsest
+ && useradd --uid 10001 --gid 10001 --home-dir /var/lib/palimpsest --shell /usr/sbin/nologin palimpsest \
+ && install -d -o 10001 -g 10001 -m 0700 /var/lib/palimpsest /var/local/palimpsest
 WORKDIR /var/lib/palimpsest
+VOLUME ["/var/lib/palimpsest", "/var/local/palimpsest"]
 STOPSIGNAL SIGTERM
+USER 10001:10001
+ENTRYPOINT ["palimpsest"]
 
 FROM base AS service
-RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir -r /wheels/service.txt \
- && python3 -m pip install --no-cache-dir --no-deps /wheels/*.whl
-USER 10001
-EXPOSE 11112 8080
-ENTRYPOINT ["palimpsest"]
+COPY --from=service-venv /opt/palimpsest /opt/palimpsest
+EXPOSE 11112 2762 8080
+HEALTHCHECK --interval=15s --timeout=10s --start-period=30s --retries=4 CMD ["palimpsest", "healthy", "api"]
 CMD ["serve"]
 
 FROM base AS worker
-RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir "$(ls /wheels/*.whl)[vault,aws]"
-USER 10001
-ENTRYPOINT ["palimpsest"]
+COPY --from=worker-venv /opt/palimpsest /opt/palimpsest
+HEALTHCHECK --interval=60s --timeout=20s --start-period=120s --retries=3 CMD ["palimpsest", "healthy", "worker"]
 CMD ["work", "--queues", "index,encode", "--concurrency", "2"]
 
-FROM worker AS worker-gpu
-USER 0
-RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    python3 -m pip install --no-cache-dir "$(ls /wheels/*.whl)[gpu]"
-USER 10001
+FROM base AS worker-gpu
+COPY --from=worker-gpu-venv /opt/palimpsest /opt/palimpsest
+HEALTHCHECK --interval=60s --timeout=20s --start-period=600s --retries=3 CMD ["palimpsest", "healthy", "worker"]
 CMD ["work", "--queues", "gpu", "--device", "0", "--name", "gpu"]

@@ -1,0 +1,63 @@
+"""Several processes of the API behind one port: what one signs the other takes, and one that dies is started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from gateway.alive import Alive
+from gateway.bootstrap import Gateway
+from gateway.tokens import mint_token
+from palimpsest.cli_hosts import Role, unhealthy
+from tests.fakes import part10, take_in
+from tests.running import Rig, free_port, until
+
+pytestmark = pytest.mark.integration
+
+
+def test_processes_share_a_port_and_outlive_one_another(tmp_path: Path) -> None:
+    with Rig(tmp_path / "home", http_processes=2) as rig:
+        row = take_in(rig.gw, part10(study="1.2.3.4")).row
+        rig.start("broker", "api")
+        url = f"http://127.0.0.1:{rig.settings.http_port}"
+        rig.wait("api", lambda: answers(url))
+        assert unhealthy(rig.settings, Role.API) == ""
+        parent = psutil.Process(rig.pid("api"))
+        assert until(lambda: len(parent.children()) == 2)
+        victims = [child.pid for child in parent.children()][:1]
+        token = mint_token(rig.gw, "clinician", "viewer")
+        headers = {"Authorization": f"Bearer {token}"}
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(8):  # a connection each, so that whichever is free takes it
+            answer = httpx.get(f"{url}/dicomweb/studies/1.2.3.4/instances", headers=headers, timeout=20)
+            assert answer.status_code in (200, 204), answer.text
+        assert until(lambda: len(parent.children()) == 2 and not set(victims) & {c.pid for c in parent.children()})
+        assert rig.gw.index.get(row.id).sop_uid == row.sop_uid
+        children = parent.children()
+        parent.terminate()
+        assert until(lambda: not any(each.is_running() and each.status() != "zombie" for each in children))
+        assert rig.children["api"].process.wait(20) == 0
+        assert "does not answer" in unhealthy(rig.settings, Role.API)
+
+
+def test_a_worker_is_healthy_while_it_beats_on_this_host(gw: Gateway) -> None:
+    alive = Alive(gw.index, "encode-1", "encode")
+    assert "no worker" in unhealthy(gw.settings, Role.WORKER)
+    alive.start()
+    assert until(lambda: not unhealthy(gw.settings, Role.WORKER))
+    alive.close()
+    assert "no worker" in unhealthy(gw.settings, Role.WORKER)
+    assert "port" in unhealthy(gw.settings.model_copy(update={"dicom_port": free_port()}), Role.LISTENER)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
