@@ -23,7 +23,7 @@ from gateway.instance import ForwardState, State
 if TYPE_CHECKING:
     from gateway.bootstrap import Gateway
 
-__all__ = ["ROLES", "Collector", "exposition"]
+__all__ = ["ROLES", "Collector", "exposition", "host_exposition"]
 
 #: Processes of a gateway, by the role that they give `metricfiles.share`; each is shown, also when none lives.
 ROLES: Final = ("listener", "api", "index", "encode", "forward", "retrieve", "sweep")
@@ -45,11 +45,8 @@ class Collector:
             "palimpsest_dependency_up", "1: the dependency answers.", "dependency",
             {name: int(up) for name, up in self._dependencies().items()},
         )  # fmt: skip
-        alive = metricfiles.roles(self._gw.settings.metrics_dir)
-        processes = {role: alive.get(role, 0) for role in (*ROLES, *alive)}
-        yield _family("palimpsest_processes", "Processes of this host that live.", "role", processes)
-        yield from _disk(self._gw)
-        for part in (_index, _ages, _keys, _destinations):
+        yield from _host(self._gw)
+        for part in (_index, _ages, _keys, _destinations, _care):
             try:
                 yield from part(self._gw)
             except (PalimpsestError, OSError):
@@ -57,20 +54,42 @@ class Collector:
         yield _family("palimpsest_queue_depth", "Messages waiting, by queue.", "queue", self._depths())
 
 
+class _Host:
+    """The gauges that are this host's alone."""
+
+    def __init__(self, gw: Gateway) -> None:
+        self._gw = gw
+
+    def collect(self) -> Iterable[Metric]:
+        yield from _host(self._gw)
+
+
 def exposition(gw: Gateway, depths: Depths, dependencies: Dependencies) -> bytes:
     """Text exposition: what the processes of this host counted, and the gauges."""
-    return process_exposition(gw) + _latest(Collector(gw, depths, dependencies))
+    return _counted(gw) + _latest(Collector(gw, depths, dependencies))
 
 
-def process_exposition(gw: Gateway) -> bytes:
+def host_exposition(gw: Gateway) -> bytes:
+    """The same of a host without an API: counts, processes and disk, nothing of the index, which other hosts show."""
+    return _counted(gw) + _latest(_Host(gw))
+
+
+def _counted(gw: Gateway) -> bytes:
     """What the processes that share this host's folder counted; this process's own counts where none does."""
     return metricfiles.exposed(gw.settings.metrics_dir) or generate_latest(metrics.REGISTRY)
 
 
-def _latest(collector: Collector) -> bytes:
+def _latest(collector: Collector | _Host) -> bytes:
     registry = CollectorRegistry()
     registry.register(collector)
     return generate_latest(registry)
+
+
+def _host(gw: Gateway) -> Iterator[Metric]:
+    alive = metricfiles.roles(gw.settings.metrics_dir)
+    processes = {role: alive.get(role, 0) for role in (*ROLES, *alive)}
+    yield _family("palimpsest_processes", "Processes of this host that live.", "role", processes)
+    yield from _disk(gw)
 
 
 def _disk(gw: Gateway) -> Iterator[Metric]:
@@ -101,9 +120,12 @@ def _index(gw: Gateway) -> Iterator[Metric]:
     yield _single("palimpsest_archived_instances", "Instances whose object is archived.", archived)
     yield _family("palimpsest_forms", "Archive objects by form.", "form", counts.by_form)
     yield _family("palimpsest_passthrough", "Passthrough by reason.", "reason", counts.passthrough_by_reason)
-    yield _nested("palimpsest_forwards", "Forwards.", "destination", counts.forwards)
+    names = {each.name for each in gw.settings.destinations} | counts.forwards.keys()
+    forwards = {name: {state: counts.forwards.get(name, {}).get(state, 0) for state in ForwardState} for name in names}
+    yield _nested("palimpsest_forwards", "Forwards.", "destination", forwards)
     yield _nested("palimpsest_commitments", "Storage commitment transactions.", "role", counts.commitments)
-    yield _family("palimpsest_dead_letters", "Forwards that wait for a replay.", "destination", _dead(gw, counts))
+    dead = {name: states[ForwardState.DEAD] for name, states in forwards.items()}
+    yield _family("palimpsest_dead_letters", "Forwards that wait for a replay.", "destination", dead)
     yield from _modalities(counts)
     for name in _TOTALS:
         yield _single(f"palimpsest_{name}", name.replace("_", " "), getattr(counts, name))
@@ -111,11 +133,6 @@ def _index(gw: Gateway) -> Iterator[Metric]:
     yield _single("palimpsest_oldest_unfinished_timestamp_seconds", "0: nothing waits.", oldest or 0.0)
     age = 0.0 if oldest is None else max(0.0, gw.index.now() - oldest)
     yield _single("palimpsest_backlog_age_seconds", "Age of the oldest instance that is not archived; 0: none.", age)
-
-
-def _dead(gw: Gateway, counts: Counts) -> dict[str, int]:
-    names = {each.name for each in gw.settings.destinations} | counts.forwards.keys()
-    return {name: counts.forwards.get(name, {}).get(ForwardState.DEAD, 0) for name in names}
 
 
 def _modalities(counts: Counts) -> Iterator[Metric]:
@@ -155,6 +172,14 @@ def _destinations(gw: Gateway) -> Iterator[Metric]:
         opened.add_metric([each.name], int(state.is_open))
         failures.add_metric([each.name], state.failures)
     yield from (opened, failures)
+
+
+def _care(gw: Gateway) -> Iterator[Metric]:
+    found = gw.index.care_report()
+    yield _single("palimpsest_scrub_damaged_objects", "Archived objects found damaged and not mended.", found.damaged)
+    times = {"sample": found.sample_at or 0.0, "whole": found.whole_at or 0.0}
+    yield _family("palimpsest_scrub_timestamp_seconds", "When a scrub ended last; 0: never.", "kind", times)
+    yield _single("palimpsest_recode_waiting", "Objects archived in a hurry that are recoded later.", found.to_recode)
 
 
 def _single(name: str, text: str, value: float) -> GaugeMetricFamily:

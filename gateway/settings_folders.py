@@ -138,6 +138,11 @@ class FolderSettings(BaseSettings):
         return Path(tempfile.gettempdir()) / f"palimpsest-{os.getuid()}-{name}" / "redis.sock"
 
     @property
+    def flower_socket(self) -> Path:
+        """Where Flower answers, if it is wanted: beside the broker's socket."""
+        return self.redis_socket.with_name("flower.sock")
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder that must exist before anything runs (the key ring makes its own, with its own mode)."""
         return (

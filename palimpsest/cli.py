@@ -26,6 +26,7 @@ from palimpsest import (
     cli_probe,
     cli_selftest,
     cli_viewer,
+    cli_watch,
     cli_wayback,
 )
 
@@ -77,6 +78,7 @@ cli_ledger.register(app)
 cli_certify.register(app)
 cli_selftest.register(app)
 cli_viewer.register(app)
+cli_watch.register(app)
 cli_wayback.register(app)
 
 

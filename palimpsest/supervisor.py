@@ -67,6 +67,8 @@ def _doors(settings: Settings) -> tuple[ChildSpec, ...]:
         ChildSpec("listener", _python("-m", "service.listener")),
         ChildSpec("api", _python("-m", "service.api")),
     ]
+    if settings.flower:
+        doors.append(ChildSpec("flower", _python("-m", "palimpsest.flower_process")))
     if any(d.name == DEMO_NAME for d in settings.destinations):
         folder = str(settings.home / "demo-destination")
         argv = _python("-m", "palimpsest.demo_destination", folder, str(settings.demo_destination_port))

@@ -77,6 +77,8 @@ class Rig:
             "forward": _worker("forward", "forward", 1),
             "retrieve": _worker("retrieve", "retrieve", 1),
             "sweep": (sys.executable, "-m", "worker.sweep"),
+            "flower": (sys.executable, "-m", "palimpsest.flower_process"),
+            "exporter": (sys.executable, "-m", "service.exporter"),
         }
         self.children: dict[str, Child] = {}
 

@@ -64,8 +64,9 @@ def pool_size(settings: Settings, queues: Sequence[str], wanted: int) -> int:
 def worker_arguments(settings: Settings, queues: Sequence[str], concurrency: int, name: str) -> list[str]:
     """The Celery command line of one worker process.
 
-    No gossip, mingle or worker heartbeats: nobody listens, and each is traffic on the broker.
+    No gossip or mingle, and heartbeats for Flower alone: nobody else listens, and each is traffic on the broker.
     """
+    silent = [] if settings.flower else ["--without-heartbeat"]
     soft = settings.object_time_limit_seconds
     return [
         "--quiet",
@@ -79,7 +80,7 @@ def worker_arguments(settings: Settings, queues: Sequence[str], concurrency: int
         "--loglevel=WARNING",
         "--without-gossip",
         "--without-mingle",
-        "--without-heartbeat",
+        *silent,
     ]
 
 
