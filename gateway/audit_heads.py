@@ -21,7 +21,17 @@ from gateway.blobs import sync_folder
 from gateway.certificate_format import BadCertificate, canonical, sign_document, signed_statement
 from gateway.keystate import Key
 
-__all__ = ["Finding", "Head", "HeadsRead", "append_head", "last_head", "lines_of", "read_heads", "sign_head"]
+__all__ = [
+    "Finding",
+    "Head",
+    "HeadsRead",
+    "append_head",
+    "head_files",
+    "last_head",
+    "lines_of",
+    "read_heads",
+    "sign_head",
+]
 
 FORMAT: Final = "palimpsest-audit-head"
 VERSION: Final = 1
@@ -99,7 +109,7 @@ def append_head(folder: Path, line: bytes) -> Head:
 
 def last_head(folder: Path) -> Head | None:
     """The newest head of a folder, its signature unchecked; None without one. Raises OSError."""
-    for path in sorted(folder.glob(_PATTERN), reverse=True):
+    for path in reversed(head_files(folder)):
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4 * MAX_LINE))
             for line in reversed(file.read().splitlines()):
@@ -108,9 +118,14 @@ def last_head(folder: Path) -> Head | None:
     return None
 
 
+def head_files(folder: Path) -> list[Path]:
+    """Files of heads, oldest first; none where there is no such folder."""
+    return sorted(folder.glob(_PATTERN))
+
+
 def lines_of(place: Path) -> Iterator[bytes]:
     """Lines of a file, or of all files of heads in a folder. Raises OSError."""
-    for path in sorted(place.glob(_PATTERN)) if place.is_dir() else [place]:
+    for path in head_files(place) if place.is_dir() else [place]:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE):
                 yield line

@@ -22,7 +22,7 @@ from gateway.index_rows import InstanceRow
 from gateway.instance import State
 from gateway.pseudonym import pseudonym_uid
 
-__all__ = ["Recheck", "certify_instance", "certify_study", "require_proven"]
+__all__ = ["Recheck", "certify_instance", "certify_study", "require_proven", "software"]
 
 _RETRY_SECONDS = 30.0
 _DIGEST = 64  # hex digits
@@ -90,7 +90,7 @@ def _issue(
         "study_instance_uid": first.study_uid if subject == "study" else None,
         "issuer": gw.settings.ae_title,
         "issued_at": _time(gw.index.now()),
-        "software": _software(),
+        "software": software(),
         "audit": _entry(entry),
         "count": len(found),
         "instances": [_instance(each, rechecks.get(each.row.id)) for each in found],
@@ -168,7 +168,8 @@ def _time(seconds: float | None) -> str:
 
 
 @cache
-def _software() -> str:
+def software() -> str:
+    """Name and version, as certificates and audit messages show them."""
     try:
         return f"palimpsest {version('palimpsest')}"
     except PackageNotFoundError:  # run from a source tree that was never installed

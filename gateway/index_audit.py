@@ -123,6 +123,19 @@ class AuditSearch(Database):
             conn.execute(sa.delete(audit_state).where(audit_state.c.name == name))
             conn.execute(audit_state.insert().values(name=name, value=json.dumps(value, sort_keys=True)))
 
+    def audit_claim(self, name: str, owner: str, seconds: float) -> dict[str, Any] | None:
+        """What is kept under a name, for its only user until `seconds` from now; None while somebody else is that."""
+        now = self.now()
+        with self.write(durable=False) as conn:
+            kept = conn.execute(sa.select(audit_state.c.value).where(audit_state.c.name == name)).scalar()
+            value: dict[str, Any] = json.loads(kept) if kept is not None else {}
+            if value.get("owner", owner) != owner and now < value.get("lease_until", 0.0) <= now + seconds:
+                return None
+            value |= {"owner": owner, "lease_until": now + seconds}
+            conn.execute(sa.delete(audit_state).where(audit_state.c.name == name))
+            conn.execute(audit_state.insert().values(name=name, value=json.dumps(value, sort_keys=True)))
+        return value
+
 
 def put_subject(conn: sa.Connection, instance_id: int, subject: tuple[str, str]) -> None:
     """Say in the caller's transaction whose an instance is: (study's, patient's pseudonym)."""

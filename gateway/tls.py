@@ -18,7 +18,7 @@ from gateway.destination import Destination
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 
-__all__ = ["FreshContext", "certificate_names", "client_context", "harden", "server_context"]
+__all__ = ["FreshContext", "certificate_names", "client_context", "harden", "server_context", "syslog_context"]
 
 #: TLS 1.2 (RFC 9325 4.2): ECDHE or DHE with AES-GCM or ChaCha20. Suites of TLS 1.3 are all of this kind.
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:!aNULL:!DSS:!PSK:!SRP"
@@ -58,6 +58,20 @@ def client_context(settings: Settings, destination: Destination) -> ssl.SSLConte
     return context
 
 
+def syslog_context(settings: Settings) -> ssl.SSLContext:
+    """For connections to the syslog server (RFC 5425 4.2): its certificate must name it; ours is shown if there is one.
+
+    Raises Unavailable as `server_context`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    harden(context)
+    if settings.audit_syslog_cert is not None:
+        what = "PALIMPSEST_AUDIT_SYSLOG_CERT and _KEY"
+        _load_identity(context, settings.audit_syslog_cert, settings.audit_syslog_key, what)
+    _load_authorities(context, settings.audit_syslog_ca, "PALIMPSEST_AUDIT_SYSLOG_CA")
+    return context
+
+
 def certificate_names(certificate: Any) -> frozenset[str]:
     """Common names and DNS names of a peer's certificate as `getpeercert` gives it, in capitals."""
     parts = certificate or {}
@@ -75,7 +89,7 @@ def harden(context: ssl.SSLContext) -> None:
 
 def _load_identity(context: ssl.SSLContext, certificate: Path | None, key: Path | None, what: str) -> None:
     if certificate is None or key is None:
-        raise Unavailable("bad-tls-files", f"{what}: DICOM over TLS needs a certificate and its private key")
+        raise Unavailable("bad-tls-files", f"{what}: TLS needs a certificate and its private key")
     try:
         context.load_cert_chain(certificate, key, password=_no_passphrase)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError

@@ -32,6 +32,8 @@ from gateway.jobs import flush_outbox, new_owner
 from gateway.keyfile import erase
 from gateway.log import configure_logging
 from gateway.settings import load_settings
+from worker.audit_export import run_audit_export
+from worker.backlog import recode_when_idle
 from worker.webhooks import run_webhooks
 
 __all__ = ["DUTIES", "main", "sweep_once"]
@@ -44,6 +46,7 @@ DRILL = "drill-*"  # a key ring that a killed `palimpsest keys drill` left in th
 DRILL_SECONDS = 24 * 3600.0
 STALE_SECONDS = 3600.0  # temporary files untouched for so long have no living writer
 SENDING = "sending-*.dcm"  # what worker/forward.py writes into the run folder while it is on its way to a peer
+REBUILDING = "rebuilding-*.dcm"  # the same of worker/reopen.py
 SLOW_EVERY = 12  # rounds between two walks through folders
 
 
@@ -71,7 +74,7 @@ def requeue_forwards(gw: Gateway) -> int:
     """The same for forwards."""
     rows = gw.index.forwards_overdue(_room(gw, "forward"), _quiet_seconds(gw))
     for row in rows:
-        gw.queue.send(FORWARD_TASK, [row.id], "forward", 5)
+        gw.queue.send(FORWARD_TASK, [row.id], "forward", row.priority)
     if rows:
         gw.index.forwards_touch_queued([row.id for row in rows])
     return len(rows)
@@ -164,8 +167,8 @@ def adopt_orphans(gw: Gateway) -> int:
 
 
 def clean_incoming(gw: Gateway) -> int:
-    """Delete what aborted receipts, and killed forwarders, left behind."""
-    left = [path for path in _stale_files(gw.settings.run_dir) if path.match(SENDING)]
+    """Delete what aborted receipts, killed forwarders and rebuilds left behind."""
+    left = [path for path in _stale_files(gw.settings.run_dir) if path.match(SENDING) or path.match(REBUILDING)]
     for path in left:
         path.unlink(missing_ok=True)
     return gw.spool.sweep_incoming(STALE_SECONDS) + len(left) + _erase_drills(gw.settings.run_dir)
@@ -215,6 +218,7 @@ DUTIES: tuple[Duty, ...] = (
     ask_commitments,
     release_spool,
     keep_ledger,
+    recode_when_idle,
     keep_head,
 )
 SLOW_DUTIES: tuple[Duty, ...] = (
@@ -270,8 +274,9 @@ def sweep_lock(path: Path) -> Iterator[None]:
 
 
 def run(gw: Gateway, stop: threading.Event) -> None:
-    """Sweep until `stop` is set; webhooks are told meanwhile, from threads of their own."""
+    """Sweep until `stop` is set; webhooks and syslog are told meanwhile, from threads of their own."""
     run_webhooks(gw, stop)
+    run_audit_export(gw, stop)
     alive = Alive(gw.index, new_owner("sweep"), "sweep")
     alive.start()
     rounds = 0
