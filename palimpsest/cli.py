@@ -19,6 +19,7 @@ from palimpsest import (
     cli_care,
     cli_certify,
     cli_codec,
+    cli_hosts,
     cli_keys,
     cli_ledger,
     cli_payload,
@@ -77,6 +78,7 @@ cli_probe.register(app)
 cli_ledger.register(app)
 cli_certify.register(app)
 cli_selftest.register(app)
+cli_hosts.register(app)
 cli_viewer.register(app)
 cli_watch.register(app)
 cli_wayback.register(app)
@@ -280,14 +282,6 @@ def sweep(home: Home = None) -> None:
     from worker.sweep import main
 
     main()
-
-
-@app.command(rich_help_panel="Single processes")
-def migrate(home: Home = None) -> None:
-    """Prepare folders, database and key ring, then stop: once before single processes are started."""
-    gateway = _gateway(home)
-    gateway.close()
-    console.print(f"ready: {gateway.settings.home}", highlight=False, soft_wrap=True)
 
 
 def _stop_event() -> threading.Event:

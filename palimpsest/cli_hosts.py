@@ -1,9 +1,10 @@
-"""`palimpsest healthy`: whether this container's process does its work, for health checks that run a command."""
+"""Commands for containers: `migrate` before their processes start, `healthy` while they run."""
 
 from __future__ import annotations
 
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from enum import StrEnum
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Role", "register", "unhealthy"]
 
+Home = Annotated[Path | None, typer.Option(help="Folder that holds all state.", metavar="DIR")]
 ANSWER_SECONDS = 5.0
+RETRY_SECONDS = 1.0
 BEATS_MISSED = 12  # a worker writes a beat every five seconds, less often while the database is busy
 
 
@@ -30,13 +33,36 @@ class Role(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Add the commands."""
+    app.command(rich_help_panel="Single processes")(migrate)
     app.command(rich_help_panel="Single processes")(healthy)
+
+
+def migrate(
+    wait: Annotated[float, typer.Option(min=0, help="Seconds that the database is waited for.")] = 0.0,
+    home: Home = None,
+) -> None:
+    """Prepare folders, database and key ring, then stop: once before single processes are started."""
+    from gateway.bootstrap import build
+    from gateway.errors import Unavailable
+    from gateway.settings import load_settings
+
+    settings = load_settings(home=home) if home is not None else load_settings()
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            build(settings).close()
+            break
+        except Unavailable as error:
+            if error.reason != "database-unavailable" or time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
+    typer.echo(f"ready: {settings.home}")
 
 
 def healthy(
     role: Annotated[Role, typer.Argument(help="Which of this host's processes.")],
-    home: Annotated[Path | None, typer.Option(help="Folder that holds all state.", metavar="DIR")] = None,
+    home: Home = None,
 ) -> None:
     """Exit 0 if the API answers, the listener takes connections, or a worker of this host beat within a minute; else 1.
 
