@@ -16,10 +16,20 @@ from gateway.index_commitment_out import CommitmentWanted
 from gateway.index_correction import Corrections
 from gateway.index_exports import Exports
 from gateway.index_forward import Forwarding
-from gateway.index_intake import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, QUEUE_OF, RETRIEVE_TASK, WARM_TASK, Intake
+from gateway.index_intake import (
+    ENCODE_TASK,
+    FORWARD_TASK,
+    INDEX_TASK,
+    QUEUE_OF,
+    RECODE_TASK,
+    RETRIEVE_TASK,
+    WARM_TASK,
+    Intake,
+)
 from gateway.index_ledger import Ledger
 from gateway.index_probe import Probes
 from gateway.index_rebuild import Rebuilding
+from gateway.index_recode import Recoding
 from gateway.index_rejection import Rejections
 from gateway.index_report import Report
 from gateway.index_rows import (
@@ -42,7 +52,7 @@ from gateway.index_work import Work
 from gateway.index_worker import Beating
 
 __all__ = [
-    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RETRIEVE_TASK", "WARM_TASK",
+    "ENCODE_TASK", "FORWARD_TASK", "INDEX_TASK", "QUEUE_OF", "RECODE_TASK", "RETRIEVE_TASK", "WARM_TASK",
     "Accepted", "AlertRow", "CandidateFacts", "Counts", "FailureGroup", "ForwardRow", "Index",
     "InstanceRow", "NewInstance", "OutboxMessage", "StegoExport", "Subject",
 ]  # fmt: skip
@@ -70,5 +80,6 @@ class Index(
     Sessions,
     Care,
     Rebuilding,
+    Recoding,
 ):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

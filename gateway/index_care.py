@@ -139,6 +139,12 @@ class Care(Database):
         with self.read() as conn:
             return [DamageRow(**row) for row in conn.execute(query).mappings()]
 
+    def is_damaged(self, key: str) -> bool:
+        """Whether an archive object was found damaged and is not mended."""
+        query = sa.select(damage.c.archive_key).where(damage.c.archive_key == key, damage.c.mended_at.is_(None))
+        with self.read() as conn:
+            return conn.execute(query).first() is not None
+
     def superseded_of(self, instance_id: int) -> list[ArchivedObject]:
         """Older archive objects of an instance, newest first."""
         query = sa.select(superseded).where(superseded.c.instance_id == instance_id).order_by(superseded.c.at.desc())

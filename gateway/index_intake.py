@@ -23,12 +23,14 @@ ENCODE_TASK: Final = "palimpsest.encode"
 FORWARD_TASK: Final = "palimpsest.forward"
 RETRIEVE_TASK: Final = "palimpsest.retrieve"
 WARM_TASK: Final = "palimpsest.warm"
+RECODE_TASK: Final = "palimpsest.recode"
 QUEUE_OF: Final = {
     INDEX_TASK: "index",
     ENCODE_TASK: "encode",
     FORWARD_TASK: "forward",
     RETRIEVE_TASK: "retrieve",
     WARM_TASK: "retrieve",
+    RECODE_TASK: "encode",
 }
 
 # Built once: building an expression costs more than running it.

@@ -115,7 +115,8 @@ class Accepted:
 class CandidateFacts:
     """An archive object that was made and stored, unproven. `facts` and `wraps` are JSON-able, without patient data.
 
-    size: bytes; of a group's object the share of the instance that is its `member`.
+    size: bytes; of a group's object the share of the instance that is its `member`. quick: coded in a hurry, to be
+    coded anew when there is time.
     """
 
     digest: str
@@ -132,6 +133,7 @@ class CandidateFacts:
     wraps: Any = field(default_factory=dict)
     patient_key: str | None = None
     member: int | None = None
+    quick: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,7 @@ class Work(Database):
             patient_key=candidate.patient_key,
             member=candidate.member,
             verified_at=None,
+            recode_at=self.now() if candidate.quick else None,
         )
         conn.execute(sa.delete(proof).where(proof.c.instance_id == instance_id))
         conn.execute(

@@ -21,6 +21,7 @@ from gateway.destination import Secret
 from gateway.errors import Unavailable
 from gateway.settings_access import SECRETS, AccessSettings
 from gateway.settings_audit import AuditSettings
+from gateway.settings_care import CareSettings
 from gateway.settings_dicom import GIB, DicomSettings
 from gateway.settings_folders import MAX_SOCKET_PATH as MAX_SOCKET_PATH
 from gateway.settings_folders import FolderSettings, kernel_sources
@@ -36,7 +37,8 @@ WATERMARK: dict[str, int] = {"demo": 1_000_000_000, "production": 5_000_000_000}
 
 
 class Settings(
-    FolderSettings, HostSettings, DicomSettings, KeySettings, AccessSettings, AuditSettings, WatchSettings, BaseSettings
+    FolderSettings, HostSettings, DicomSettings, KeySettings, AccessSettings, AuditSettings, CareSettings,
+    WatchSettings, BaseSettings,
 ):  # fmt: skip
     """All that can be chosen from outside; built once by `load_settings` and handed down."""
 
@@ -116,8 +118,11 @@ class Settings(
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments, then files that hold secrets, then the environment. Raises Unavailable ``secret-unreadable``."""

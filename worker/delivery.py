@@ -35,7 +35,7 @@ from worker.weightobject import needed_weights, weights_object, weights_uid
 
 __all__ = ["forward_instance", "record_forward_failure"]
 
-BATCH = 200  # rows asked for at once
+BATCH = 16  # rows asked for at once: a STAT that comes meanwhile waits for so many at most
 BATCH_SECONDS = 60.0  # then the lock is given back: the queue's order (STAT first) decides again
 SENT_WITH_GROUP = Delivery("done", "sent-with-group")
 CIRCUIT_CAP = 60.0  # seconds; a destination that came back is noticed within this

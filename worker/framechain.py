@@ -124,13 +124,15 @@ class FrameChain:
 class ChainCoder:
     """Codes the frames of an object, or of a group's objects, in their order.
 
-    profile: of the codec. shared: the adapter that stands beside the frames. adapters: those that may ride in blobs.
+    profile: of the codec. tried: the codec's coders to try, None: those of the profile. shared: the adapter that stands
+    beside the frames. adapters: those that may ride in blobs.
     blobs, coders: of what was coded, by frame. uppers: bytes of global parts in these blobs, by frame. uses_shared:
     whether any blob needs the adapter. stacks: by run, empty where it has none; reports: of the runs that were tried.
     """
 
     threads: int = 1
     profile: str = "default"
+    tried: tuple[str, ...] | None = None
     shared: bytes | None = None
     adapters: tuple[bytes, ...] = ()
     blobs: list[bytes] = field(default_factory=list)
@@ -166,7 +168,7 @@ class ChainCoder:
         """Code a frame with that context. Raises as `encode_frame`."""
         return encode_frame(
             words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared,
-            adapters=self.adapters, coders=coders, threads=self.threads, prove=prove,
+            adapters=self.adapters, coders=coders or self.tried, threads=self.threads, prove=prove,
         )  # fmt: skip
 
     def add(self, coded: EncodedFrame, words: Words, fmt: PixelFormat) -> None:

@@ -26,6 +26,7 @@ from gateway.index_rows import InstanceRow
 from gateway.keyuse import used_keys
 from gateway.policy import ArchiveRule
 from stego.errors import CarrierError
+from worker.backlog import in_a_hurry
 from worker.candidate import Candidate
 from worker.groupobject import MAX_GROUP_BYTES, MEMBER_ROOM, GroupFile, build_group
 from worker.leases import heartbeat
@@ -87,6 +88,8 @@ def process_series(gw: Gateway, verifier: GroupProver, instance_id: int, owner: 
 def _mates(gw: Gateway, row: InstanceRow, owner: str) -> list[InstanceRow]:
     """Waiting instances of the same series, leased. None for what was tried before, or for rules without groups."""
     if row.attempts > 1 or row.last_error or not row.series_uid or row.study_uid is None:
+        return []
+    if in_a_hurry(gw, row):
         return []
     if all(rule.group == "off" for rule in gw.policy.archive):
         return []

@@ -42,6 +42,7 @@ from gateway.instance import Form, State
 from gateway.keyuse import note_use, used_keys
 from gateway.part10 import EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE
 from gateway.policy import ArchiveRule
+from worker.backlog import in_a_hurry
 from worker.candidate import Candidate, build_candidate, build_passthrough
 from worker.identity import Provenance
 from worker.leases import Beat, backoff_seconds, heartbeat
@@ -51,8 +52,8 @@ from worker.verify import VerifyReport
 from worker.weightobject import archive_weights, needed_weights, require_archived
 
 __all__ = [
-    "GroupProver", "Prover", "Work", "archive_stored", "carry_claimed", "decoders_of", "disproof", "process_instance",
-    "quarantine", "record_failure", "set_candidates", "verified",
+    "GroupProver", "Prover", "Work", "archive_stored", "candidate_facts", "carry_claimed", "decoders_of", "disproof",
+    "process_instance", "proof_facts", "quarantine", "record_failure", "set_candidates", "verified",
 ]  # fmt: skip
 
 OUT_OF_RESOURCES_SECONDS = 60.0
@@ -127,8 +128,9 @@ def make_candidate(work: Work) -> None:
     archive_weights(work.gw.archive)
     data = work.gw.spool.map(row.digest)  # frames are read from it as they are coded, never all at once
     rule = archive_rule(work.gw, row, data)
-    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule)
-    set_candidates([work], [made], [(rule, modality_of(data))])
+    quick = in_a_hurry(work.gw, row)
+    made = build_candidate(data, provenance(work.gw, row), work.gw.keys, rule=rule, quick=quick)
+    set_candidates([work], [made], [(rule, modality_of(data))], quick=quick)
 
 
 def prove(work: Work) -> None:
@@ -166,7 +168,7 @@ def verified(work: Work, report: VerifyReport) -> None:
     """Commit a proof that succeeded."""
     for key_id in report.keys.split():
         note_use("proof", key_id)
-    work.gw.index.set_verified(work.row.id, work.owner, _proof_facts(report, work.row.form))
+    work.gw.index.set_verified(work.row.id, work.owner, proof_facts(report, work.row.form))
 
 
 def archive(work: Work) -> None:
@@ -213,24 +215,26 @@ def _pass_through(work: Work, reason: str) -> None:
 
 
 def set_candidates(
-    works: Sequence[Work], made: Sequence[Candidate], told: Sequence[tuple[ArchiveRule, str]]
+    works: Sequence[Work], made: Sequence[Candidate], told: Sequence[tuple[ArchiveRule, str]], *, quick: bool = False
 ) -> list[InstanceRow]:
     """The bytes durably first, then digest, wrapped keys and figures in one commit. told: rule and modality of each.
 
-    Several candidates are those of one group: their bytes are the same.
+    quick: made in a hurry, to be coded anew when there is time. Several candidates are those of one group: their bytes
+    are the same.
     """
     gw, digest = works[0].gw, works[0].gw.candidates.put(made[0].envelope)
     weights = sorted(each.sha256 for each in needed_weights(made[0].envelope))
     facts = {
-        work.row.id: _candidate_facts(digest, candidate, weights, *each)
+        work.row.id: candidate_facts(digest, candidate, weights, *each, quick=quick)
         for work, candidate, each in zip(works, made, told, strict=True)
     }
     return gw.index.set_candidates(works[0].owner, facts)
 
 
-def _candidate_facts(
-    digest: str, candidate: Candidate, weights: list[str], rule: ArchiveRule, modality: str
+def candidate_facts(
+    digest: str, candidate: Candidate, weights: list[str], rule: ArchiveRule, modality: str, *, quick: bool = False
 ) -> CandidateFacts:
+    """What the index is told of a candidate. digest: of its bytes; weights: digests of those that it needs."""
     return CandidateFacts(
         digest=digest,
         size=candidate.size,
@@ -257,6 +261,7 @@ def _candidate_facts(
         wraps=[wrap.hex() for wrap in candidate.wraps],
         patient_key=candidate.patient_key or None,
         member=candidate.member,
+        quick=quick and candidate.form is Form.CODED,
     )
 
 
@@ -325,7 +330,7 @@ def disproof(work: Work, report: VerifyReport) -> str | None:
     return None
 
 
-def _proof_facts(report: VerifyReport, form: Form | None) -> dict[str, Any]:
+def proof_facts(report: VerifyReport, form: Form | None) -> dict[str, Any]:
     """What is recorded of a proof: the digest that the restored file will always have, how, and the seconds it took."""
     return {
         "restored_sha256": report.sha256,

@@ -32,7 +32,7 @@ from stego.recipients import is_ring_wrap, recipient_of
 from stego.seal import wrap_kek_id
 from worker import container as box
 from worker.attributes import read_tolerant
-from worker.candidate import CLEAR, CODED
+from worker.candidate import CLEAR, CODED, QUICK_CODERS
 from worker.container import CarrierMode, SectionType
 from worker.envelope import FORMAT_NAME, envelope_uid, format_of, parse_envelope
 from worker.framechain import FrameChain
@@ -50,9 +50,8 @@ __all__ = ["TEMPORARY", "Reopened", "reopen"]
 
 TEMPORARY: Final = "rebuilding-"  # temporary files in the run folder begin so; after a kill the sweep finds them by it
 RESTORATION: Final = {SectionType.CONTEXT, SectionType.WRAPS, SectionType.RECORD, SectionType.SIDE}
-#: frames of these alone may have been coded in a hurry (worker/backlog.py)
-QUICK: Final = frozenset({"jpegls", "htj2k", "raw"})
-MAX_GENERATION: Final = 8
+QUICK: Final = frozenset(QUICK_CODERS)  # frames of these alone may have been coded in a hurry
+MAX_GENERATION: Final = 16
 UNKNOWN_PLACE: Final = "?"
 ENCRYPTED_ATTRIBUTES: Final = 0x04000500
 

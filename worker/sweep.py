@@ -34,6 +34,7 @@ from gateway.log import configure_logging
 from gateway.settings import load_settings
 from worker.audit_export import run_audit_export
 from worker.backlog import recode_when_idle
+from worker.scrub import run_scrub
 from worker.webhooks import run_webhooks
 
 __all__ = ["DUTIES", "main", "sweep_once"]
@@ -276,6 +277,7 @@ def sweep_lock(path: Path) -> Iterator[None]:
 def run(gw: Gateway, stop: threading.Event) -> None:
     """Sweep until `stop` is set; webhooks and syslog are told meanwhile, from threads of their own."""
     run_webhooks(gw, stop)
+    run_scrub(gw, stop)
     run_audit_export(gw, stop)
     alive = Alive(gw.index, new_owner("sweep"), "sweep")
     alive.start()

@@ -19,7 +19,7 @@ from gateway.accept import wake_up
 from gateway.alive import Alive
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Gone, IntegrityError, NotFound, PalimpsestError
-from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RETRIEVE_TASK, WARM_TASK
+from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, RECODE_TASK, RETRIEVE_TASK, WARM_TASK
 from gateway.instance import ForwardState, State
 from gateway.jobs import new_owner
 from gateway.settings import Settings
@@ -29,6 +29,7 @@ from worker.grouping import process_series
 from worker.indexing import index_by_door, index_instance
 from worker.pipeline import failure_reason, record_failure
 from worker.prefetch import arrived, warm, warm_failed
+from worker.recode import recode, recode_failed
 from worker.retrieve import retrieve, retrieve_failure
 from worker.verify import Verifier
 
@@ -220,12 +221,25 @@ def warm_task_failed(runtime: Runtime, error: BaseException, instance_id: int, l
     return warm_failed(error)
 
 
+def run_recode(runtime: Runtime, instance_id: int) -> Reply:
+    """palimpsest.recode [instance id]: a smaller archive object for what was coded in a hurry."""
+    return {"outcome": recode(runtime.gw, runtime.verifier, instance_id, runtime.owner)}
+
+
+def recode_task_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:
+    """The object that there is stays; nothing waits for another."""
+    runtime.end_verifier()  # as in `encode_failed`
+    recode_failed(runtime.gw, instance_id, runtime.owner, error)
+    return {"error": failure_reason(error)}
+
+
 TASKS: dict[str, TaskSpec] = {
     ENCODE_TASK: TaskSpec(run_encode, encode_failed),
     INDEX_TASK: TaskSpec(run_index, index_failed),
     FORWARD_TASK: TaskSpec(run_forward, forward_failed),
     RETRIEVE_TASK: TaskSpec(run_retrieve, retrieve_failed),
     WARM_TASK: TaskSpec(run_warm, warm_task_failed),
+    RECODE_TASK: TaskSpec(run_recode, recode_task_failed),
 }
 
 
