@@ -1,4 +1,4 @@
-"""Commands for containers: `migrate` before their processes start, `healthy` while they run."""
+"""Commands for containers: `migrate` and `warm` before their processes start, `healthy` while they run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,20 @@ class Role(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(rich_help_panel="Single processes")(migrate)
+    app.command(rich_help_panel="Single processes")(warm)
     app.command(rich_help_panel="Single processes")(healthy)
+
+
+def warm(home: Home = None) -> None:
+    """Compile the codec's kernels for this processor, as `palimpsest run` does, before single workers are started."""
+    from gateway.settings import load_settings, use_numba_cache
+
+    settings = load_settings(home=home) if home is not None else load_settings()
+    use_numba_cache(settings)  # before the first kernel is imported
+    from palimpsest.warm import warm_frames, warm_objects
+
+    warm_frames()
+    warm_objects()
 
 
 def migrate(
