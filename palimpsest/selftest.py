@@ -47,10 +47,12 @@ class Row:
 
 @dataclass
 class Outcome:
-    """What came of it. memory: role -> [[seconds, resident bytes], ...]."""
+    """What came of it. refused: what senders heard instead of Success, and how often; memory: role -> [[seconds,
+    resident bytes], ...].
+    """
 
     instances: int
-    repeats: int
+    refused: dict[str, int]
     reads: int
     unanswered_reads: int
     seconds: float
@@ -166,7 +168,7 @@ class Selftest:
         verdict = judge(self.under, [each.sent for each in promised], self.ledger.wrong)
         _attribute(rows, promised, self._began, verdict)
         return Outcome(
-            instances=len(promised), repeats=self.ledger.repeats, reads=self.ledger.reads,
+            instances=len(promised), refused=dict(self.ledger.heard), reads=self.ledger.reads,
             unanswered_reads=self.ledger.unanswered, seconds=round(time.monotonic() - self._began, 1), rows=rows,
             verdict=verdict, memory=self._memory or {},
         )  # fmt: skip

@@ -10,8 +10,8 @@ from hashlib import sha256
 import httpx
 
 from codec.weights import in_use
-from gateway import audit
 from gateway.archive import archive_key
+from gateway.audit_notary import check_trail
 from gateway.errors import PalimpsestError
 from gateway.index_rows import InstanceRow
 from gateway.instance import DELIVERED, State
@@ -65,8 +65,8 @@ def judge(under: UnderTest, promised: Sequence[Generated], wrong: set[str]) -> V
     with client(under.url, under.token()) as http:
         for sent in promised:
             _one(under, http, sent, verdict, known)
-    there = audit.verify(under.gw.index, under.settings.audit_head_path)
-    verdict.audit_trail = "" if there.ok else str(there.problem)
+    there = check_trail(under.gw)
+    verdict.audit_trail = "" if there.ok else there.problem or "not whole"
     verdict.left_in_spool = len(list(under.gw.spool))
     there_too = {archive_key(weights_uid(each.sha256)) for each in in_use()}
     verdict.unnamed_objects = len(set(under.gw.archive.keys()) - known - there_too)

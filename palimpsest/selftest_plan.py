@@ -179,12 +179,12 @@ def _rebuild(site: Site) -> int | None:
     return 1
 
 
-def _power(seed: int | None, site: Site) -> int | None:
-    if site.under.platter is None:
-        return None
+def _power(rule: Rule, seed: int | None, site: Site) -> int:
+    """A process dies at a step, and with it everything else; then the machine starts again from what its disk holds."""
+    struck = _rules((rule,), site)
     site.under.lose_power(seed=seed)
     site.under.start()
-    return 1
+    return struck
 
 
 def _cut(proxy: Callable[[UnderTest], FaultProxy], fault: Cut, site: Site) -> int:
@@ -302,16 +302,20 @@ def short_plan() -> list[Break]:
 
 
 def power_plan(times: int) -> list[Break]:
-    """Power loss again and again, by turns strict and in a mixture."""
-
-    def later(seed: int | None, wait: float, site: Site) -> int | None:
-        site.pause(wait)
-        return _power(seed, site)
-
+    """Power loss again and again, each at another step; by turns nothing else survives, or a mixture does."""
+    doors_and_encoder = ("listener", "encode worker", "api", "encode worker", "sweep", "forward worker")
+    places = [
+        (role, operation, path, words, skip)
+        for role in doors_and_encoder
+        for operation, path, words in STEPS[role]
+        for skip in range(COMMITS.get(role, 1) if words == "commit" else 1)
+    ]
     plan = []
     for number in range(times):
+        role, operation, path, words, skip = places[number * 7 % len(places)]
+        action, when = ((Action.KILL_AFTER, "after"), (Action.KILL_BEFORE, "before"))[number // len(places) % 2]
         seed = None if number % 2 == 0 else number
-        words = "nothing but what was fsynced" if seed is None else f"a mixture with what was not (seed {number})"
-        wait = 1.0 + (number * 0.37) % 2.0
-        plan.append(Break("power loss", words, partial(later, seed, wait)))
+        left = "nothing left but what was fsynced" if seed is None else f"left a mixture (seed {number})"
+        rule = Rule(ROLES[role], operation, action, path, skip)
+        plan.append(Break("power loss", f"{role}, {when} {words}; {left}", partial(_power, rule, seed)))
     return plan

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,11 +39,13 @@ class Acknowledged:
 
 @dataclass
 class Ledger:
-    """What senders and readers heard; safe in threads. quota: how many objects may have been begun."""
+    """What senders and readers heard; safe in threads. quota: how many objects may have been begun; heard: what senders
+    heard instead of Success, and how often.
+    """
 
     quota: int = 0
     begun: int = 0
-    repeats: int = 0
+    heard: Counter[str] = field(default_factory=Counter)
     reads: int = 0
     unanswered: int = 0
     acknowledged: list[Acknowledged] = field(default_factory=list)
@@ -60,6 +63,11 @@ class Ledger:
             self.stopped.wait(0.02)
         return None
 
+    def refused(self, heard: str) -> None:
+        """It was not: it will be sent again."""
+        with self.lock:
+            self.heard[heard] += 1
+
     def promise(self, sent: Generated) -> None:
         """It was acknowledged."""
         with self.lock:
@@ -74,15 +82,17 @@ class _Sender(threading.Thread):
         self._ledger, self._source = ledger, source
 
     def run(self) -> None:
-        """See Thread. What was begun is brought to its end, whatever the ledger says."""
+        """See Thread."""
         while (current := self._ledger.take(self._source)) is not None:
-            while not self._send(current):
-                self._ledger.repeats += 1
-                time.sleep(PAUSE_SECONDS)
+            while heard := self._send(current):
+                self._ledger.refused(heard)
+                if self._ledger.stopped.wait(PAUSE_SECONDS):
+                    return
             self._ledger.promise(current)
         self._end()
 
-    def _send(self, current: Generated) -> bool:
+    def _send(self, current: Generated) -> str:
+        """'' once it was acknowledged, else what was heard instead."""
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -106,24 +116,25 @@ class Modality(_Sender):
             self._ae.add_requested_context(sop_class, syntax)
         self._association: Association | None = None
 
-    def _send(self, current: Generated) -> bool:
+    def _send(self, current: Generated) -> str:
         association = self._association
         if association is None or not association.is_established:
             association = self._association = self._ae.associate("127.0.0.1", self._port, ae_title="PALIMPSEST")
             if not association.is_established:
-                return False
+                return "no association"
         try:
             status = association.send_c_store(current.path)
         except (RuntimeError, OSError):  # RuntimeError: the association ended since it was looked at
-            return False
+            return "association ended"
         if status.get("Status") == 0x0000:
             self._stored += 1
             if self._renew_every and self._stored % self._renew_every == 0:
                 association.release()
-            return True
+            return ""
         if "Status" not in status:
             association.abort()
-        return False
+            return "no answer"
+        return f"status {status.Status:04X}"
 
     def _end(self) -> None:
         if self._association is not None and self._association.is_established:
@@ -137,7 +148,7 @@ class Uploader(_Sender):
         super().__init__(name, ledger, source)
         self._http = client(url, token, keep=0)
 
-    def _send(self, current: Generated) -> bool:
+    def _send(self, current: Generated) -> str:
         head = f"--{BOUNDARY}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         body = head + current.path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
         kind = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
@@ -145,9 +156,10 @@ class Uploader(_Sender):
         try:
             answer = self._http.post(f"studies/{current.study}", content=body, headers=headers)
             stored = answer.json().get("00081199", {}).get("Value", []) if answer.status_code in (200, 202) else []
-        except (httpx.HTTPError, ValueError):
-            return False
-        return any(each.get("00081155", {}).get("Value") == [current.uid] for each in stored)
+        except (httpx.HTTPError, ValueError) as error:
+            return f"HTTP {type(error).__name__}"
+        known = any(each.get("00081155", {}).get("Value") == [current.uid] for each in stored)
+        return "" if known else f"HTTP {answer.status_code}"
 
     def _end(self) -> None:
         self._http.close()

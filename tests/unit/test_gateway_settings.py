@@ -85,7 +85,7 @@ def test_the_embedded_broker_is_found_and_opens_no_port(tmp_path: Path) -> None:
     assert find_server_binary().is_file()
     command = server_command(load_settings(home=tmp_path))
     options = dict(zip(command[1::2], command[2::2], strict=True))
-    assert options["--port"] == "0" and options["--appendonly"] == "yes"
+    assert options["--port"] == "0" and options["--appendonly"] == "no"
     assert options["--maxmemory-policy"] == "noeviction"
 
 
