@@ -20,6 +20,7 @@ from gateway.policy_file import check_recipients, load_policy, policy_path
 from gateway.receipts import Receipt, receipts
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
+from gateway.transport import check_backends
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,11 @@ def build(
     """Make the folders, bring the database up to date, open (or create) the key ring.
 
     The ring is created only while nothing was archived yet: a lost ring must not be replaced unnoticed. Raises
-    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place), BadPolicy (policy file).
+    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place, insecure transport), BadPolicy (policy
+    file).
     """
     settings = settings or load_settings()
+    check_backends(settings)
     policy = read_policy(settings)  # first: a wrong one changes nothing
     with storage_errors():
         for folder in settings.folders:

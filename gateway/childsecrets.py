@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
+from gateway.destination import Destination
+
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
@@ -70,10 +72,16 @@ def _for_aws(name: str, settings: Settings, wanted: frozenset[Need]) -> frozense
 
 
 def _secret_names(settings: Settings | None) -> dict[str, frozenset[Need]]:
-    """With those that the destinations name."""
-    named = (
-        getattr(destination, field)
-        for destination in (settings.destinations if settings else ())
+    """With those that the destinations name, and the archive's bucket."""
+    places: list[tuple[Destination, Need]] = [
+        (each, "destinations") for each in (settings.destinations if settings else ())
+    ]
+    if settings and settings.archive_s3:
+        places.append((settings.archive_s3, "database"))
+    named = {
+        name: frozenset({need})
+        for place, need in places
         for field in ("token_env", "password_env", "access_key_env", "secret_key_env")
-    )
-    return {**{name: frozenset[Need]({"destinations"}) for name in named if name}, **_SECRET}
+        if (name := getattr(place, field))
+    }
+    return {**named, **_SECRET}

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from gateway import audit
-from gateway.audit import AuditEvent, Detail
+from gateway.audit import AuditEvent, AuditOutcome, Detail
 from gateway.database import Database
 from gateway.errors import NotFound
 from gateway.index_intake import fetch
@@ -30,6 +30,7 @@ REJECTIONS: Final = {
     "113038": "Incorrect Modality Worklist Entry",
     "113039": "Data Retention Policy Expired",
 }
+REFUSED: Final = "A rejection note came from a system that may not hide images (rejection_ae_allow); they stay visible."
 HIDDEN: Final = "A rejection note hides images; GET /api/rejections names them, and it can be revoked there."
 
 
@@ -37,15 +38,22 @@ class Rejections(Database):
     """What was rejected, by which note."""
 
     def rejection_add(
-        self, note_id: int, code: str, named: Sequence[tuple[str, str]], *, quality: Literal["hide", "show"]
+        self,
+        note_id: int,
+        code: str,
+        named: Sequence[tuple[str, str]],
+        *,
+        quality: Literal["hide", "show"],
+        allowed: bool = True,
     ) -> int:
         """Record a rejection note that was received; how many instances it names that were not recorded under it yet.
 
         named: (Study Instance UID, SOP Instance UID); one that names the note itself is left out. quality: whether
-        what was rejected for quality reasons only is hidden. Whoever may store may send a note, so hiding is an alert.
+        what was rejected for quality reasons only is hidden. allowed: whether its sender may hide images; if not, the
+        note is kept as what it is, an object, and hides nothing. Either way there is an alert.
         """
         now = self.now()
-        hidden = code != QUALITY or quality == "hide"
+        hidden = allowed and (code != QUALITY or quality == "hide")
         with self.write() as conn:
             note = fetch(conn, note_id)
             have = sa.select(rejection.c.sop_uid).where(rejection.c.note_id == note_id)
@@ -58,9 +66,11 @@ class Rejections(Database):
             for each in set(new.values()):
                 touch_study(conn, each)
             detail: Detail = {"kind": code, "count": len(new), "outcome": "hidden" if hidden else "shown"}
-            audit.append(conn, AuditEvent("rejected", note.calling_ae, instance_id=note_id, detail=detail), now)
-            if hidden:
-                put_alert(conn, "images-hidden", f"instance {note_id}", HIDDEN, "warning", now)
+            outcome: AuditOutcome = "success" if allowed else "refused"
+            audit.append(conn, AuditEvent("rejected", note.calling_ae, outcome, note_id, detail=detail), now)
+            if hidden or not allowed:
+                kind, text = ("images-hidden", HIDDEN) if hidden else ("rejection-refused", REFUSED)
+                put_alert(conn, kind, f"instance {note_id}", text, "warning", now)
             return len(new)
 
     def rejection_revoke(self, note_id: int, actor: str) -> int:

@@ -27,6 +27,9 @@ class AccessSettings(BaseSettings):
     http_port: int = Field(default=8080, ge=0, le=65535)
     http_tls_cert: Path | None = Field(default=None, description="PEM chain: HTTPS is served; read again if changed")
     http_tls_key: Path | None = Field(default=None, description="PEM private key of it, without a passphrase")
+    http_ca_file: Path | None = Field(
+        default=None, description="PEM: who signed it, for our own command line; default: the CAs that Python trusts"
+    )
     http_proxy: Literal["", "trusted"] = Field(
         default="", description="'trusted': a reverse proxy ends TLS; its X-Forwarded-For and -Proto are believed"
     )
@@ -45,7 +48,9 @@ class AccessSettings(BaseSettings):
     oidc_scopes: str = Field(default="openid", description="asked for, separated by spaces")
     oidc_audience: str = Field(default="", description="`aud` of machines' access tokens; default: the client id")
     oidc_subject_claim: str = Field(default="sub", description="the name in the audit trail; must be unique and stay")
-    oidc_roles_claim: str = Field(default="roles", description="claim with roles or groups; a path has dots")
+    oidc_roles_claims: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("roles",), description="comma-separated claims with roles, groups or scopes; a path has dots"
+    )
     oidc_roles: dict[str, str] = Field(
         default_factory=dict, description='JSON: {"their group": "our role"}; empty: they are called as ours'
     )
@@ -59,12 +64,12 @@ class AccessSettings(BaseSettings):
     rate_logins: str = Field(default="20/minute", description="attempts to sign in from one address")
     rate_refused: str = Field(default="60/minute", description="bad tokens from one address that are answered with 401")
 
-    @field_validator("http_tls_cert", "http_tls_key", "oidc_ca_file", mode="before")
+    @field_validator("http_tls_cert", "http_tls_key", "http_ca_file", "oidc_ca_file", mode="before")
     @classmethod
     def _no_http_file(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("http_proxy_addresses", "oidc_algorithms", mode="before")
+    @field_validator("http_proxy_addresses", "oidc_algorithms", "oidc_roles_claims", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if not isinstance(value, str):

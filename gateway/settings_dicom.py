@@ -25,7 +25,12 @@ class DicomSettings(BaseSettings):
         default=(), description="comma-separated AE titles; empty: any in the demo profile, none in production"
     )
     query_ae_allow: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="AE titles that may C-FIND, C-MOVE and C-GET; empty: every one that may associate"
+        default=(), description="AE titles that may C-FIND, C-MOVE and C-GET; empty: any in the demo profile, else none"
+    )
+    rejection_ae_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="AE titles (STOW-RS: token subjects) whose rejection notes (IHE IOCM) hide images; empty: any in "
+        "the demo profile, else those of query_ae_allow",
     )
     query_max_matches: int = Field(
         default=20_000, ge=1, le=65_535, description="of one C-FIND; beyond them the answer ends with 0xA700"
@@ -57,7 +62,8 @@ class DicomSettings(BaseSettings):
     dicom_tls_key: Path | None = Field(default=None, description="PEM private key of it, without a passphrase")
     dicom_tls_ca: Path | None = Field(default=None, description="PEM: who may have signed a peer's certificate")
     dicom_tls_bind_ae: bool = Field(
-        default=False, description="the calling AE title must be the certificate's CN or one of its DNS names"
+        default_factory=lambda data: data.get("profile") != "demo",
+        description="the calling AE title must be the certificate's CN or a DNS name of it; false in the demo profile",
     )
     max_pdu: int = Field(default=0, ge=0, description="bytes announced (PS3.8 D.1); 0: the listener's choice, 1 MiB")
     max_object_bytes: int = Field(
@@ -68,7 +74,7 @@ class DicomSettings(BaseSettings):
     destinations_file: Path | None = Field(default=None, description="JSON list; default <home>/destinations.json")
     destinations: tuple[Destination, ...] = ()
 
-    @field_validator("calling_ae_allow", "query_ae_allow", "address_allow", mode="before")
+    @field_validator("calling_ae_allow", "query_ae_allow", "rejection_ae_allow", "address_allow", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -117,7 +123,13 @@ class DicomSettings(BaseSettings):
 
     def allows_query_ae(self, ae_title: str) -> bool:
         """True if this calling AE title may query and retrieve, once it has an association."""
-        return not self.query_ae_allow or ae_title.strip() in self.query_ae_allow
+        if not self.query_ae_allow:
+            return self.profile == "demo"
+        return ae_title.strip() in self.query_ae_allow
+
+    def allows_rejection_ae(self, name: str) -> bool:
+        """True if a rejection note from this AE title, or token subject, hides what it names."""
+        return name.strip() in self.rejection_ae_allow if self.rejection_ae_allow else self.allows_query_ae(name)
 
     def move_destination(self, ae_title: str) -> Destination | None:
         """The DICOM node that a C-MOVE may name by this AE title, or None."""

@@ -35,9 +35,12 @@ def reachable(host: str) -> str:
 
 
 def base_url(settings: Settings) -> str:
-    """The web side."""
+    """The web side; over TLS by the name that its certificate bears, if that was said."""
+    if settings.listens_https and settings.http_public_url:
+        return settings.http_public_url
     host = reachable(settings.http_host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
+    scheme = "https" if settings.listens_https else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.http_port}"
 
 
 def local_target(settings: Settings, secure: Secure | None = None) -> Target:

@@ -25,7 +25,7 @@ def web_client(
 
     Raises FetchError ``no-token``, ``bad-ca-file``.
     """
-    from gateway.tokens import mint_token
+    from palimpsest.own_token import own_token
 
     if url is not None:
         if token is None:
@@ -33,9 +33,8 @@ def web_client(
         return WebClient(url, token, ca_file=ca_file)
     local = gateway()
     try:
-        return WebClient(
-            base_url(local.settings), token or mint_token(local, "service", "palimpsest-fetch", TOKEN_SECONDS)
-        )
+        given = token or own_token(local, "service", "palimpsest-fetch", TOKEN_SECONDS)
+        return WebClient(base_url(local.settings), given, ca_file=ca_file or local.settings.http_ca_file)
     finally:
         local.close()
 

@@ -118,19 +118,21 @@ class _Job:
 
     def _welcome(self) -> None:
         from gateway.bootstrap import build
-        from gateway.tokens import mint_token
+        from gateway.tokens import LOCAL_ONLY, mint_token
 
         settings = self._settings
-        gateway = build(settings)
-        try:
-            token = mint_token(gateway, "admin", "demo")
-        finally:
-            gateway.close()
+        token = ""
+        if settings.profile == "demo":
+            gateway = build(settings)
+            try:
+                token = mint_token(gateway, "admin", "demo")
+            finally:
+                gateway.close()
         lines = [
             f"DICOM     {settings.ae_title} at {settings.dicom_host}:{settings.dicom_port} (in and out)",
             f"DICOMweb  {base_url(settings)}/dicomweb   (tokens: palimpsest token --role clinician)",
             f"Admin     {base_url(settings)}/admin",
-            f"  token   {token}" if settings.profile == "demo" else "  token   palimpsest token --role admin",
+            f"  token   {token}" if token else f"  sign-in {settings.oidc_issuer or LOCAL_ONLY}",
             f"State     {settings.home}   (logs in {settings.home / 'log'})",
         ]
         width = shutil.get_terminal_size().columns

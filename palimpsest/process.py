@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.childsecrets import NOTHING, Need
+
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_SECONDS = 60.0  # a child that lived this long starts again with the shortest pause
 LOG_KEEP_BYTES = 32 << 20
@@ -36,11 +38,14 @@ os.execv(argv[0], argv)
 
 @dataclass(frozen=True)
 class ChildSpec:
-    """What to run: name (of its log file too), command line, seconds it gets to stop after SIGTERM."""
+    """What to run: name (of its log file too), command line, seconds it gets to stop after SIGTERM, and the secrets of
+    the environment that its work needs.
+    """
 
     name: str
     argv: tuple[str, ...]
     grace_seconds: float = 10.0
+    needs: frozenset[Need] = NOTHING
 
 
 @dataclass

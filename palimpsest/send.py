@@ -35,9 +35,10 @@ def default_plan(gateway: Gateway, secure: Secure | None = None) -> Plan:
 @contextmanager
 def tracker(gateway: Gateway, plan: Plan, stopping: threading.Event) -> Iterator[Tracker]:
     """A tracker with a token of its own."""
-    from gateway.tokens import mint_token
+    from palimpsest.own_token import own_token
 
-    web = WebClient(base_url(gateway.settings), mint_token(gateway, "service", "palimpsest-send", TOKEN_SECONDS))
+    token = own_token(gateway, "service", "palimpsest-send", TOKEN_SECONDS) if plan.fetch else ""
+    web = WebClient(base_url(gateway.settings), token, ca_file=gateway.settings.http_ca_file)
     made = Tracker(gateway.index, web, plan, stopping)
     try:
         yield made

@@ -15,11 +15,12 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from gateway.childsecrets import EVERYTHING, Need
 from gateway.settings import Destination, Settings, child_environment
 from palimpsest.addresses import base_url, reachable
 from palimpsest.broker import broker_spec, wait_for_broker
@@ -28,6 +29,8 @@ from palimpsest.process import Child, ChildSpec
 READY_SECONDS = 60.0
 WORKER_GRACE_SECONDS = 20.0  # a task that takes longer is killed; its lease runs out and it is done again
 POLL_SECONDS = 0.2
+#: Secrets that every process needs which works on objects.
+WORKING: frozenset[Need] = frozenset({"database", "queue", "keys"})
 DEMO_NAME = "demo"
 
 
@@ -64,11 +67,11 @@ def stages(settings: Settings) -> tuple[Stage, ...]:
 
 def _doors(settings: Settings) -> tuple[ChildSpec, ...]:
     doors = [
-        ChildSpec("listener", _python("-m", "service.listener")),
-        ChildSpec("api", _python("-m", "service.api")),
+        ChildSpec("listener", _python("-m", "service.listener"), needs=WORKING),
+        ChildSpec("api", _python("-m", "service.api"), needs=WORKING | {"sign-in"}),
     ]
     if settings.flower:
-        doors.append(ChildSpec("flower", _python("-m", "palimpsest.flower_process")))
+        doors.append(ChildSpec("flower", _python("-m", "palimpsest.flower_process"), needs=frozenset({"queue"})))
     if any(d.name == DEMO_NAME for d in settings.destinations):
         folder = str(settings.home / "demo-destination")
         argv = _python("-m", "palimpsest.demo_destination", folder, str(settings.demo_destination_port))
@@ -88,6 +91,7 @@ def _workers(settings: Settings) -> tuple[ChildSpec, ...]:
             f"worker-{name}",
             _python("-m", "worker.process", "--queues", queues, "--concurrency", str(count), "--name", name),
             WORKER_GRACE_SECONDS,
+            WORKING | {"destinations"} if name == "forward" else WORKING,
         )
         for name, queues, count in pools
     ]
@@ -96,19 +100,22 @@ def _workers(settings: Settings) -> tuple[ChildSpec, ...]:
             f"worker-gpu-{number}",
             _python("-m", "worker.process", "--queues", "gpu", "--name", f"gpu-{number}", "--device", str(number)),
             WORKER_GRACE_SECONDS,
+            WORKING,
         )
         for number in settings.gpu_devices
     ]
-    return (*workers, *devices, ChildSpec("sweep", _python("-m", "worker.sweep")))
+    return (*workers, *devices, ChildSpec("sweep", _python("-m", "worker.sweep"), needs=WORKING))
 
 
 def _python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """What every child gets: equal settings, no package shadowed by the folder it runs in, output at once."""
-    env = child_environment(settings)
+def environment(settings: Settings, needs: Collection[Need] = EVERYTHING) -> dict[str, str]:
+    """What every child gets: equal settings, no package shadowed by the folder it runs in, output at once; of the
+    secrets those that it needs.
+    """
+    env = child_environment(settings, needs)
     env["PYTHONSAFEPATH"] = "1"
     env["PYTHONUNBUFFERED"] = "1"
     return env
@@ -175,7 +182,6 @@ class Supervisor:
         self._stop = threading.Event()
         self._signals = 0
         self._log_dir = settings.log_dir
-        self._env = environment(settings)
         self._running: list[list[Child]] = []
 
     @property
@@ -234,7 +240,9 @@ class Supervisor:
 
     def _start_stage(self, stage: Stage) -> None:
         home, pause = self.settings.home, self.settings.restart_pause_seconds
-        children = [Child(spec, self._log_dir, self._env, home, pause) for spec in stage.children]
+        children = [
+            Child(spec, self._log_dir, environment(self.settings, spec.needs), home, pause) for spec in stage.children
+        ]
         self._running.append(children)
         for child in children:
             child.start()
@@ -261,6 +269,8 @@ class Supervisor:
             return False
 
     def _api_answers(self) -> bool:
+        if self.settings.listens_https:  # the certificate names the hospital's host, which may not lead to this process
+            return self._listens(self.settings.http_host, self.settings.http_port)
         url = base_url(self.settings) + "/healthz"
         try:
             with urllib.request.urlopen(url, timeout=1) as answer:
@@ -275,7 +285,7 @@ class Supervisor:
             return
         self._say("compiling the codec's kernels (first start of this version, about a minute) ...")
         spec = ChildSpec("warm-up", _python("-m", "palimpsest.warm"))
-        child = Child(spec, self._log_dir, self._env, self.settings.home)
+        child = Child(spec, self._log_dir, environment(self.settings, spec.needs), self.settings.home)
         child.start()
         while child.alive and not self._stop.wait(POLL_SECONDS):
             self._supervise()  # objects come in meanwhile

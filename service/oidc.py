@@ -82,7 +82,7 @@ class Provider:
         audience = claims["aud"]
         if claims.get("azp", client) != client or (isinstance(audience, list) and set(audience) != {client}):
             raise TokenRefused("token-invalid", "The ID token is meant for another application, too.")
-        if _claim(claims, self.settings.oidc_roles_claim) is None and access_token:
+        if access_token and all(_claim(claims, name) is None for name in self.settings.oidc_roles_claims):
             claims = {**self._userinfo(access_token, claims["sub"]), **claims}
         return principal_from(self.settings, claims)
 
@@ -249,9 +249,11 @@ def principal_from(settings: Settings, claims: Mapping[str, Any]) -> Principal:
 
 
 def _roles(settings: Settings, claims: Mapping[str, Any]) -> frozenset[Role]:
-    """A claim is a list, or text with spaces between (as `scope`, RFC 8693 4.2)."""
-    found = _claim(claims, settings.oidc_roles_claim)
-    names = found.split() + [found] if isinstance(found, str) else found if isinstance(found, list) else []
+    """A claim is a list, or text with spaces between (as `scope`, RFC 8693 4.2). All the claims count."""
+    names: list[Any] = []
+    for claim in settings.oidc_roles_claims:
+        found = _claim(claims, claim)
+        names += [*found.split(), found] if isinstance(found, str) else found if isinstance(found, list) else []
     mapped = settings.oidc_roles or {str(role): str(role) for role in Role}
     return frozenset(Role(mapped[name]) for name in names if isinstance(name, str) and name in mapped)
 

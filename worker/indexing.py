@@ -115,7 +115,8 @@ def index_instance(gw: Gateway, instance_id: int) -> bool:
     described = describe(path, _identifiers(row))
     if row.sop_class == KEY_OBJECT_SELECTION and (note := rejected_by(described.metadata_json)):
         code, named = note  # before the row counts as indexed: a kill between must not lose it
-        gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality)
+        allowed = gw.settings.allows_rejection_ae(row.calling_ae)
+        gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality, allowed=allowed)
     patient = str(described.attributes.get("PatientID") or "").strip()
     subject = audit_subject(gw, patient, row.study_uid or str(described.attributes.get("StudyInstanceUID") or ""))
     values = {**described.attributes, **accession_of(gw, described.attributes)}

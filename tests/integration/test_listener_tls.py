@@ -300,7 +300,8 @@ def test_palimpsest_send_goes_by_tls(place: Place) -> None:
 
 
 def test_the_command_takes_the_tls_port_where_no_other_is_open(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    gateway, _ = place.make(profile="production", dicom_tls_port=free_port())
+    gateway, _ = place.make(profile="production", dicom_tls_port=free_port(), dicom_tls_bind_ae=False)
+    monkeypatch.setenv("PALIMPSEST_DICOM_TLS_BIND_AE", "false")  # it sends with the listener's own certificate
     for name in ("profile", "dicom_tls_port", "dicom_tls_cert", "dicom_tls_key", "dicom_tls_ca", "watermark_bytes"):
         monkeypatch.setenv(f"PALIMPSEST_{name.upper()}", str(getattr(gateway.settings, name)))
     monkeypatch.setenv("PALIMPSEST_CALLING_AE_ALLOW", "CT1")

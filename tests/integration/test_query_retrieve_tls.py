@@ -83,7 +83,9 @@ def test_find_and_move_over_tls_to_a_destination_that_asks_for_a_certificate(lis
     files = {"dicom_tls_cert": ours.certificate, "dicom_tls_key": ours.key, "dicom_tls_ca": authority.file}
     node = free_port()
     workstation = Destination(name="ws", port=node, ae_title="WS", move=True, forward=False, tls=True)
-    gateway, listener = listen(profile="production", destinations=(workstation,), **files)
+    gateway, listener = listen(
+        profile="production", query_ae_allow="DCMTK", destinations=(workstation,), **files
+    )
     row = take(gateway, data := part10())
     tls = ("+tls", str(theirs.key), str(theirs.certificate), "+cf", str(authority.file))
     to = (*tls, "-aet", "DCMTK", "-aec", "PALIMPSEST", "127.0.0.1", str(listener.tls_port))
