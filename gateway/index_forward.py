@@ -15,6 +15,7 @@ from gateway.database import Database
 from gateway.errors import LeaseLost, NotFound
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
 from gateway.index_ledger import touch_study
+from gateway.index_report import DEAD
 from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import DELIVERED, ForwardState
@@ -190,7 +191,7 @@ class Forwarding(Database):
         if instance_id is not None:
             query = query.where(forward.c.instance_id == instance_id)
         if state is not None:
-            query = query.where(forward.c.state == state)
+            query = query.where(DEAD if state is ForwardState.DEAD else forward.c.state == state)
         with self.read() as conn:
             return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
 

@@ -122,6 +122,13 @@ class Report(Database):
             ]
         return sorted(groups, key=lambda group: -group.count)
 
+    def failed_for(self, reason: str) -> list[int]:
+        """Ids of all instances that wait for another try after that reason, oldest first."""
+        c = instance.c
+        query = sa.select(c.id).where(c.last_error.is_not(None), c.last_error == reason, c.state.in_(UNFINISHED))
+        with self.read() as conn:
+            return list(conn.execute(query.order_by(c.last_error, c.id)).scalars())
+
     def alert_raise(self, kind: str, subject: str, message: str, severity: str = "warning") -> AlertRow:
         """Open an alert, or count on the open one of the same kind and subject. No patient data in any argument."""
         with self.write() as conn:

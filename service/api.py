@@ -29,6 +29,7 @@ from gateway.settings import Settings, load_settings
 from gateway.transport import check_http
 from service import (
     admin,
+    admin_actions,
     certificates,
     correcting,
     flower,
@@ -65,6 +66,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *ledger.ROUTES,
     *correcting.ROUTES,
     *admin.ROUTES,
+    *admin_actions.ROUTES,
     *flower.ROUTES,
     *login.ROUTES,
     *viewer.ROUTES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -11,39 +10,34 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 
 from gateway.errors import PolicyRefused
+from service.admin_filters import FILTERS
 
-__all__ = ["form_of", "page_of", "sent_from_here", "template_text"]
+__all__ = ["form_of", "page_of", "rendered", "sent_from_here", "template_text"]
 
 MAX_FORM = 16 << 10
-
-
-def _size(value: float | None) -> str:
-    number = float(value or 0)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def _when(value: float | None) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(value)) + " UTC" if value else "–"
+MAX_FIELDS = 256  # a page of boxes to tick
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("service"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(size=_size, when=_when)
+    environment.filters.update(FILTERS)
     return environment
 
 
 def page_of(request: Request, name: str, status: int = 200, **values: Any) -> Response:
+    """A template of this package with its values, as an answer."""
+    return HTMLResponse(rendered(request, name, **values), status)
+
+
+def rendered(request: Request, name: str, **values: Any) -> str:
     """A template of this package with its values."""
     state = request.app.state
     if getattr(state, "templates", None) is None:
         state.templates = _environment()
-    return HTMLResponse(state.templates.get_template(name).render(**values), status)
+    text: str = state.templates.get_template(name).render(**values)
+    return text
 
 
 def template_text(name: str) -> str:
@@ -66,7 +60,7 @@ async def form_of(request: Request) -> dict[str, str]:
         if len(data) > MAX_FORM:
             raise PolicyRefused("form-too-large", "The form is larger than any of this page.")
     try:
-        fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+        fields = parse_qs(data.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError:
         raise PolicyRefused("form-too-large", "The form has more fields than any of this page.") from None
     request.state.form = {name: values[-1] for name, values in fields.items()}

@@ -180,8 +180,7 @@ def replay_failures(gateway: Gateway, actor: str, *, reason: Any = None, instanc
     if (number := row_number(instance_id)) is not None:
         ids: tuple[int, ...] = (number,)
     else:
-        groups = [group for group in gateway.index.failures() if group.kind == "instance" and group.reason == reason]
-        ids = tuple(number for group in groups for number in group.ids)
+        ids = tuple(gateway.index.failed_for(str(reason)))
     if not ids:
         raise NotFound("no-such-failure", "There is no failure of that kind to replay.")
     for number in ids:
