@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
 from gateway.audit_standing import audit_standing
@@ -70,11 +71,11 @@ def board_of(request: Request) -> Board:
     return board
 
 
-def part(request: Request, picture: Picture, name: str) -> str:
+def part(request: Request, picture: Picture, name: str) -> Markup:
     """The HTML of a part, made once for each picture."""
     if name not in picture.rendered:
         values = {"v": picture.values, "troubles": picture.troubles, "now": picture.at, "study_states": STATES}
-        picture.rendered[name] = rendered(request, f"part_{name}.html", **values)
+        picture.rendered[name] = Markup(rendered(request, f"part_{name}.html", **values))
     return picture.rendered[name]
 
 

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from markupsafe import Markup
+
 from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
 from gateway.index_worker import Lease, WorkerRow
@@ -69,7 +71,7 @@ class Picture:
     values: dict[str, Any]
     troubles: tuple[Trouble, ...]
     down: str = ""
-    rendered: dict[str, str] = field(default_factory=dict, compare=False)  # part -> HTML, filled by who renders it
+    rendered: dict[str, Markup] = field(default_factory=dict, compare=False)  # part -> HTML, filled by who renders it
 
 
 class Board:
