@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway import keyfile
-from gateway.audit import AuditReport, digest_of, read_rows, values_of, verify
+from gateway.audit import GENESIS, AuditReport, digest_of, read_rows, values_of, verify
 from gateway.audit_heads import Head, append_head, last_head, lines_of, read_heads, sign_head
 from gateway.bootstrap import Gateway
 from gateway.certificate_format import trusted_document
 from gateway.errors import Unavailable
 
-__all__ = ["check_trail", "heads_folder", "keep_head"]
+__all__ = ["check_trail", "heads_folder", "keep_head", "newest_head", "recheck_trail"]
 
 log = logging.getLogger(__name__)
 
 ANCHORS: Final = "audit-heads.json"  # in the key ring's folder
 IDLE_SECONDS: Final = 3600.0  # a trail that did not grow gets a head this often: it shows that somebody was watching
 LARGEST_STEP: Final = 100_000  # events between two heads: bounds how long one takes
+LARGEST_RECHECK: Final = 20_000  # events read again at once: 28 million a day
+RECHECK: Final = "recheck"  # name of its place, see Index.audit_state
 
 
 def heads_folder(gw: Gateway) -> Path:
@@ -48,7 +50,7 @@ def keep_head(gw: Gateway) -> int:
             message = "signed heads of the audit trail are missing: restore them from the syslog server's copy"
             gw.index.alert_raise("audit-heads-lost", "audit", message, "critical")
             last = None  # what was lost stays lost, and `check_trail` says so; from here on there are heads again
-        seq, digest = _walk(gw, last)
+        seq, digest = _walk(gw, last.seq, last.hash, LARGEST_STEP) if last else _walk(gw, 0, GENESIS, LARGEST_STEP)
         if seq == 0 or (last is not None and seq == last.seq and age is not None and age < IDLE_SECONDS):
             return 0
         keys = gw.keys.certify_keys()
@@ -66,15 +68,40 @@ def keep_head(gw: Gateway) -> int:
     return 1
 
 
+def recheck_trail(gw: Gateway) -> int:
+    """Read the next part of the chain again, from its beginning when the end was reached; how many events were whole.
+
+    So what was changed long after it was signed is noticed by itself. Raises Unavailable.
+    """
+    place = gw.index.audit_state(RECHECK) or {}
+    seq, previous = int(place.get("seq", 0)), str(place.get("hash", GENESIS))
+    try:
+        reached, digest = _walk(gw, seq, previous, LARGEST_RECHECK)
+    except _Broken as broken:
+        _alarm(gw, broken)
+        reached, digest = 0, GENESIS
+    whole = max(0, reached - seq)
+    done = {"seq": reached, "hash": digest} if whole >= LARGEST_RECHECK else {}
+    gw.index.audit_state_set(RECHECK, done, durable=False)
+    return whole
+
+
+def _alarm(gw: Gateway, broken: _Broken) -> None:
+    message = f"the audit trail was changed at event {broken.seq}: run `palimpsest audit verify`"
+    gw.index.alert_raise("audit-broken", "audit", message, "critical")
+
+
 def check_trail(
     gw: Gateway, *, heads: Iterable[bytes] | None = None, trusted: Mapping[str, str] | None = None
 ) -> AuditReport:
     """The whole trail against its signed heads. heads: lines of a copy kept elsewhere, default: our folder; trusted:
     public keys, default: the key ring's own. Raises Unavailable.
     """
+    folder = heads_folder(gw)
     try:
+        ours = lines_of(folder) if folder.is_dir() else ()
         read = read_heads(
-            lines_of(heads_folder(gw)) if heads is None else heads,
+            ours if heads is None else heads,
             trusted_document(gw.keys.certify_keys()) if trusted is None else trusted,
             anchors=_anchors(gw) if heads is None else None,
             whole=heads is None,
@@ -95,17 +122,16 @@ class _Broken(Exception):
         self.seq = seq
 
 
-def _walk(gw: Gateway, last: Head | None) -> tuple[int, str]:
-    """(seq, hash) of the newest event that follows from the last head. Raises _Broken."""
-    seq, previous = (last.seq, last.hash) if last else (0, "0" * 64)
-    if last is not None and gw.index.audit_hash(seq) != previous:
+def _walk(gw: Gateway, seq: int, previous: str, most: int) -> tuple[int, str]:
+    """(seq, hash) of the newest event that follows from the one given, at most so many later. Raises _Broken."""
+    if seq and gw.index.audit_hash(seq) != previous:
         raise _Broken(seq)
     first = seq
     for row in read_rows(gw.index, seq):
         if row["seq"] != seq + 1 or digest_of(values_of(row), previous) != row["hash"]:
             raise _Broken(seq + 1)
         seq, previous = row["seq"], row["hash"]
-        if seq - first >= LARGEST_STEP:
+        if seq - first >= most:
             break
     return seq, previous
 

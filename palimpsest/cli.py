@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
 from palimpsest import (
-    cli_care,
+    cli_audit,
     cli_certify,
     cli_codec,
     cli_hosts,
@@ -70,7 +70,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 cli_keys.register(app)
-cli_care.register(app)
+cli_audit.register(app)
 cli_codec.register(app)
 cli_policy.register(app)
 cli_payload.register(app)

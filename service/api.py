@@ -30,6 +30,7 @@ from gateway.transport import check_http
 from service import (
     admin,
     admin_actions,
+    auditing,
     certificates,
     correcting,
     flower,
@@ -63,6 +64,7 @@ ROUTES: tuple[RouteSpec, ...] = (
     *wado_uri.ROUTES,
     *search.ROUTES,
     *status.ROUTES,
+    *auditing.ROUTES,
     *ledger.ROUTES,
     *correcting.ROUTES,
     *admin.ROUTES,

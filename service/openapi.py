@@ -12,6 +12,10 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
+from gateway.audit_events import EVENTS
+from gateway.audit_message import OUTCOMES
+from gateway.audit_writer import FORMATS, MEDIA
+from gateway.index_audit import MAX_FOUND
 from gateway.instance import CommitmentState, ForwardState
 from gateway.matching import COLUMNS, LEVELS, LISTED
 from gateway.rendering import ANNOTATIONS, ICC
@@ -22,7 +26,7 @@ from service.problems import MEDIA_TYPE as PROBLEM
 
 __all__ = ["ROUTES", "document"]
 
-SHOWN: Final = ("/dicomweb/", "/api/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+SHOWN: Final = ("/dicomweb/", "/api/", "/fhir/", "/healthz", "/readyz", "/metrics", "/openapi.json")
 IMAGES: Final = ("image/jpeg", "image/png", "image/gif")
 FRAMES: Final = (OCTETS, "image/jpeg", "image/jphc", "image/jp2", "image/jls", "image/jxl", "image/dicom-rle")
 Schema = dict[str, Any]
@@ -69,6 +73,33 @@ _RENDERED: Final[dict[str, Schema]] = {
 _STATES: Final[dict[str, Schema]] = {
     "/api/forwards": {"type": "string", "enum": list(ForwardState)},
     "/api/commitments": {"type": "string", "enum": list(CommitmentState)},
+}
+_MOMENT: Final = "[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?"
+_PAGED: Final[Schema] = {"type": "integer", "minimum": 1, "maximum": MAX_FOUND}
+_AUDIT: Final[dict[str, dict[str, Schema]]] = {
+    "/api/audit": {"since": _PATH["id"], "format": {"type": "string", "enum": list(FORMATS)}},
+    "/api/audit/search": {
+        "patient": _VALUES["text"],
+        "study": _VALUES["text"],
+        "user": _VALUES["text"],
+        "event": {"type": "string", "enum": sorted(EVENTS)},
+        "outcome": {"type": "string", "enum": list(OUTCOMES)},
+        "instance": _PATH["id"],
+        "from": {"type": "string", "pattern": f"^{_MOMENT}$"},
+        "to": {"type": "string", "pattern": f"^{_MOMENT}$"},
+        "before": _PATH["id"],
+        "limit": _PAGED,
+    },
+    "/fhir/AuditEvent": {
+        "patient:identifier": _VALUES["text"],
+        "entity:identifier": _VALUES["text"],
+        "agent:identifier": _VALUES["text"],
+        "subtype": {"type": "string", "enum": sorted(EVENTS)},
+        "outcome": {"type": "string", "enum": list(OUTCOMES.values())},
+        "date": {"type": "string", "pattern": f"^(ge|gt|le|lt){_MOMENT}$"},
+        "_count": _PAGED,
+        "_before": _PATH["id"],
+    },
 }
 _OBJECT: Final[Schema] = {"type": "object"}
 _OBJECTS: Final[Schema] = {"type": "array", "items": _OBJECT}
@@ -160,8 +191,8 @@ def _query_parameters(name: str, path: str) -> list[dict[str, Any]]:
         found, required = {"digest": _PATH["digest"]}, ("digest",)
     elif path in _STATES:
         found = {"state": _STATES[path]}
-    elif path == "/api/audit":
-        found = {"since": _PATH["id"]}
+    elif path in _AUDIT:
+        found = _AUDIT[path]
     return [{"name": key, "in": "query", "required": key in required, "schema": form} for key, form in found.items()]
 
 
@@ -194,7 +225,9 @@ def _media(name: str, path: str) -> dict[str, Schema]:
     if path == "/metrics":
         return {"text/plain": _ANYTHING}
     if path == "/api/audit":
-        return {"application/x-ndjson": _ANYTHING}
+        return dict.fromkeys(MEDIA.values(), _ANYTHING)
+    if path.startswith("/fhir/"):
+        return {"application/fhir+json": _OBJECT}
     if not path.startswith("/dicomweb/"):
         return {"application/json": _ANYTHING}
     if name == "post":

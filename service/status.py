@@ -1,22 +1,18 @@
-"""The JSON side of running the gateway: what `palimpsest status`, `send` and `audit` ask, and the replays."""
+"""The JSON side of running the gateway: what `palimpsest status` and `send` ask, and the replays."""
 
 from __future__ import annotations
 
 import json
 import re
-import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-from gateway import audit
-from gateway.audit_notary import check_trail
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
 from gateway.index_rows import InstanceRow
@@ -236,37 +232,6 @@ def replay_forwards(
     return len(ids)
 
 
-async def audit_export(request: Request) -> Response:
-    """GET /api/audit?since=seq: the trail as JSON lines, oldest first."""
-    since = request.query_params.get("since", "0")
-    if not (since.isascii() and since.isdigit() and len(since) < 18):
-        raise HttpProblem(400, "bad-since", "since is a sequence number.")
-    gateway: Gateway = request.app.state.gateway
-    lines = await run_in_threadpool(_audit_lines, gateway, int(since))
-    return StreamingResponse(lines, media_type="application/x-ndjson")
-
-
-def _audit_lines(gateway: Gateway, since: int) -> Iterator[bytes]:
-    """The export, written to a file that is already unlinked: a long trail costs disk, not memory."""
-    file = tempfile.TemporaryFile("w+", encoding="utf-8", dir=gateway.settings.run_dir)  # noqa: SIM115  closed below
-    audit.export(gateway.index, file, since)
-    file.seek(0)
-
-    def chunks() -> Iterator[bytes]:
-        with file:
-            while text := file.read(1 << 16):
-                yield text.encode("utf-8")
-
-    return chunks()
-
-
-async def audit_verify(request: Request) -> Response:
-    """GET /api/audit/verify: walk the chain; 200 with the report either way."""
-    gateway: Gateway = request.app.state.gateway
-    report = await run_in_threadpool(check_trail, gateway)
-    return JSONResponse(asdict(report))
-
-
 async def metrics(request: Request) -> Response:
     """GET /metrics: what the processes of this host counted, and the gauges of index and host."""
     gateway: Gateway = request.app.state.gateway
@@ -286,7 +251,5 @@ ROUTES: tuple[RouteSpec, ...] = (
     ("POST", "/api/forwards/replay", forwards_replay),
     ("GET", "/api/commitments", commitments),
     ("POST", "/api/commitments/replay", commitments_replay),
-    ("GET", "/api/audit", audit_export),
-    ("GET", "/api/audit/verify", audit_verify),
     ("GET", "/metrics", metrics),
 )

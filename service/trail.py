@@ -28,14 +28,15 @@ def record(
     outcome: AuditOutcome = "success",
     instance_id: int | None = None,
     study_uid: str | None = None,
+    patient: str | None = None,
     **detail: str | int | None,
 ) -> None:
-    """Append one event in its own transaction. Raises what the index raises: an action that cannot be audited does not
-    happen.
+    """Append one event in its own transaction. patient: keyed pseudonym. Raises what the index raises: an action that
+    cannot be audited does not happen.
     """
     study = pseudonym_uid(study_uid, gateway.keys.pseudonym_key()) if study_uid else None
     given = {name: value for name, value in detail.items() if value is not None}
-    gateway.index.audit(AuditEvent(event, actor, outcome, instance_id, study, given))
+    gateway.index.audit(AuditEvent(event, actor, outcome, instance_id, study, given, patient))
 
 
 def refused(gateway: Gateway, error: PalimpsestError, *, actor: str, source: str) -> None:

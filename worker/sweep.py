@@ -21,7 +21,7 @@ from pathlib import Path
 from gateway import steps
 from gateway.accept import adopt_orphan
 from gateway.alive import Alive
-from gateway.audit_notary import keep_head
+from gateway.audit_notary import keep_head, recheck_trail
 from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError, Unavailable
@@ -228,6 +228,7 @@ SLOW_DUTIES: tuple[Duty, ...] = (
     clean_candidates,
     prune_cache,
     name_audit_subjects,
+    recheck_trail,
     forget_events,
     note_disks,
 )
