@@ -9,21 +9,27 @@ here has (CUDA's libraries on a machine without them) are left to the bounds.
 from __future__ import annotations
 
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-FILE = Path(__file__).resolve().parent.parent / "deploy" / "constraints.txt"
-EXTRAS = ("vault", "aws", "gpu", "tracing")
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "deploy" / "constraints.txt"
+EXTRAS = ("vault", "aws", "gpu", "tracing", "traces", "otel")
 BUILD = ("build", "setuptools", "wheel")
 
 
 def closure() -> dict[str, str]:
     """Name -> version of the project's dependencies and of theirs."""
     found: dict[str, str] = {}
-    waiting = [(Requirement("palimpsest"), EXTRAS), *((Requirement(name), ()) for name in BUILD)]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted_by_us = [*project["dependencies"], *BUILD]
+    for extra in EXTRAS:
+        wanted_by_us += project["optional-dependencies"].get(extra, [])
+    waiting = [(needed, tuple(needed.extras)) for needed in map(Requirement, wanted_by_us)]
     seen: set[tuple[str, str]] = set()
     while waiting:
         wanted, extras = waiting.pop()
@@ -40,7 +46,6 @@ def closure() -> dict[str, str]:
             if applies and key not in seen:
                 seen.add(key)
                 waiting.append((needed, tuple(needed.extras)))
-    found.pop("palimpsest")
     return dict(sorted(found.items()))
 
 

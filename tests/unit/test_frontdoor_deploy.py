@@ -1,7 +1,9 @@
 """Dockerfile, docker-compose.yml, Makefile and the CI script against the code: every command named there exists."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,8 +12,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from gateway.settings import Settings
+from gateway.settings import Settings, load_settings
+from gateway.settings_access import SECRETS
+from gateway.transport import check_backends, check_http
 from palimpsest.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,17 +57,106 @@ def test_compose_builds_targets_that_the_dockerfile_has() -> None:
     assert {service["build"]["target"] for service in OURS.values()} <= targets
 
 
+def names_of_settings() -> set[str]:
+    fields = {f"PALIMPSEST_{name.upper()}" for name in Settings.model_fields} | {"REDIS_URL", "DATABASE_URL"}
+    return fields | {f"PALIMPSEST_{name.upper()}_FILE" for name in SECRETS}
+
+
+def env_file(profile: str) -> dict[str, str]:
+    text = (ROOT / f"deploy/compose/{profile}.env").read_text("utf-8")
+    return dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
+
+
 def test_compose_sets_only_settings_that_exist() -> None:
-    names = {f"PALIMPSEST_{name.upper()}" for name in Settings.model_fields} | {"REDIS_URL", "DATABASE_URL"}
     for service in OURS.values():
-        assert set(service["environment"]) <= names
+        assert set(service["environment"]) | set(env_file("demo")) | set(env_file("production")) <= names_of_settings()
+        assert service["env_file"] == ["deploy/compose/${PALIMPSEST_PROFILE:-demo}.env"]
 
 
 def test_compose_waits_for_what_each_process_needs() -> None:
     for name, service in OURS.items():
         if name != "migrate":
             assert service["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
-    assert set(COMPOSE["volumes"]) == {"home", "postgres", "valkey"}
+    assert set(COMPOSE["volumes"]) == {"home", "local", "postgres"}
+
+
+def test_compose_has_the_profiles_and_gives_our_containers_no_rights() -> None:
+    backends = {name: service["profiles"] for name, service in COMPOSE["services"].items() if name not in OURS}
+    assert backends == {
+        "valkey": ["demo"], "postgres": ["demo"], "valkey-tls": ["production"], "postgres-tls": ["production"],
+    }  # fmt: skip
+    for name, service in OURS.items():
+        assert service["profiles"] == (["gpu"] if name == "worker-gpu" else ["demo", "production"])
+        assert service["read_only"] is True and service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
+        assert all("127.0.0.1" in port for port in service.get("ports", ()))  # published on purpose only
+    for service in COMPOSE["services"].values():
+        assert "@" in service["image"] or re.search(r":\d+\.\d+", service["image"]) or "build" in service
+
+
+def test_what_make_secrets_makes_is_what_the_production_profile_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "secrets"
+    command = [str(ROOT / "deploy/compose/make-secrets"), str(folder), "box.example"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert folder.stat().st_mode & 0o077 == 0, "closed to everybody else"
+    for name, value in env_file("production").items():
+        monkeypatch.setenv(name, value.replace("/run/secrets", str(folder / "app")))
+    monkeypatch.setenv("PALIMPSEST_PROFILE", "production")
+    monkeypatch.setenv("PALIMPSEST_HTTP_HOST", "0.0.0.0")
+    settings = load_settings()
+    check_backends(settings)
+    check_http(settings)
+    assert settings.redis_password == (folder / "backends/redis_password").read_text().strip() != ""
+    assert (folder / "backends/database_password").read_text().strip() in str(settings.database_url)
+    assert settings.listens_tls and not settings.listens_plain
+    assert not list(folder.rglob("ca.key")) and not (folder / "app/database.key").exists()
+    again = subprocess.run(command, check=False, capture_output=True, timeout=60)
+    assert again.returncode and b"nothing is overwritten" in again.stderr
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("profile", ["demo", "production"])
+def test_compose_itself_takes_the_file(profile: str) -> None:
+    program = shutil.which("docker-compose")
+    if program is None:
+        if os.environ.get("PALIMPSEST_REQUIRE_PEERS"):
+            pytest.fail("no docker-compose: apt-get install docker-compose")
+        pytest.skip("no docker-compose")
+    done = subprocess.run(
+        [program, "--profile", profile, "--profile", "gpu", "config"], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PALIMPSEST_PROFILE": profile}, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert services["api"]["environment"]["REDIS_URL"] == env_file(profile)["REDIS_URL"]
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    done = subprocess.run([program, str(ROOT / "Dockerfile")], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_image_is_run_as_nobody_in_particular_and_says_how_it_is() -> None:
+    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
+    named = {match[1]: stage for stage in stages if (match := re.search(r" AS ([\w-]+)$", stage.split("\n")[0]))}
+    assert "\nUSER 10001:10001\n" in named["base"] and DOCKERFILE.count("\nUSER ") == 1
+    for target in ("service", "worker", "worker-gpu"):
+        assert named[target].startswith("base AS ")
+        parse(json.loads(re.search(r"HEALTHCHECK .* CMD (\[.*\])", named[target])[1])[1:])  # type: ignore[index]
+    assert re.search(r"^ARG BASE=\S+:\d+\.\d+\.\d+", DOCKERFILE, re.MULTILINE)
+
+
+def test_what_the_images_install_is_pinned_within_the_bounds() -> None:
+    lines = (ROOT / "deploy/constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for line in (*project["dependencies"], *extras["vault"], *extras["aws"]):
+        needed = Requirement(line)
+        assert needed.specifier.contains(pins[canonicalize_name(needed.name)]), f"run .ci/constraints.py: {line}"
 
 
 def test_dockerfile_copies_every_package_and_its_default_commands_exist() -> None:
@@ -75,7 +170,7 @@ def test_dockerfile_copies_every_package_and_its_default_commands_exist() -> Non
 
 
 def test_the_service_image_leaves_out_libraries_that_are_really_dependencies() -> None:
-    match = re.search(r"\^\(([a-z|-]+)\)", DOCKERFILE)
+    match = re.search(r"\^\(([a-z|-]+)\)", DOCKERFILE[DOCKERFILE.index("extra ==/d") :])
     assert match is not None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     names = {re.split(r"[\[>=]", line)[0].lower() for line in project["dependencies"]}
