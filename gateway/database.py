@@ -50,16 +50,19 @@ class Database:
         """'sqlite' or 'postgresql'."""
         return self._engine.dialect.name
 
-    def create(self) -> None:
-        """Bring the schema up to date (Alembic); safe to call from many processes at once."""
+    def create(self, revision: str = HEAD) -> None:
+        """Bring the schema up to date (Alembic); safe to call from many processes at once.
+
+        revision: an older one, for rows of an older release; a newer one is never gone back from.
+        """
         if self.dialect == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         with _translated(), ExitStack() as stack:
             if lock := self._lock_path():  # before the first connection: switching to WAL has no busy handler
                 stack.enter_context(_file_lock(lock))
                 _make_private(str(self._url.database))
-            if self._revision() != HEAD:
-                self._migrate()
+            if self._revision() not in (HEAD, revision):
+                self._migrate(revision)
 
     def ping(self) -> None:
         """Raise Unavailable unless the database answers."""
@@ -75,6 +78,13 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads: one consistent snapshot on SQLite."""
         with _translated(), self._engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction that only reads, and sees one moment however long it takes."""
+        options = {} if self.dialect == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        with _translated(), self._engine.connect().execution_options(**options) as conn, conn.begin():
             yield conn
 
     @contextmanager
@@ -105,7 +115,7 @@ class Database:
                 return None
             return conn.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
-    def _migrate(self) -> None:
+    def _migrate(self, revision: str) -> None:
         from alembic import command  # 0.3 s of import that only the first start of a release needs
         from alembic.config import Config
 
@@ -113,7 +123,7 @@ class Database:
         config.set_main_option("script_location", "gateway:migrations")
         with self._engine.connect().execution_options(palimpsest_migration=True) as conn, conn.begin():
             config.attributes["connection"] = conn
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
 
 
 def _engine(url: sa.URL, *, relaxed: bool = False) -> Engine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from gateway.index_schema import care, damage, instance, stego_export, supersede
 __all__ = ["ArchivedObject", "Care", "CareReport", "DamageRow", "put_superseded"]
 
 DAMAGED: Final = "archive-damaged"
+PAGE: Final = 500
 #: where archive keys stand, with their digests
 _PLACES: Final = (
     (instance.c.archive_key, instance.c.archive_digest),
@@ -104,6 +105,18 @@ class Care(Database):
                 if row is not None:
                     return _object(conn, key, row.digest)
         return None
+
+    def every_instance(self) -> Iterator[InstanceRow]:
+        """All instances by their numbers, a page at a time; those that come meanwhile, too."""
+        last = 0
+        while True:
+            query = sa.select(instance).where(instance.c.id > last).order_by(instance.c.id).limit(PAGE)
+            with self.read() as conn:
+                page = [InstanceRow.of(row) for row in conn.execute(query).mappings()]
+            yield from page
+            if not page:
+                return
+            last = page[-1].id
 
     def damage_found(self, key: str, reason: str, actor: str) -> bool:
         """An archive object is missing, or is not what was recorded: listed, audited, an alert. True if that is new."""

@@ -273,9 +273,12 @@ def _settle(conn: Connection, sop_uid: str) -> None:
 
 
 def _pixels(row: sa.Row[Any]) -> set[str]:
-    """Digests by which two versions have the same pixels: of the pixel value as received, and of its samples."""
+    """Digests by which two versions have the same pixels: of the pixel value as received, which is not known any more
+    where that was compressed, and of the samples, which tells for the same transfer syntax.
+    """
     facts = json.loads(row.facts) if row.facts else {}
-    return {each for each in (row.pixel_digest, facts.get("pixel_sha256")) if each}
+    samples = facts.get("pixel_sha256")
+    return {each for each in (row.pixel_digest, f"{row.transfer_syntax}/{samples}" if samples else None) if each}
 
 
 def _find(conn: Connection, where: sa.ColumnElement[bool]) -> InstanceRow | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from palimpsest.cli_care import Home, open_gateway
+from palimpsest.cli_care import Home, PassFile, open_gateway, operator, passphrase
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -30,7 +31,8 @@ class ForwardChoice(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command(rich_help_panel="Care")(rebuild)
+    for command in (backup, restore, rebuild, scrub, export):
+        app.command(rich_help_panel="Care")(command)
 
 
 def require_ring(settings: Settings) -> None:
@@ -60,7 +62,9 @@ def rebuild(
     For a lost database: move what is left of it aside, then run this with the gateway stopped. Every object is restored
     and compared on the way. Stopped in the middle, it goes on when it is run again.
     """
-    from gateway.settings import load_settings
+    from gateway.settings import load_settings, use_numba_cache
+
+    use_numba_cache()
     from worker.rebuild import rebuild as run
 
     require_ring(load_settings(**({"home": home} if home else {})))
@@ -69,6 +73,108 @@ def rebuild(
     _tell(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder, on another disk than the gateway's.")],
+    passphrase_file: PassFile = None,
+    home: Home = None,
+) -> None:
+    """Copy the database and the key ring into a folder, while the gateway works. The archive is not in it.
+
+    The passphrase protects the keys. The database holds names: keep the folder as safe as the gateway itself.
+    """
+    from palimpsest.backup import make_backup
+
+    with open_gateway(home) as gateway:
+        manifest = make_backup(gateway, folder, passphrase(passphrase_file, confirm=True), operator())
+    rows, size = manifest["rows"]["instance"], sum(each["size"] for each in manifest["files"].values())
+    console.print(f"{rows} instances, {size:,} bytes in {folder}", highlight=False, soft_wrap=True)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="A backup made by `palimpsest backup`.")],
+    passphrase_file: PassFile = None,
+    no_catch_up: Annotated[
+        bool, typer.Option("--no-catch-up", help="Do not look for what archive and spool have beyond the backup.")
+    ] = False,
+    home: Home = None,
+) -> None:
+    """Bring the database back from a backup, and the key ring if there is none; then catch up with the archive.
+
+    With the gateway stopped, and what is left of the old database moved aside. Exit 1 if an object cannot be read.
+    """
+    from gateway.settings import load_settings, use_numba_cache
+
+    use_numba_cache()
+    from palimpsest.backup import restore_backup
+
+    settings = load_settings(**({"home": home} if home else {}))
+    secret = passphrase(passphrase_file, confirm=False)
+    done = restore_backup(settings, folder, secret, operator(), catch_up=not no_catch_up, progress=_progress())
+    ring = "key ring restored" if done.ring else "the key ring that is here stays"
+    console.print(f"{done.rows} rows restored; {ring}; {done.reshredded} shredded again", highlight=False)
+    if done.caught_up is not None:
+        _tell(done.caught_up)
+        raise typer.Exit(0 if done.caught_up.ok else 1)
+
+
+def scrub(
+    everything: Annotated[bool, typer.Option("--all", help="The whole archive; one that was stopped goes on.")] = False,
+    sample: Annotated[int, typer.Option(min=0, metavar="N", help="So many objects, drawn at random.")] = 0,
+    list_: Annotated[bool, typer.Option("--list", help="Only list what is known to be damaged.")] = False,
+    home: Home = None,
+) -> None:
+    """Read and decode archived objects again; mend what is damaged where another copy is. Exit 1 if damage is left.
+
+    The sweep does the same all the time, slowly: PALIMPSEST_SCRUB_SAMPLE objects a day, everything every
+    PALIMPSEST_SCRUB_WHOLE_DAYS.
+    """
+    from gateway.errors import PolicyRefused
+    from worker.scrub import scrub as run
+    from worker.verify import Verifier
+
+    if everything + bool(sample) + list_ != 1:
+        raise PolicyRefused("bad-option", "say one of --all, --sample N, --list")
+    with open_gateway(home) as gateway:
+        if not list_:
+            settings = gateway.settings
+            with Verifier(settings.keys_dir, memory_bytes=settings.worker_memory_bytes, settings=settings) as verifier:
+                report = run(gateway, verifier, "whole" if everything else "drawn", count=sample)
+            mended = dict(report.mended)
+            console.print(f"{report.checked} objects, {len(report.damaged)} damaged, {len(mended)} mended")
+        left = gateway.index.damages()
+    for each in left:
+        console.print(
+            f"[bold red]damaged[/bold red] {each.archive_key}: {each.reason}", highlight=False, soft_wrap=True
+        )
+    raise typer.Exit(1 if left else 0)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder, or one where an export was stopped.")],
+    everything: Annotated[bool, typer.Option("--all", help="All instances, all versions.")] = False,
+    home: Home = None,
+) -> None:
+    """Write every original as a plain DICOM file, as it was received, with a manifest. Exit 1 if one is missing.
+
+    What was received compressed and released is written in its native form, marked in the manifest.
+    """
+    from gateway.errors import PolicyRefused
+    from gateway.settings import use_numba_cache
+
+    if not everything:
+        raise PolicyRefused("bad-option", "say --all: there is no other export yet (one study: `palimpsest fetch`)")
+    use_numba_cache()
+    from palimpsest.export import export_all
+
+    with open_gateway(home) as gateway:
+        report = export_all(gateway, folder, operator())
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(report.counts.items()) if count)
+    console.print(f"exported: {counts or 'nothing'}", highlight=False)
+    for number, reason in report.failed[:SHOWN]:
+        console.print(f"[bold red]instance {number}[/bold red]: {reason}", highlight=False)
+    raise typer.Exit(1 if report.failed else 0)
 
 
 def _progress() -> Callable[[RebuildReport], None]:

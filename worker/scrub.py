@@ -29,7 +29,7 @@ __all__ = ["ScrubReport", "run_scrub", "scrub"]
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["sample", "whole"]
+Kind = Literal["sample", "whole", "drawn"]  # drawn: a sample that somebody asked for, beside the daily one
 DAY: Final = 24 * 3600.0
 PAGE: Final = 50  # objects between two notes of where it stands
 LOOK_SECONDS: Final = 60.0
@@ -59,10 +59,10 @@ def scrub(
     paced: called after each object with the seconds that it took; False stops. Raises Unavailable.
     """
     report, name = ScrubReport(), f"scrub-{kind}"
-    state = gw.index.care_get(name)
+    state = gw.index.care_get(name) if kind != "drawn" else {}
     if not state or state.get("ended"):
         state = {"began": gw.index.now(), "checked": 0, "damaged": 0, "cursor": "", "keys": []}
-        if kind == "sample":
+        if kind != "whole":
             rows = gw.index.archived_sample(count, gw.index.now())
             state["keys"] = sorted({str(row.archive_key) for row in rows})
     for found in _objects(gw, kind, state):
@@ -82,7 +82,7 @@ def scrub(
 
 def _objects(gw: Gateway, kind: Kind, state: dict[str, Any]) -> Iterator[ArchivedObject]:
     """Objects behind the cursor."""
-    if kind == "sample":
+    if kind != "whole":
         for key in (key for key in state["keys"] if key > state["cursor"]):
             if (found := gw.index.archived_object(key)) is not None:
                 yield found

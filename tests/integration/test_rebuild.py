@@ -116,7 +116,8 @@ def test_everything_comes_back_from_archive_keys_and_spool(home: Path) -> None:
         image([noisy(64, 64, seed=2)], stored=12, SOPInstanceUID="1.2.3.2"),
         image([noisy(64, 64, seed=3)], stored=12, SOPInstanceUID="1.2.3.2"),  # other pixels: a conflict
         packaged("rtplan.dcm"),
-        packaged("JPEG2000.dcm"),
+        packaged("JPEG2000.dcm"),  # lossy: sealed whole
+        packaged("MR_small_RLE.dcm"),  # compressed: given back in its native form
         packaged("reportsi.dcm"),
     ]
     slices = [slice_file(number, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4") for number in (1, 2, 3)]
