@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gateway import metrics, steps
 from gateway.audit import AuditEvent
-from gateway.blobs import storage_errors
+from gateway.blobs import storage_errors, sync_folder
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
 from gateway.index_rows import Accepted, NewInstance
 from gateway.instance import State
@@ -84,6 +84,8 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     path = gw.spool.path(digest)
     found = peek(path)
     stored = gw.spool.measure(path, found.dataset_offset)
+    with storage_errors():
+        sync_folder(path.parent)  # its receipt may have failed just there
     accepted = _store_again(gw, _new(stored, found, "sweep", "sweep", 5))
     wake_up(gw, accepted.row.id)
     return accepted

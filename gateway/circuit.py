@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+LONGEST_SECONDS = 3600.0  # beyond what worker/delivery.py ever waits for
+
 __all__ = ["CircuitState", "circuit_path", "parse_circuit", "read_circuit"]
 
 
@@ -41,13 +43,18 @@ def circuit_path(run_dir: Path, name: str) -> Path:
 
 
 def parse_circuit(text: str) -> CircuitState:
-    """The state; closed if the text is torn, by a kill in the middle of a write."""
+    """The state; closed if the text is torn, by a kill in the middle of a write, or says a time that no failure asks
+    for: a clock was ahead when it was written.
+    """
     try:
         kept = json.loads(text or "{}")
+        until = float(kept.get("open_until", 0.0))
         return CircuitState(
-            int(kept.get("failures", 0)), float(kept.get("open_until", 0.0)), str(kept.get("reason", "")),
+            int(kept.get("failures", 0)),
+            until if until < time.time() + LONGEST_SECONDS else 0.0,
+            str(kept.get("reason", "")),
             frozenset(map(str, kept.get("weights", ()))),
-        )  # fmt: skip
+        )
     except (ValueError, TypeError, AttributeError):
         return CircuitState()
 

@@ -11,6 +11,7 @@ from gateway.index_audit import AuditSearch
 from gateway.index_browse import Browse
 from gateway.index_care import Care
 from gateway.index_certificate import Certified
+from gateway.index_clock import Clocks
 from gateway.index_commitment import CommitmentAsked
 from gateway.index_commitment_out import CommitmentWanted
 from gateway.index_correction import Corrections
@@ -81,5 +82,6 @@ class Index(
     Care,
     Rebuilding,
     Recoding,
+    Clocks,
 ):
     """`Index(url)`, then `create()` once per process: see the base classes for the doors they serve."""

@@ -42,7 +42,7 @@ ROLES = {
     "verifier": "worker.verify", "sweep": "worker.sweep", "broker": "valkey-server",
     "supervisor": "palimpsest run --no-samples",
 }  # fmt: skip
-READY_SECONDS = 240.0  # with kernels to compile
+READY_SECONDS = 600.0  # with kernels to compile
 GONE_SECONDS = 15.0
 POLL_SECONDS = 0.05
 #: a gateway that gives up waiting, and looks again, in seconds and not in minutes: what is tested is that it does

@@ -98,6 +98,11 @@ def ask_commitments(gw: Gateway) -> int:
     return asked
 
 
+def mind_the_clock(gw: Gateway) -> int:
+    """Bring back what a clock that was ahead put off."""
+    return gw.index.times_pulled_back(gw.settings.lease_seconds)
+
+
 def keep_ledger(gw: Gateway) -> int:
     """Look at studies that may have changed and write what became of them as events; returns how many.
 
@@ -223,6 +228,7 @@ DUTIES: tuple[Duty, ...] = (
     keep_head,
 )
 SLOW_DUTIES: tuple[Duty, ...] = (
+    mind_the_clock,
     adopt_orphans,
     clean_incoming,
     clean_candidates,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +94,10 @@ def test_a_place_changes_with_the_address_and_with_nothing_else() -> None:
 
 
 def test_a_circuit_is_read_as_it_was_written_and_torn_it_is_closed(tmp_path: Path) -> None:
-    state = CircuitState(3, 1e12, "unreachable", frozenset({"w"}))
+    state = CircuitState(3, time.time() + 100, "unreachable", frozenset({"w"}))
     assert parse_circuit(state.dump()) == state and state.is_open
+    ahead = CircuitState(3, time.time() + 3 * 24 * 3600, "timeout", frozenset({"w"}))  # a clock that was set back since
+    assert not parse_circuit(ahead.dump()).is_open
     for text in ("", "{", "[]", '{"failures": "many"}'):
         assert parse_circuit(text) == CircuitState()
     assert read_circuit(tmp_path, "never") == CircuitState()

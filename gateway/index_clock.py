@@ -1,0 +1,50 @@
+"""Times that a clock wrote which was ahead: nothing may wait for days because a clock was wrong for a minute.
+
+Rows say when they are due, until when they are leased and when they were last sent to the queue. A clock that jumped
+ahead and came back leaves such times in a future that no rule of ours reaches; they are pulled back to now.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import ColumnElement
+
+from gateway.database import Database
+from gateway.index_schema import forward, instance
+from gateway.instance import UNFINISHED, ForwardState
+
+LONGEST_WAIT: Final = 2 * 3600.0  # seconds; the longest that a failure waits for by rule is half an hour
+
+
+class Clocks(Database):
+    """Clocks of hosts are set by people, and set back."""
+
+    def times_pulled_back(self, lease_seconds: float) -> int:
+        """Bring times that lie further ahead than any rule puts them to now; returns how many rows had one.
+
+        lease_seconds: what leases are given for; a live holder prolongs its own with its next beat.
+        """
+        now, pulled = self.now(), 0
+        for table, waiting in (
+            (instance, sa.or_(instance.c.state.in_(UNFINISHED), instance.c.indexed_at.is_(None))),
+            (forward, forward.c.state == ForwardState.WAITING),
+        ):
+            ahead: tuple[tuple[sa.Column[Any], float, float], ...] = (
+                (table.c.due_at, now + LONGEST_WAIT, now),
+                (table.c.lease_until, now + 2 * lease_seconds, now + lease_seconds),
+                (table.c.queued_at, now + 2 * lease_seconds, now),
+            )
+            late: ColumnElement[bool] = sa.or_(*(column > limit for column, limit, _ in ahead))
+            with self.read() as conn:
+                found = conn.execute(sa.select(table.c.id).where(waiting, late)).scalars().all()
+            if not found:
+                continue
+            with self.write() as conn:
+                for column, limit, value in ahead:
+                    conn.execute(
+                        sa.update(table).where(table.c.id.in_(found), column > limit).values({column.name: value})
+                    )
+            pulled += len(found)
+        return pulled
