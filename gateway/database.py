@@ -104,6 +104,13 @@ class Database:
             with conn.begin():
                 yield conn
 
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """A connection of its own outside any transaction, for locks that end with the session."""
+        with _translated(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.detach()  # never back to others, who would hold the lock without knowing
+            yield conn
+
     def _lock_path(self) -> str | None:
         if self.dialect != "sqlite" or not self._url.database or self._url.database == ":memory:":
             return None

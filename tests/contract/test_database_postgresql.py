@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -11,6 +13,7 @@ import sqlalchemy as sa
 from gateway import database
 from gateway.database import Database
 from gateway.errors import Unavailable
+from gateway.leader import leading
 from tests.conftest import empty_database
 
 
@@ -76,3 +79,32 @@ def test_both_sides_of_a_connection_look_for_one_that_vanished(postgresql_url: s
     assert {name: int(parameters[name]) for name in database._KEEPALIVE} == database._KEEPALIVE
     assert database.DEAD_SECONDS < database.FROZEN_SECONDS < database.BUSY_SECONDS
     made.close()
+
+
+def test_one_leads_and_the_next_one_when_its_session_ends(url: str, tmp_path: Path) -> None:
+    first, second, seen = Database(url), Database(url), queue.SimpleQueue[str]()
+    done = threading.Event()
+
+    def wait() -> None:
+        with leading(second, tmp_path, "sweep") as still:
+            seen.put("second")
+            still()
+            done.wait(20)
+
+    thread = threading.Thread(target=wait)
+    with leading(first, tmp_path, "sweep") as still, leading(first, tmp_path, "other work"):
+        still()
+        thread.start()
+        with pytest.raises(queue.Empty):
+            seen.get(timeout=0.3)
+        with second.read() as conn:
+            conn.execute(
+                sa.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+            )
+        assert seen.get(timeout=20) == "second"
+        with pytest.raises(Unavailable, match="another host"):
+            still()
+    done.set()
+    thread.join()
+    first.close()
+    second.close()
