@@ -112,10 +112,10 @@ class Provider:
         methods = self.metadata().get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
         if not secret:
             form["client_id"] = client
-        elif "client_secret_basic" in methods:
-            auth = httpx.BasicAuth(quote_plus(client), quote_plus(secret))  # RFC 6749 2.3.1
-        else:
+        elif "client_secret_post" in methods:  # first: not all agree how a header's secret is encoded
             form |= {"client_id": client, "client_secret": secret}
+        else:
+            auth = httpx.BasicAuth(quote_plus(client), quote_plus(secret))  # RFC 6749 2.3.1
         status, answer = self._ask("POST", url, data=form, headers=headers, auth=auth)
         if status != 200:
             log.warning("the identity provider gave no token", extra={"status": status})
