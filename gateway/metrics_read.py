@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from gateway import metricfiles, metrics
+from gateway.audit_standing import audit_standing
 from gateway.circuit import read_circuit
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Counts
@@ -46,7 +47,7 @@ class Collector:
             {name: int(up) for name, up in self._dependencies().items()},
         )  # fmt: skip
         yield from _host(self._gw)
-        for part in (_index, _ages, _keys, _destinations, _care):
+        for part in (_index, _ages, _keys, _destinations, _care, _audit):
             try:
                 yield from part(self._gw)
             except (PalimpsestError, OSError):
@@ -114,14 +115,16 @@ def _disk(gw: Gateway) -> Iterator[Metric]:
 
 def _index(gw: Gateway) -> Iterator[Metric]:
     counts = gw.index.counts()
-    states = {state: counts.by_state.get(state, 0) for state in State}
+    states = {str(state): counts.by_state.get(state, 0) for state in State}
     yield _family("palimpsest_instances", "Instances by state.", "state", states)
     archived = sum(counts.by_state.get(state, 0) for state in (State.ARCHIVED, State.RELEASED))
     yield _single("palimpsest_archived_instances", "Instances whose object is archived.", archived)
     yield _family("palimpsest_forms", "Archive objects by form.", "form", counts.by_form)
     yield _family("palimpsest_passthrough", "Passthrough by reason.", "reason", counts.passthrough_by_reason)
     names = {each.name for each in gw.settings.destinations} | counts.forwards.keys()
-    forwards = {name: {state: counts.forwards.get(name, {}).get(state, 0) for state in ForwardState} for name in names}
+    forwards = {
+        name: {str(state): counts.forwards.get(name, {}).get(state, 0) for state in ForwardState} for name in names
+    }
     yield _nested("palimpsest_forwards", "Forwards.", "destination", forwards)
     yield _nested("palimpsest_commitments", "Storage commitment transactions.", "role", counts.commitments)
     dead = {name: states[ForwardState.DEAD] for name, states in forwards.items()}
@@ -180,6 +183,18 @@ def _care(gw: Gateway) -> Iterator[Metric]:
     times = {"sample": found.sample_at or 0.0, "whole": found.whole_at or 0.0}
     yield _family("palimpsest_scrub_timestamp_seconds", "When a scrub ended last; 0: never.", "kind", times)
     yield _single("palimpsest_recode_waiting", "Objects archived in a hurry that are recoded later.", found.to_recode)
+
+
+def _audit(gw: Gateway) -> Iterator[Metric]:
+    found = audit_standing(gw)
+    lag = found.export_lag_seconds or 0.0
+    yield _single("palimpsest_audit_export_lag_seconds", "Age of the oldest audit event not exported; 0: none.", lag)
+    yield _single(
+        "palimpsest_audit_export_waiting", "Audit events that wait for their export.", found.export_lag_events
+    )
+    if found.head_age_seconds is not None:
+        age = found.head_age_seconds
+        yield _single("palimpsest_audit_head_age_seconds", "Of the last signed head of the audit chain.", age)
 
 
 def _single(name: str, text: str, value: float) -> GaugeMetricFamily:

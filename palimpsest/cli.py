@@ -26,6 +26,7 @@ from palimpsest import (
     cli_policy,
     cli_probe,
     cli_selftest,
+    cli_shadow,
     cli_viewer,
     cli_watch,
     cli_wayback,
@@ -81,6 +82,7 @@ cli_selftest.register(app)
 cli_hosts.register(app)
 cli_viewer.register(app)
 cli_watch.register(app)
+cli_shadow.register(app)
 cli_wayback.register(app)
 
 

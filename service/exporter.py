@@ -13,9 +13,11 @@ from gateway.bootstrap import build
 from gateway.log import configure_logging
 from gateway.metrics_read import host_exposition
 from gateway.settings import load_settings
+from gateway.transport import check_http
 from service import health
 from service.access import RouteSpec
 from service.api import create_app
+from service.https import proxy_options, serve_https
 
 __all__ = ["ROUTES", "main"]
 
@@ -30,19 +32,24 @@ ROUTES: tuple[RouteSpec, ...] = (*health.ROUTES, ("GET", "/metrics", metrics))
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT; HTTPS as the API's own settings say."""
     settings = load_settings()
     configure_logging(settings)
+    here = settings.model_copy(update={"http_host": settings.exporter_host, "http_port": settings.exporter_port})
+    check_http(here)
     gateway = build(settings)
     steps.watch(settings, "exporter")
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(gateway, ROUTES),
-        host=settings.exporter_host,
-        port=settings.exporter_port,
+        host=here.http_host,
+        port=here.http_port,
         log_config=None,
         access_log=False,
         server_header=False,
+        **proxy_options(here),
     )
+    serve_https(config, here)
+    uvicorn.Server(config).run()
 
 
 if __name__ == "__main__":

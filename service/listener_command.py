@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
 
-__all__ = ["StoreCommand", "file_meta", "parse_store", "store_response"]
+__all__ = ["StoreCommand", "command_elements", "command_number", "file_meta", "parse_store", "store_response"]
 
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001
@@ -37,22 +37,23 @@ class StoreCommand:
 
 def parse_store(command: bytes) -> StoreCommand | None:
     """The request, or None if this is another command. Raises ValueError for a command set that cannot be read."""
-    elements = _elements(command)
-    if _number(elements, COMMAND_FIELD) != C_STORE_RQ:
+    elements = command_elements(command)
+    if command_number(elements, COMMAND_FIELD) != C_STORE_RQ:
         return None
-    message_id = _number(elements, MESSAGE_ID)
+    message_id = command_number(elements, MESSAGE_ID)
     if message_id is None:
         raise ValueError("a request without a message ID cannot be answered")
     return StoreCommand(
         message_id,
-        _uid(elements, AFFECTED_CLASS),
-        _uid(elements, AFFECTED_INSTANCE),
-        _number(elements, PRIORITY) or 0,
-        _number(elements, DATA_SET_TYPE) != NO_DATA_SET,
+        command_uid(elements, AFFECTED_CLASS),
+        command_uid(elements, AFFECTED_INSTANCE),
+        command_number(elements, PRIORITY) or 0,
+        command_number(elements, DATA_SET_TYPE) != NO_DATA_SET,
     )
 
 
-def _elements(command: bytes) -> dict[int, bytes]:
+def command_elements(command: bytes) -> dict[int, bytes]:
+    """Element number of group 0000 -> value. Raises ValueError for a command set that cannot be read."""
     found: dict[int, bytes] = {}
     at = 0
     while at < len(command):
@@ -67,12 +68,14 @@ def _elements(command: bytes) -> dict[int, bytes]:
     return found
 
 
-def _number(elements: dict[int, bytes], element: int) -> int | None:
+def command_number(elements: dict[int, bytes], element: int) -> int | None:
+    """A US element's value; None if it is absent or no US."""
     value = elements.get(element, b"")
     return int.from_bytes(value, "little") if len(value) == 2 else None
 
 
-def _uid(elements: dict[int, bytes], element: int) -> str:
+def command_uid(elements: dict[int, bytes], element: int) -> str:
+    """A UI element's value without its padding, '' if it is absent."""
     return elements.get(element, b"").rstrip(b"\0 ").decode("latin-1")
 
 
