@@ -15,7 +15,6 @@ from gateway.database import Database
 from gateway.errors import LeaseLost, NotFound
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
 from gateway.index_ledger import touch_study
-from gateway.index_report import DEAD
 from gateway.index_rows import ForwardRow, InstanceRow, OutboxMessage
 from gateway.index_schema import forward, instance, outbox
 from gateway.instance import DELIVERED, ForwardState
@@ -33,6 +32,12 @@ NEWEST_MESSAGES: Final = WAITING_MESSAGES.where(
     outbox.c.args.in_(sa.bindparam("theirs", expanding=True)),
 )
 FORGET: Final = sa.delete(outbox).where(outbox.c.id.in_(sa.bindparam("sent", expanding=True)))
+
+#: SQLite would sort all dead letters for the newest few, were it not told.
+NEWEST_DEAD: Final = {
+    dialect: f"forward.id IN (SELECT f.id FROM forward f {hint} WHERE f.state = 'DEAD' ORDER BY f.id DESC LIMIT :most)"
+    for dialect, hint in (("sqlite", "INDEXED BY ix_forward_buried"), ("postgresql", ""))
+}
 
 
 class Forwarding(Database):
@@ -190,8 +195,10 @@ class Forwarding(Database):
         query = sa.select(forward).order_by(forward.c.id.desc()).limit(limit)
         if instance_id is not None:
             query = query.where(forward.c.instance_id == instance_id)
-        if state is not None:
-            query = query.where(DEAD if state is ForwardState.DEAD else forward.c.state == state)
+        if state is ForwardState.DEAD and instance_id is None:
+            query = query.where(sa.text(NEWEST_DEAD[self.dialect]).bindparams(most=limit))
+        elif state is not None:
+            query = query.where(forward.c.state == state)
         with self.read() as conn:
             return [ForwardRow.of(row) for row in conn.execute(query).mappings()]
 
