@@ -14,14 +14,17 @@ import sqlalchemy as sa
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import CTImageStorage, RawDataStorage  # type: ignore[attr-defined]
+from typer.testing import CliRunner
 
 from gateway.accept import accept_instance
 from gateway.bootstrap import Gateway, build
+from gateway.index import FORWARD_TASK
 from gateway.index_schema import forward
 from gateway.instance import ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
-from tests.fakes import NoStego
+from palimpsest.cli import app
+from tests.fakes import NoStego, part10
 from tests.proving import InProcess
 from worker.candidate import build_passthrough
 from worker.delivery import destination_lock, forward_instance, record_forward_failure
@@ -31,6 +34,7 @@ from worker.forward_status import classify_status
 from worker.identity import Provenance
 from worker.pipeline import process_instance
 from worker.sender import Delivery
+from worker.sweep import requeue_forwards
 
 
 def free_port() -> int:
@@ -309,4 +313,84 @@ def test_a_peer_that_hangs_up_between_two_objects_is_called_again(tmp_path: Path
         outcomes = [sender.send("k", envelope).outcome for _ in range(2)]
     assert outcomes[-1] == "done"
     assert list(tmp_path.glob("sending-*")) == []
+    gw.close()
+
+
+def urgent(gw: Gateway, priority: int) -> int:
+    data = part10()
+    incoming = gw.spool.incoming()
+    incoming.write_bytes(data)
+    row = accept_instance(gw, incoming, source="stow", calling_ae="TEST", priority=priority).row
+    process_instance(gw, InProcess(gw.keys), row.id, "test-1")  # type: ignore[arg-type]
+    return row.id
+
+
+def test_stat_goes_first_also_while_a_backlog_is_sent_and_after_the_queue_lost_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nas = tmp_path / "nas"
+    nas.mkdir()
+    gw = make_gateway(tmp_path / "home", Destination(name="nas", kind="filesystem", path=str(nas)))
+    routine = [urgent(gw, 5) for _ in range(3)]
+    late = urgent(gw, 9)
+    queue = gw.queue
+    assert isinstance(queue, MemoryQueue)
+    while queue.pop("forward"):  # the broker lost its memory
+        pass
+    with gw.index.write() as conn:
+        conn.execute(sa.update(forward).values(queued_at=0.0))
+    stat = urgent(gw, 0)
+    with gw.index.write() as conn:
+        conn.execute(sa.update(forward).values(queued_at=0.0))
+    requeue_forwards(gw)
+    [first] = gw.index.forwards(stat)
+    assert queue.pop("forward") == (FORWARD_TASK, (first.id,))
+    sent: list[str] = []
+    came: list[int] = []
+    send = FolderSender.send
+
+    def noted(sender: FolderSender, name: str, data: bytes) -> Delivery:
+        if name == gw.index.get(routine[0]).archive_key:
+            came.append(urgent(gw, 0))
+        sent.append(name)
+        return send(sender, name, data)
+
+    monkeypatch.setattr(FolderSender, "send", noted)
+    monkeypatch.setattr("worker.delivery.BATCH", 1)
+    assert forward_instance(gw, first.id, "f-1", NoStego()) == 6
+    order = [gw.index.get(each).archive_key for each in (stat, routine[0], came[0], routine[1], routine[2], late)]
+    assert [name for name in sent if name in order] == order  # beside the codec's weights
+    gw.close()
+
+
+def test_one_dead_letter_some_or_all_are_sent_again(tmp_path: Path, peer: Peer) -> None:
+    peer.status = 0xC000
+    gw = make_gateway(tmp_path, peer.destination(), peer.destination("other"))
+    for name in ("rtplan.dcm", "test-SR.dcm", "rtdose_1frame.dcm"):
+        archive_one(gw, name)
+    for row in gw.index.forwards(state=ForwardState.WAITING):
+        forward_instance(gw, row.id, "f-1", NoStego())
+    dead = gw.index.dead_letters()
+    assert len(dead) == 6 and len(gw.index.dead_letters("other", "peer-cannot-understand")) == 3
+    peer.status = 0x0000
+    gw.close()
+
+    def replay(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["replay", "--home", str(tmp_path), *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def waiting() -> int:
+        return len(gw.index.forwards(state=ForwardState.WAITING))
+
+    gw = make_gateway(tmp_path, peer.destination(), peer.destination("other"))
+    replay(str(dead[0]))
+    assert waiting() == 1
+    replay("--destination", "other")
+    assert waiting() == 1 + 3 - (gw.index.forward_get(dead[0]).destination == "other")
+    replay("--all")
+    assert waiting() == 6 and gw.index.dead_letters() == []
+    for row in gw.index.forwards(state=ForwardState.WAITING):
+        forward_instance(gw, row.id, "f-1", NoStego())
+    assert {row.state for row in gw.index.forwards()} == {ForwardState.SENT}
     gw.close()
