@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -25,6 +28,7 @@ STRIKE_SECONDS: Final = 60.0  # that a fault is waited for: work must come by fi
 WAL: Final = "palimpsest.db-wal"
 LONGER_THAN_BUSY: Final = 33.0  # gateway/database.py waits 30 s for SQLite's lock
 HOUR: Final = 3600
+SMALL_DISK: Final = 8 << 30  # bytes
 
 #: role -> (operation, path, words): the steps of its walk at which something becomes durable or known to others
 STEPS: Final[dict[str, tuple[tuple[Operation, str, str], ...]]] = {
@@ -111,6 +115,7 @@ def _window(rules: Sequence[Rule], seconds: float, site: Site) -> int:
 
 
 def _kill(role: str, site: Site) -> int:
+    site.pause(0.5)  # with work on its way
     site.work_until(lambda: site.under.processes(role), STRIKE_SECONDS)
     struck = int(site.under.kill(role))
     if role == "supervisor":
@@ -122,6 +127,21 @@ def _watermark(seconds: float, site: Site) -> int:
     site.under.layer.set_free_bytes(0)
     site.pause(seconds)
     site.under.layer.set_free_bytes(None)
+    return 1
+
+
+def _fill(seconds: float, site: Site) -> int | None:
+    """Really to the last byte, where the folder's file system is small enough to be one made for this."""
+    folder = site.under.folder
+    if shutil.disk_usage(folder).total > SMALL_DISK:
+        return None
+    ballast = folder / "ballast"
+    with ballast.open("wb") as file, suppress(OSError):
+        while True:
+            os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), 1 << 16)
+            file.seek(0, os.SEEK_END)
+    site.pause(seconds)
+    ballast.unlink()
     return 1
 
 
@@ -277,6 +297,7 @@ def full_plan(restart: str | None = None) -> list[Break]:
     failing = [each for turn in zip_longest(*map(_io, FAILING)) for each in turn if each is not None]
     full = [
         Break("disk", "free bytes under the watermark, 5 s", partial(_watermark, 5.0)), _everything_full(3.0),
+        Break("disk", "a real disk, full, 5 s", partial(_fill, 5.0)),
     ]  # fmt: skip
     rest = [*_network(), *_database(restart, 3.0), *_database(None, LONGER_THAN_BUSY), *_clocks(5.0)]
     lost = Break("database", "deleted, then rebuilt", _rebuild)
