@@ -1,4 +1,4 @@
-"""A gateway in processes, watched from outside: one exposition of them all, one trace over them all, Flower, Prometheus."""
+"""A gateway in processes, watched from outside: one exposition, one trace over them all, Flower, Prometheus."""
 
 from __future__ import annotations
 
@@ -182,10 +182,11 @@ def test_one_trace_from_receipt_to_forward(rig: Rig, collector: Collector, sent:
 def test_flower_is_for_admins_and_only_reads(rig: Rig, web: Callable[..., httpx.Response], sent: int) -> None:
     rig.wait("flower", lambda: web("/admin/flower/").status_code == 200)
     assert web("/admin/flower").headers["location"] == "/admin/flower/"
-    assert web("/admin/flower/", role="").status_code == 401 and web("/admin/flower/", role="auditor").status_code == 403
+    assert [web("/admin/flower/", role=role).status_code for role in ("", "auditor")] == [401, 403]
     page = web("/admin/flower/")
     policy = page.headers["content-security-policy"]
-    assert "sha256-" in policy and "script-src 'self' 'unsafe-inline'" not in policy and "set-cookie" not in page.headers
+    assert "sha256-" in policy and "script-src 'self' 'unsafe-inline'" not in policy
+    assert "set-cookie" not in page.headers
     for kind in ("js/flower.js", "css/flower.css"):
         path = next(part for part in page.text.split('"') if part.startswith(f"/admin/flower/static/{kind}"))
         assert web(path).status_code == 200

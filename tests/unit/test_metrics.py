@@ -165,12 +165,12 @@ def shown(settings: Any, memory_queue: MemoryQueue) -> Any:
     there = Destination(name="pacs", kind="dicom", port=11112, ae_title="PACS")
     gateway = build(settings.model_copy(update={"destinations": (there,)}), queue=memory_queue)
     (gateway.settings.quarantine_dir / "1-coded.dcm").write_bytes(b"x")
-    keep_head(gateway)
     row = take_in(gateway, part10()).row
     assert gateway.index.claim(row.id, "w", 60) is not None
     gateway.index.set_candidate(row.id, "w", CandidateFacts("c" * 64, 100, Form.CODED, "", "2.25.7", coder="learned"))
     gateway.index.set_verified(row.id, "w", {})
     gateway.index.set_archived(row.id, "w", key="aa/2.25.7.dcm", digest="c" * 64, size=100, destinations=["pacs"])
+    keep_head(gateway)
     yield every_metric(gateway, gateway.index.get(row.id))
     gateway.close()
 
