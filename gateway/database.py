@@ -69,6 +69,15 @@ class Database:
         with self.read() as conn:
             conn.execute(sa.text("SELECT 1"))
 
+    def clock_ahead(self) -> float:
+        """Seconds that this host's clock is ahead of the database server's; 0 on SQLite, which has no other host."""
+        if self.dialect == "sqlite":
+            return 0.0
+        with self.read() as conn:
+            before = self.now()
+            theirs = float(conn.execute(sa.text("SELECT EXTRACT(EPOCH FROM clock_timestamp())")).scalar_one())
+            return (before + self.now()) / 2 - theirs
+
     def close(self) -> None:
         """Close all connections; the object stays usable and opens new ones."""
         self._engine.dispose()

@@ -15,12 +15,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from gateway.bootstrap import Gateway
-from gateway.errors import PalimpsestError
+from gateway.errors import PalimpsestError, Unavailable
 from service.access import RouteSpec
 
 __all__ = ["CHECKS", "ROUTES", "dependencies_up", "readiness"]
 
 log = logging.getLogger(__name__)
+
+CLOCKS_DIFFER_SECONDS: Final = 5.0  # a small part of a lease
 
 
 def _database(gateway: Gateway) -> None:
@@ -43,6 +45,11 @@ def _keys(gateway: Gateway) -> None:
     gateway.keys.kek_current()
 
 
+def _clock(gateway: Gateway) -> None:
+    if abs(gateway.index.clock_ahead()) > CLOCKS_DIFFER_SECONDS:
+        raise Unavailable("clock-differs", "this host's clock and the database server's differ: leases go wrong")
+
+
 #: dependency -> (check, needed to take objects in and give them back?)
 CHECKS: Final[Mapping[str, tuple[Callable[[Gateway], None], bool]]] = {
     "database": (_database, True),
@@ -50,6 +57,7 @@ CHECKS: Final[Mapping[str, tuple[Callable[[Gateway], None], bool]]] = {
     "spool": (_spool, True),
     "archive": (_archive, True),
     "keys": (_keys, True),
+    "clock": (_clock, False),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_one_leads_and_the_next_one_when_its_session_ends(url: str, tmp_path: Pa
     thread.join()
     first.close()
     second.close()
+
+
+def test_a_clock_that_differs_is_known(url: str) -> None:
+    right, wrong = Database(url), Database(url, clock=lambda: time.time() + 60)
+    assert abs(right.clock_ahead()) < 5 and 55 < wrong.clock_ahead() < 65
+    right.close()
+    wrong.close()

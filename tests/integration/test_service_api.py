@@ -640,7 +640,7 @@ def test_health_names_each_dependency(web: TestClient, gateway: Gateway, monkeyp
     assert web.get("/healthz").json() == {"status": "ok"}
     ready = web.get("/readyz")
     assert ready.status_code == 200
-    assert set(ready.json()["dependencies"]) == {"database", "queue", "spool", "archive", "keys"}
+    assert set(ready.json()["dependencies"]) == {"database", "queue", "spool", "archive", "keys", "clock"}
 
     def away(self: Any) -> None:
         raise Unavailable("broker-unavailable")
