@@ -89,13 +89,10 @@ class Care(Database):
         with self.read() as conn:
             return [_object(conn, each, digest) for each, digest in conn.execute(_page(key, limit)).all()]
 
-    def archived_count(self, upto: str = "") -> int:
-        """How many archive keys instances have; upto: only those up to that key."""
-        query = sa.select(sa.func.count(instance.c.archive_key.distinct()))
-        if upto:
-            query = query.where(instance.c.archive_key <= upto)
+    def archived_count(self) -> int:
+        """How many archive objects instances have. Counts all rows: not for every page that is shown."""
         with self.read() as conn:
-            return int(conn.execute(query).scalar_one())
+            return int(conn.execute(sa.select(sa.func.count(instance.c.archive_key.distinct()))).scalar_one())
 
     def archived_object(self, key: str) -> ArchivedObject | None:
         """What the index knows of that key; None if it knows of no such object."""
@@ -167,8 +164,7 @@ class Care(Database):
     def care_report(self) -> CareReport:
         """As of now."""
         sample, whole = self.care_get("scrub-sample"), self.care_get("scrub-whole")
-        cursor = str(whole.get("cursor") or "")
-        total = self.archived_count() if cursor else 0
+        total = int(whole.get("total", 0)) if not whole.get("ended") else 0
         with self.read() as conn:
 
             def count(table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
@@ -179,7 +175,7 @@ class Care(Database):
                 sample_at=sample.get("ended"),
                 sampled=int(sample.get("checked", 0)),
                 whole_at=whole.get("ended"),
-                whole_part=self.archived_count(cursor) / total if total else None,
+                whole_part=min(1.0, int(whole["checked"]) / total) if total else None,
                 damaged=count(damage, damage.c.mended_at.is_(None)),
                 mended=count(damage, damage.c.mended_at.is_not(None)),
                 to_recode=count(instance, instance.c.recode_at.is_not(None)),
@@ -196,8 +192,13 @@ def put_care(conn: Connection, name: str, value: Mapping[str, Any], now: float) 
 
 
 def put_superseded(conn: Connection, instance_id: int, key: str, digest: str, size: int, now: float) -> None:
-    """The instance has another archive object now; the older one stays where it is. Again: nothing happens."""
-    if conn.execute(sa.select(superseded.c.archive_key).where(superseded.c.archive_key == key)).first() is None:
+    """The instance has another archive object now; the older one stays where it is. Again: nothing happens.
+
+    Not while the object is that of others, too: of a group.
+    """
+    known = conn.execute(sa.select(superseded.c.archive_key).where(superseded.c.archive_key == key)).first()
+    others = sa.select(instance.c.id).where(instance.c.archive_key == key, instance.c.id != instance_id).limit(1)
+    if known is None and conn.execute(others).first() is None:
         values = {"archive_key": key, "archive_digest": digest, "size": size, "instance_id": instance_id, "at": now}
         conn.execute(superseded.insert().values(**values))
 

@@ -230,6 +230,7 @@ def _archived(found: FoundInstance, now: float) -> dict[str, Any]:
 
 def _record(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, now: float) -> None:
     """Proof, attributes and forwards."""
+    conn.execute(sa.delete(superseded).where(superseded.c.archive_key == found.archive_key))  # a group's, for others
     facts = dict(found.facts)
     if found.shredded_at is None:
         event = AuditEvent("verified", actor, instance_id=row.id, detail={"source": "archive"})

@@ -28,6 +28,7 @@ def collect(gateway: Gateway) -> dict[str, Any]:
         "profile": gateway.settings.profile,
         "parts": _parts(gateway),
         "counts": {"total": counts.total, **dataclasses.asdict(counts)},
+        "care": dataclasses.asdict(gateway.index.care_report()),
         "failures": [dataclasses.asdict(group) for group in gateway.index.failures()],
         "alerts": [dataclasses.asdict(alert) for alert in gateway.index.alerts()],
         "queues": _depths(gateway),
@@ -89,6 +90,7 @@ def print_status(gateway: Gateway, console: Console, *, as_json: bool) -> None:
         ("bytes", _bytes(counts)),
         *((f"to {name}", _pairs(states)) for name, states in counts["forwards"].items()),
         ("oldest open", _age(counts["oldest_unfinished_at"])),
+        ("archive", _care(facts["care"])),
         ("key backup", _backup(gateway.settings, facts["key_backup_until"])),
     ]
     for name, text in lines:
@@ -104,6 +106,13 @@ def _pairs(values: Mapping[str, object]) -> str:
 def _bytes(counts: Mapping[str, Any]) -> str:
     before, after = counts["bytes_in"], counts["bytes_archived"]
     return f"{before:,} in, {after:,} archived, ratio {before / after:.2f}" if after else ""
+
+
+def _care(report: Mapping[str, Any]) -> str:
+    at = report["sample_at"]
+    scrubbed = f"{report['sampled']} objects scrubbed {datetime.fromtimestamp(at, UTC):%Y-%m-%d}" if at else ""
+    counts = {name.replace("_", " "): report[name] for name in ("damaged", "to_recode", "superseded") if report[name]}
+    return ", ".join(part for part in (_pairs(counts), scrubbed) if part)
 
 
 def _age(since: float | None) -> str:

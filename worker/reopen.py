@@ -73,6 +73,7 @@ class _Object:
     digest: str
     count: int
     cms: bool
+    weights: tuple[str, ...]
 
     @property
     def uid(self) -> str:
@@ -97,7 +98,8 @@ def reopen(gw: Gateway, key: str) -> Reopened:
     members = box.unpack_members(sections)
     header = read_tolerant(data)
     cms = header is not None and ENCRYPTED_ATTRIBUTES in header.elements
-    found = _Object(gw, key, data, digest, len(members), cms)
+    weights = tuple(sorted(each.sha256 for each in needed_weights(data)))
+    found = _Object(gw, key, data, digest, len(members), cms, weights)
     if not members:
         return Reopened("instances", (_instance(found, sections, None, None),))
     chain = chain_through(members[0])
@@ -185,7 +187,7 @@ def _facts(found: _Object, sections: Sections, rebuilt: Rebuilt, wraps: Sequence
         "software": rebuilt.record.software,
         "shared_with": others + (["cms:unnamed"] if found.cms else []),
         "pixel_wraps": [wrap.hex() for wrap in pixel],
-        "weights": sorted(each.sha256 for each in needed_weights(found.data)),
+        "weights": list(found.weights),
         "restored_sha256": rebuilt.sha256,
         "decoders": ["numba"] if coded else [],
         "verifier": software(),

@@ -62,6 +62,7 @@ def scrub(
     state = gw.index.care_get(name) if kind != "drawn" else {}
     if not state or state.get("ended"):
         state = {"began": gw.index.now(), "checked": 0, "damaged": 0, "cursor": "", "keys": []}
+        state["total"] = gw.index.archived_count() if kind == "whole" else 0
         if kind != "whole":
             rows = gw.index.archived_sample(count, gw.index.now())
             state["keys"] = sorted({str(row.archive_key) for row in rows})

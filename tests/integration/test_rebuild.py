@@ -9,8 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pydicom
 import pytest
+from moto import mock_aws
 from typer.testing import CliRunner
 
 from gateway.bootstrap import Gateway, build
@@ -60,11 +62,13 @@ class GroupProver(Prover):
         return check_group(envelope, self._gw.keys)
 
 
-def opened(home: Path) -> Gateway:
+def opened(home: Path, **more: Any) -> Gateway:
     places = tuple(
         Destination(name=name, kind="filesystem", path=str(home.parent / name)) for name in ("viewer", "nas")
     )
-    return build(Settings(home=home, watermark_bytes=0, codec_profile="fast", destinations=places), queue=MemoryQueue())
+    return build(
+        Settings(home=home, watermark_bytes=0, codec_profile="fast", destinations=places, **more), queue=MemoryQueue()
+    )
 
 
 def archived(gw: Gateway, *files: bytes) -> list[int]:
@@ -238,3 +242,25 @@ def test_without_a_key_ring_nothing_is_begun(home: Path) -> None:
     done = CliRunner().invoke(app, ["rebuild", "--home", str(home)])
     assert done.exit_code == 1 and "key ring" in done.output
     assert not (home / "keys").exists()
+
+
+def test_a_bucket_is_as_good_as_a_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    place = {"bucket": "images", "prefix": "archive/", "region": "eu-central-1"}
+    with mock_aws():
+        client = boto3.client("s3", region_name="eu-central-1")
+        client.create_bucket(Bucket="images", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+        gw = opened(home, archive_s3=place)
+        files = [packaged("rtplan.dcm"), packaged("test-SR.dcm")]
+        archived(gw, *files)
+        release_spool(gw)
+        gw.close()
+        delete_database(home)
+        gw = opened(home, archive_s3=place)
+        report = rebuild(gw)
+        assert report.ok and report.counts["added"] == 2
+        assert not list((home / "archive").rglob("*.dcm"))
+        for data in files:
+            assert original_bytes(gw, rows_of(gw)[sha256(data).hexdigest()]) == data
+        gw.close()
