@@ -29,7 +29,7 @@ DETAIL_FIELDS: Final = frozenset(
     {
         "reason", "destination", "source", "form", "coder", "carrier", "outcome", "attempts", "bytes", "count",
         "seconds", "alert_id", "key_id", "kind", "representation", "status", "role", "token_id", "address",
-        "envelope_uid", "version_of", "forward_id", "level", "route", "exact", "sha256",
+        "envelope_uid", "version_of", "forward_id", "level", "route", "exact", "sha256", "subject",
     }
 )  # fmt: skip
 _PAGE: Final = 2000

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from gateway.errors import PalimpsestError
 from palimpsest import (
     cli_audit,
+    cli_care,
     cli_certify,
     cli_codec,
     cli_hosts,
@@ -238,7 +239,9 @@ def token(
 
     gateway = _gateway(home)
     try:
-        typer.echo(mint_token(gateway, role, subject, hours * 3600))
+        minted = mint_token(gateway, role, subject, hours * 3600)
+        cli_care.record(gateway, "token-minted", role=role, subject=subject, seconds=int(hours * 3600))
+        typer.echo(minted)
     finally:
         gateway.close()
 

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from gateway import steps
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
+from gateway.lifecycle import announced
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from gateway.transport import check_http
@@ -186,7 +187,8 @@ def main() -> None:
     """`python -m service.api`."""
     settings = load_settings()
     configure_logging(settings)
-    run_api(settings)
+    with announced(settings, "api"):
+        run_api(settings)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from gateway.bootstrap import Gateway, build
 from gateway.commitment import PUSH_MODEL
 from gateway.errors import PolicyRefused
 from gateway.jobs import new_owner
+from gateway.lifecycle import announced
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
 from gateway.tls import FreshContext, server_context
@@ -237,7 +238,8 @@ def main() -> None:
     settings = load_settings()
     configure_logging(settings)
     logging.captureWarnings(True)  # pydicom's warnings quote values; as log records their text is withheld
-    run_listener(settings)
+    with announced(settings, "listener"):
+        run_listener(settings)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.audit_standing import audit_standing
 from gateway.bootstrap import Gateway
 from gateway.circuit import read_circuit
 from gateway.destination import Destination
@@ -43,6 +44,7 @@ def overview(gateway: Gateway) -> dict[str, Any]:
         "oldest_unfinished_at": counts.oldest_unfinished_at,
         "queues": queue_depths(gateway),
         "disk": _disk(gateway),
+        "audit": asdict(audit_standing(gateway)),
         "failures": [asdict(group) for group in gateway.index.failures()],
         "destinations": _destinations(gateway, counts),
         "dead": [

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from gateway.bootstrap import checked_policy
 from gateway.errors import PalimpsestError
+from gateway.lifecycle import announced
 from gateway.settings import Settings, load_settings, python_environment, use_numba_cache
 
 __all__ = ["die_with_parent", "limit_memory", "main", "worker_arguments"]
@@ -131,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     concurrency = pool_size(settings, arguments.queues, arguments.concurrency)
     app = build_app(settings, arguments.name, restart, arguments.device)
     try:
-        app.worker_main(worker_arguments(settings, arguments.queues, concurrency, arguments.name))
+        with announced(settings, f"worker-{arguments.name}"):
+            app.worker_main(worker_arguments(settings, arguments.queues, concurrency, arguments.name))
     finally:
         if restart.is_set():  # same pid, same parent, same death signal (prctl(2): kept over execve)
             os.execv(sys.executable, sys.orig_argv)

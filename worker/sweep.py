@@ -7,7 +7,6 @@ would still do no harm, because every duty is idempotent or commits before it ac
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
 import os
 import shutil
@@ -15,8 +14,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from gateway import steps
 from gateway.accept import adopt_orphan
@@ -30,6 +29,8 @@ from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
 from gateway.instance import State
 from gateway.jobs import flush_outbox, new_owner
 from gateway.keyfile import erase
+from gateway.leader import leading
+from gateway.lifecycle import announced
 from gateway.log import configure_logging
 from gateway.settings import load_settings
 from worker.audit_export import run_audit_export
@@ -48,6 +49,7 @@ DRILL_SECONDS = 24 * 3600.0
 STALE_SECONDS = 3600.0  # temporary files untouched for so long have no living writer
 SENDING = "sending-*.dcm"  # what worker/forward.py writes into the run folder while it is on its way to a peer
 REBUILDING = "rebuilding-*.dcm"  # the same of worker/reopen.py
+STOP_SECONDS = 3.0  # that a duty under way is given when the sweep is to end
 SLOW_EVERY = 12  # rounds between two walks through folders
 
 
@@ -273,16 +275,11 @@ def _stale_files(folder: Path) -> Iterator[Path]:
             continue
 
 
-@contextmanager
-def sweep_lock(path: Path) -> Iterator[None]:
-    """Wait until no other sweep runs; the kernel lets go of the lock when its holder dies."""
-    with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def run(gw: Gateway, stop: threading.Event, still: Callable[[], None] = lambda: None) -> None:
+    """Sweep until `stop` is set; webhooks and syslog are told meanwhile, from threads of their own.
 
-
-def run(gw: Gateway, stop: threading.Event) -> None:
-    """Sweep until `stop` is set; webhooks and syslog are told meanwhile, from threads of their own."""
+    still: raises Unavailable once another host may lead, which ends the process.
+    """
     run_webhooks(gw, stop)
     run_scrub(gw, stop)
     run_audit_export(gw, stop)
@@ -290,6 +287,11 @@ def run(gw: Gateway, stop: threading.Event) -> None:
     alive.start()
     rounds = 0
     while not stop.is_set():
+        try:
+            still()
+        except Unavailable as error:  # two at once do no harm, but one is enough: started again, this one waits
+            log.error("the sweep ends", extra={"reason": error.reason})
+            os._exit(1)
         slow = rounds % SLOW_EVERY == 0
         with alive.working("sweep", None):
             sweep_once(gw, (*DUTIES, *SLOW_DUTIES) if slow else DUTIES)
@@ -304,16 +306,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     settings = load_settings()
     configure_logging(settings)
-    stop = threading.Event()
+    stop, at_work = threading.Event(), threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        """At once while waiting for the lock, else after the duty under way, if that ends soon."""
+        stop.set()
+        leave = threading.Timer(STOP_SECONDS if at_work.is_set() else 0.0, os._exit, (0,))
+        leave.daemon = True
+        leave.start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))  # waiting for the lock or a database: nothing needs finishing
+        signal.signal(number, end)
     gw = build(settings)
     steps.watch(settings, "sweep")
-    with sweep_lock(settings.run_dir / "sweep.lock"):
+    with leading(gw.index, settings.run_dir, "sweep") as still, announced(settings, "sweep"):
+        at_work.set()
         if arguments.once:
             sweep_once(gw)
         else:
-            run(gw, stop)
+            run(gw, stop, still)
 
 
 if __name__ == "__main__":
