@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.alive import Alive
+from gateway.archive import archive_key
 from gateway.bootstrap import Gateway, build
 from gateway.circuit import CircuitState, circuit_path
 from gateway.destination import Destination
@@ -39,7 +40,9 @@ def demo_gateway(home: Path) -> Gateway:
         Destination(name="research", kind="stow", url="https://research.example/dicomweb"),
     )
     settings = load_settings(home=home, watermark_bytes=1, destinations=destinations)
-    return build(settings, queue=MemoryQueue())
+    gateway = build(settings, queue=MemoryQueue())
+    gateway.index._engine = gateway.index._relaxed  # hundreds of commits, and none of them has to outlive power loss
+    return gateway
 
 
 def arrive(gw: Gateway, *, study: str = "1.2.3.100", priority: int = 5, calling_ae: str = "CT1") -> InstanceRow:
@@ -61,7 +64,7 @@ def carry(gw: Gateway, row: InstanceRow, modality: str = "CT", to: tuple[str, ..
     gw.index.set_candidate(row.id, "encode-demo", candidate)
     proof = {"restored_sha256": row.digest, "verify_seconds": 0.213, "decoders": ["numba"], "verifier": "palimpsest"}
     gw.index.set_verified(row.id, "encode-demo", proof)
-    return gw.index.set_archived(row.id, "encode-demo", f"aa/{candidate.envelope_uid}.dcm", digest, candidate.size, to)
+    return gw.index.set_archived(row.id, "encode-demo", archive_key(candidate.envelope_uid), digest, candidate.size, to)
 
 
 def fill(gw: Gateway) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def fill(gw: Gateway) -> dict[str, Any]:
     chance = random.Random(7)
     now = time.time()
     names = list(RATIOS)
-    rows = [arrive(gw, study=f"1.2.3.{number % 6}", calling_ae=f"{names[number % 5]}1") for number in range(30)]
+    rows = [arrive(gw, study=f"1.2.3.{number % 6}", calling_ae=f"{names[number % 5]}1") for number in range(24)]
     done = [carry(gw, row, names[number % 5]) for number, row in enumerate(rows)]
     for row in done[:4]:
         gw.index.set_released(row.id)
@@ -77,7 +80,7 @@ def fill(gw: Gateway) -> dict[str, Any]:
         gw.index.forward_claim(forward.id, "f", 60)
         reason = "sop-class-refused" if forward.id % 2 else "association-rejected"
         gw.index.forward_failed(forward.id, "f", reason, due_at=None)
-    for forward in gw.index.forwards()[8:24]:
+    for forward in gw.index.forwards()[8:20]:
         gw.index.forward_claim(forward.id, "f", 60)
         gw.index.forward_done(forward.id, "f", "accepted", representation="envelope")
     failing = [arrive(gw) for _ in range(3)]
@@ -122,9 +125,8 @@ def _past(gw: Gateway, chance: random.Random, now: float, done: list[InstanceRow
             times = {"received_at": now - back - took, "indexed_at": now - back - took + 0.4, "archived_at": now - back}
             times["verified_at"] = now - back - 0.1
             conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**times))
-        for row in waiting[:3]:
-            values = {"received_at": now - 100 * (row.id % 9 + 1)}
-            conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**values))
+        for row, seconds in zip(waiting, (900, 400, 90), strict=False):
+            conn.execute(sa.update(instance).where(instance.c.id == row.id).values(received_at=now - seconds))
 
 
 def _files(gw: Gateway, now: float) -> None:
