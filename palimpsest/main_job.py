@@ -133,7 +133,7 @@ class _Job:
             f"DICOMweb  {base_url(settings)}/dicomweb   (tokens: palimpsest token --role clinician)",
             f"Admin     {base_url(settings)}/admin",
             f"  token   {token}" if token else f"  sign-in {settings.oidc_issuer or LOCAL_ONLY}",
-            f"State     {settings.home}   (logs in {settings.home / 'log'})",
+            f"State     {settings.home}   (logs in {settings.log_dir})",
         ]
         width = shutil.get_terminal_size().columns
         self._console.print("-" * min(width, 78))
