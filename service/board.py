@@ -18,8 +18,10 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
+from gateway.audit_standing import audit_standing
 from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
+from gateway.index_care import CareReport
 from gateway.index_worker import Lease, WorkerRow
 from gateway.keydoctor import BACKUP_DAYS, KEY_DAYS
 from gateway.keys import KeyRing
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 3.0
 SLOW_SECONDS: Final = 30.0
+CARE_SECONDS: Final = 600.0
 DAY: Final = 24 * 3600.0
 SILENT_SECONDS: Final = 30.0
 HISTORY_SECONDS: Final = 48 * 3600.0
@@ -84,6 +87,8 @@ class Board:
         self._due = 0.0
         self._slow: dict[str, Any] = {}
         self._slow_due = 0.0
+        self._care: CareReport | None = None
+        self._care_due = 0.0
 
     def picture(self, *, fresh: bool = False) -> Picture:
         """The present picture, at most FRESH_SECONDS old. fresh: after something was changed by hand."""
@@ -129,7 +134,10 @@ class Board:
         if self._clock() >= self._slow_due:
             self._slow = _slow(gw, now)
             self._slow_due = self._clock() + SLOW_SECONDS
-        return values | self._slow
+        if self._clock() >= self._care_due:  # counts all archive objects while a walk over them is under way
+            self._care = index.care_report()
+            self._care_due = self._clock() + CARE_SECONDS
+        return values | self._slow | {"care": self._care}
 
 
 def _slow(gw: Gateway, now: float) -> dict[str, Any]:
@@ -155,8 +163,9 @@ def _slow(gw: Gateway, now: float) -> dict[str, Any]:
              "failed": row.failed, "reason": row.reason, "created_at": row.created_at}
             for row in index.commitments(limit=20)
         ],
-        "care": index.care_report(),
         "damages": index.damages(),
+        "standing": audit_standing(gw),
+        "flower": gw.settings.flower,
         "probes": {each.name: index.probe_of(each.name) for each in gw.settings.destinations},
     }  # fmt: skip
 

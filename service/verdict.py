@@ -39,6 +39,7 @@ def judge(view: Mapping[str, Any], settings: Settings, now: float) -> list[Troub
         *_destinations(view),
         *_archive(view),
         *_keys(view),
+        *_audit(view),
     ]
     return sorted(found, key=lambda each: each.level != "bad")
 
@@ -116,3 +117,9 @@ def _keys(view: Mapping[str, Any]) -> Iterator[Trouble]:
     for each in view["keys"]:
         if each.due:
             yield Trouble("warn", f"{each.id} has been in use for {each.days} days: rotate it.", f"{SYSTEM}#keys")
+
+
+def _audit(view: Mapping[str, Any]) -> Iterator[Trouble]:
+    lag = view["standing"].export_lag_seconds
+    if lag is not None and lag > LATE:
+        yield Trouble("warn", f"Audit events have waited for the syslog server for {long(lag)}.", "/admin/audit")
