@@ -20,7 +20,7 @@ COMMANDS = {
     "keys rotate", "keys rewrap", "keys backup", "keys restore", "keys drill", "keys doctor", "keys purge",
     "keys forget", "keys shred", "keys recipients list", "keys recipients add", "keys recipients generate",
     "keys recipients remove",
-    "keys export-public", "audit verify", "audit export", "codec bench", "codec escrow", "codec train",
+    "keys export-public", "audit verify", "audit export", "audit search", "codec bench", "codec escrow", "codec train",
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
     "payload inspect", "payload rebind", "payload bench", "certify", "check", "probe", "replay", "viewer install",
     "import", "studies", "reconcile", "healthy", "warm", "rebuild", "backup", "restore", "scrub", "export",
