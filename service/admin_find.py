@@ -154,7 +154,7 @@ def _proven(row: InstanceRow, facts: Mapping[str, Any]) -> Step:
     same = "the received file, byte for byte" if restored == row.digest else "pixels and every other byte as received"
     return _step(
         "proven", row.verified_at, None, ("rebuilt", same if restored else None, False),
-        ("SHA-256 of what was rebuilt", restored, True), ("by", facts.get("verifier"), False),
+        ("SHA-256, rebuilt", restored, True), ("by", facts.get("verifier"), False),
         ("decoders", ", ".join(facts.get("decoders") or ()), False), ("seconds", facts.get("verify_seconds"), False),
         ("entry of the audit trail", facts.get("verified_seq"), False),
     )  # fmt: skip

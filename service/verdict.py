@@ -69,10 +69,14 @@ def _work(view: Mapping[str, Any], now: float) -> Iterator[Trouble]:
     alive = {each.row.name for each in view["workers"] if each.state != "silent"}
     if view["backlog"] and not alive - {"sweep", "listener"}:
         yield Trouble("bad", "Instances wait and no worker is alive.", f"{SYSTEM}#workers")
+    silent: dict[str, list[Any]] = {}
     for each in view["workers"]:
         if each.state == "silent":
-            text = f"{each.row.name} on {each.row.host} has been silent for {long(now - each.row.seen_at)}."
-            yield Trouble("warn", text, f"{SYSTEM}#workers")
+            silent.setdefault(each.row.host, []).append(each.row)
+    for host, rows in silent.items():
+        names = ", ".join(sorted({row.name for row in rows}))
+        seconds = long(now - min(row.seen_at for row in rows))
+        yield Trouble("warn", f"Not heard of on {host} for {seconds}: {names}.", f"{SYSTEM}#workers")
 
 
 def _failures(view: Mapping[str, Any]) -> Iterator[Trouble]:

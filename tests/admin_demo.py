@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gateway.probe_result import Finding, ProbeResult
 from gateway.settings import load_settings
 from tests.fakes import part10, take_in
 
-__all__ = ["arrive", "carry", "demo_gateway", "fill"]
+__all__ = ["arrive", "beat", "carry", "demo_gateway", "fill"]
 
 RATIOS = {"CT": 2.9, "MR": 2.3, "CR": 3.4, "US": 1.8, "XA": 2.6}
 HALF_HOURS = 48
@@ -52,6 +53,13 @@ def arrive(gw: Gateway, *, study: str = "1.2.3.100", priority: int = 5, calling_
 
 def carry(gw: Gateway, row: InstanceRow, modality: str = "CT", to: tuple[str, ...] = ("pacs",)) -> InstanceRow:
     """What the workers do to an object, without its pixels: indexed, coded, proven, archived."""
+    return _carried(gw, row, modality, to, lambda seconds: None)
+
+
+def _carried(
+    gw: Gateway, row: InstanceRow, modality: str, to: tuple[str, ...], wait: Callable[[float], None]
+) -> InstanceRow:
+    wait(0.4)
     gw.index.set_attributes(row.id, {"Modality": modality, "AccessionPseudonym": "D0123456789ABCDE"}, "{}")
     gw.index.claim(row.id, "encode-demo", 60)
     digest = f"{row.id:064x}"
@@ -61,10 +69,14 @@ def carry(gw: Gateway, row: InstanceRow, modality: str = "CT", to: tuple[str, ..
         codec_bytes=300, raw_pixel_bytes=64, facts={"frames": 1, "rule": "default", "software": "palimpsest 0.1.0"},
         wraps=[],
     )  # fmt: skip
+    wait(1.1)
     gw.index.set_candidate(row.id, "encode-demo", candidate)
+    wait(0.3)
     proof = {"restored_sha256": row.digest, "verify_seconds": 0.213, "decoders": ["numba"], "verifier": "palimpsest"}
     gw.index.set_verified(row.id, "encode-demo", proof)
-    return gw.index.set_archived(row.id, "encode-demo", archive_key(candidate.envelope_uid), digest, candidate.size, to)
+    wait(0.1)
+    key = archive_key(candidate.envelope_uid)
+    return gw.index.set_archived(row.id, "encode-demo", key, digest, candidate.size, to)
 
 
 def fill(gw: Gateway) -> dict[str, Any]:
@@ -72,10 +84,20 @@ def fill(gw: Gateway) -> dict[str, Any]:
     chance = random.Random(7)
     now = time.time()
     names = list(RATIOS)
-    rows = [arrive(gw, study=f"1.2.3.{number % 6}", calling_ae=f"{names[number % 5]}1") for number in range(24)]
-    done = [carry(gw, row, names[number % 5]) for number, row in enumerate(rows)]
+    clock = [now - 24 * 600.0]
+    gw.index.now = lambda: clock[0]
+
+    def wait(seconds: float) -> None:
+        clock[0] += seconds * min(30.0, chance.lognormvariate(0.4, 0.9))
+
+    done = []
+    for number in range(24):
+        clock[0] = now - (24 - number) * 600.0
+        row = arrive(gw, study=f"1.2.3.{number % 6}", calling_ae=f"{names[number % 5]}1")
+        done.append(_carried(gw, row, names[number % 5], ("pacs",), wait))
     for row in done[:4]:
         gw.index.set_released(row.id)
+    clock[0] = now - 500
     for forward in gw.index.forwards()[:8]:
         gw.index.forward_claim(forward.id, "f", 60)
         reason = "sop-class-refused" if forward.id % 2 else "association-rejected"
@@ -83,23 +105,24 @@ def fill(gw: Gateway) -> dict[str, Any]:
     for forward in gw.index.forwards()[8:20]:
         gw.index.forward_claim(forward.id, "f", 60)
         gw.index.forward_done(forward.id, "f", "accepted", representation="envelope")
+    gw.index.now = time.time
     failing = [arrive(gw) for _ in range(3)]
     for row in failing:
         gw.index.claim(row.id, "w", 60)
         gw.index.release_claim(row.id, "w", due_at=now + 300, reason="archive-unavailable")
     waiting = [arrive(gw, priority=priority) for priority in (0, 0, 5, 5, 5, 5, 8)]
     working = gw.index.claim(waiting[0].id, "encode-1-a", 600)
-    _past(gw, chance, now, done, waiting)
+    _past(gw, chance, now, waiting)
     gw.index.alert_raise("candidate-quarantined", "instance 3", "a candidate did not restore", "critical")
     gw.index.alert_raise("webhook-late", "ris", "webhook 'ris' has not answered for ten minutes", "warning")
     _files(gw, now)
-    _workers(gw, waiting[0].id)
+    beat(gw, waiting[0].id)
     gw.index.studies_find()
     gw.index.studies_judge(300.0)
     return {"working": working, "failing": [row.id for row in failing], "done": [row.id for row in done]}
 
 
-def _past(gw: Gateway, chance: random.Random, now: float, done: list[InstanceRow], waiting: list[InstanceRow]) -> None:
+def _past(gw: Gateway, chance: random.Random, now: float, waiting: list[InstanceRow]) -> None:
     """A day's flow and disk samples, and times that lie apart: written as the triggers would have."""
     first = int(now // 300) * 300 - HALF_HOURS * 1800
     buckets, samples = [], []
@@ -118,13 +141,9 @@ def _past(gw: Gateway, chance: random.Random, now: float, done: list[InstanceRow
             for place, total in (("spool", 500_000_000_000), ("archive", 4_000_000_000_000))
         ]
     with gw.index.write() as conn:
-        conn.execute(flow.insert(), [each for each in buckets if each["bucket"] < now - 600])
+        conn.execute(flow.delete())  # the triggers' own of the day: too few to see
+        conn.execute(flow.insert(), [each for each in buckets if each["bucket"] < now - 300])
         conn.execute(disk_sample.insert(), samples)
-        for row in done:
-            took, back = min(400.0, chance.lognormvariate(1.2, 0.8)), 600.0 + 900 * (len(done) - row.id)
-            times = {"received_at": now - back - took, "indexed_at": now - back - took + 0.4, "archived_at": now - back}
-            times["verified_at"] = now - back - 0.1
-            conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**times))
         for row, seconds in zip(waiting, (900, 400, 90), strict=False):
             conn.execute(sa.update(instance).where(instance.c.id == row.id).values(received_at=now - seconds))
 
@@ -153,7 +172,8 @@ def _files(gw: Gateway, now: float) -> None:
     (gw.settings.quarantine_dir / "3-coded.json").write_text(json.dumps(story))
 
 
-def _workers(gw: Gateway, instance_id: int) -> None:
+def beat(gw: Gateway, instance_id: int) -> None:
+    """Heartbeats of a host's processes, two of them at work on an instance."""
     for owner, name, device, task in (
         ("encode-1-a", "encode-1", "", "encode"), ("encode-1-b", "encode-1", "", ""),
         ("gpu-0-a", "gpu-0", "", "encode"),
