@@ -6,6 +6,7 @@ over a restart of either side, and what was sent but not confirmed is sent again
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ from gateway.bootstrap import Gateway
 from gateway.certificate import software
 from gateway.errors import PalimpsestError, Unavailable
 from gateway.index_audit import AuditQuery
+from gateway.keyfile import write_atomic
 from gateway.tls import syslog_context
 from worker.leases import backoff_seconds
 
@@ -40,6 +42,7 @@ LEASE_SECONDS: Final = 120.0
 FIRST_PAUSE_SECONDS: Final = 2.0
 LONGEST_PAUSE_SECONDS: Final = 300.0
 ALERT_AFTER: Final = 5  # attempts
+SENT: Final = "sent.json"  # in the folder of heads
 State = dict[str, Any]
 
 
@@ -58,8 +61,7 @@ def deliver(gw: Gateway, connect: Connect, *, node: str = "") -> int:
     """Send what is due; how many messages arrived. Raises Unavailable when the database does."""
     node = node or socket.gethostname()
     owner = f"{node}/{os.getpid()}"
-    heads_name = f"{STATE}-heads/{node}"[:64]
-    heads = gw.index.audit_state(heads_name) or {}
+    heads = _heads_place(gw)
     kept = gw.index.audit_state(STATE) or {}
     if kept.get("due_at", 0.0) > gw.index.now():
         return 0
@@ -78,8 +80,17 @@ def deliver(gw: Gateway, connect: Connect, *, node: str = "") -> int:
     if claimed is not None:
         gw.index.audit_state_set(STATE, {**claimed, **events, **done, "lease_until": 0.0}, durable=False)
     if sent_heads:
-        gw.index.audit_state_set(heads_name, heads, durable=False)
+        write_atomic(heads_folder(gw) / SENT, json.dumps(heads).encode())
     return count + sent_heads
+
+
+def _heads_place(gw: Gateway) -> State:
+    """How far the heads of this folder were sent: it lies with them, for hosts may share the folder or not."""
+    try:
+        place = json.loads((heads_folder(gw) / SENT).read_bytes())
+        return {"file": str(place["file"]), "offset": int(place["offset"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _more_events(gw: Gateway, state: State) -> bool:
