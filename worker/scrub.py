@@ -35,13 +35,18 @@ PAGE: Final = 50  # objects between two notes of where it stands
 LOOK_SECONDS: Final = 60.0
 LOWEST: Final = 19  # nice(2)
 ACTOR: Final = "scrub"
+#: what the proving process may fail of under a load that has it starve: no sign of damage
+UNDECIDED: Final = frozenset({"verifier-timeout", "verifier-crashed", "memory"})
 
 
 @dataclass(slots=True)
 class ScrubReport:
-    """checked: objects; damaged: (archive key, reason); mended: (archive key, where from)."""
+    """checked: objects; damaged: (archive key, reason); mended: (archive key, where from); undecided: the proving
+    process had no time or no memory for them: their digest is right.
+    """
 
     checked: int = 0
+    undecided: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
     mended: list[tuple[str, str]] = field(default_factory=list)
 
@@ -98,6 +103,11 @@ def _check(gw: Gateway, verifier: Verifier, found: ArchivedObject, report: Scrub
     report.checked += 1
     problem = problem_of(gw, verifier, found)
     if problem is None:
+        return
+    if problem in UNDECIDED:
+        report.undecided += 1
+        message = f"an archive object could not be decoded for a scrub ({problem}); its bytes are those recorded"
+        gw.index.alert_raise("scrub-undecided", found.key[-64:], message, "warning")
         return
     now = gw.index.archived_object(found.key)
     if now is None or now.digest != found.digest:  # coded anew, or shredded, while it was looked at

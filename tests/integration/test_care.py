@@ -31,6 +31,7 @@ from worker.retrieve import original_bytes
 from worker.scrub import due, scrub
 from worker.shred import find_patient, shred
 from worker.sweep import release_spool
+from worker.verify import VerifyReport
 
 LIMIT = 600.0
 
@@ -181,6 +182,13 @@ def test_damage_is_found_listed_and_mended_from_where_another_copy_is(gw: Gatewa
     assert first.checked == 2 and report.whole_at is None and report.whole_part == 0.4
     second = scrub(gw, prover, "whole")  # type: ignore[arg-type]
     assert second.checked == 3 and due(gw) is None
+
+    class Starved(InProcess):
+        def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
+            return VerifyReport(False, "verifier-timeout")
+
+    starved = scrub(gw, Starved(gw.keys), "drawn", count=100)  # type: ignore[arg-type]
+    assert starved.undecided == 3 and gw.index.care_report().damaged == 2  # those whose digest is wrong
     damaged = {key for each in (first, second) for key, _ in each.damaged}
     assert damaged == {row.archive_key for row in (sent, spooled, passthrough, alone)}
     mended = {key: source for each in (first, second) for key, source in each.mended}
