@@ -58,8 +58,9 @@ def selftest(
     place.mkdir(parents=True, exist_ok=True)
     chosen = random.SystemRandom().randrange(1, 10**6) if seed is None else seed
     console.print(f"{len(plan)} faults, {instances} instances, seed {chosen}, in {place}", highlight=False)
+    platter = short or power_loss > 0
     outcome = run_plan(
-        place, plan, instances=instances, seed=chosen, database=database, power=bool(power_loss), watch_memory=memory,
+        place, plan, instances=instances, seed=chosen, database=database, power=platter, watch_memory=memory,
         patience=patience, say=lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True),
     )  # fmt: skip
     print_outcome(outcome)

@@ -22,7 +22,8 @@ from palimpsest.selftest_traffic import Acknowledged, Ledger, Modality, Reader, 
 
 __all__ = ["Outcome", "Row", "Selftest", "run_plan"]
 
-EXTRA_SECONDS: Final = 0.4  # while a fault waits for work that comes by, one more object is sent so often
+EXTRA_SECONDS: Final = 0.4  # while a fault waits for work that comes by, one more object is sent after so long,
+EXTRA_GROWTH: Final = 1.25  # and after that one, longer: a slow machine is not drowned
 MEMORY_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.05
 
@@ -82,7 +83,7 @@ class Selftest:
         self.under = under
         self.ledger = Ledger()
         self._say, self._seed = say, seed
-        self._began = self._extra_at = time.monotonic()
+        self._began = time.monotonic()
         self._memory: dict[str, list[tuple[float, int]]] | None = {} if watch_memory else None
         self._memory_at = 0.0
         self.source = Source(under.folder / "sent", seed)
@@ -103,13 +104,13 @@ class Selftest:
 
     def work_until(self, condition: Callable[[], object], seconds: float) -> bool:
         """See Site. After a while without success some more is sent."""
-        deadline = time.monotonic() + seconds
-        self._extra_at = time.monotonic() + 4 * EXTRA_SECONDS
+        deadline, pause = time.monotonic() + seconds, EXTRA_SECONDS
+        extra_at = time.monotonic() + 4 * pause
         while not condition():
             if time.monotonic() > deadline:
                 return False
-            if time.monotonic() > self._extra_at:
-                self._extra_at += EXTRA_SECONDS
+            if time.monotonic() > extra_at:
+                extra_at, pause = extra_at + pause, pause * EXTRA_GROWTH
                 self.ledger.quota += 1
             self._tick()
         return True

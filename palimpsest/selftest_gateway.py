@@ -43,7 +43,7 @@ ROLES = {
     "supervisor": "palimpsest run --no-samples",
 }  # fmt: skip
 READY_SECONDS = 600.0  # with kernels to compile
-GONE_SECONDS = 15.0
+GONE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 #: a gateway that gives up waiting, and looks again, in seconds and not in minutes: what is tested is that it does
 QUICK = {
@@ -222,8 +222,8 @@ class UnderTest:
         seed: None: only what was fsynced; else a mixture with what was not.
         """
         assert self.platter is not None
+        self.forget()  # first: who closes SQLite's last connection writes a checkpoint, and we are not under the layer
         self.kill_all()
-        self.forget()
         after, before = self.home.with_name("after"), self.home.with_name("before")
         left = after_power_loss(self.platter, after, now=None if seed is None else self.home, seed=seed or 0)
         self.home.rename(before)

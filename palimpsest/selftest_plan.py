@@ -24,7 +24,7 @@ from palimpsest.supervisor import environment
 
 __all__ = ["Break", "Site", "full_plan", "power_plan", "short_plan"]
 
-STRIKE_SECONDS: Final = 60.0  # that a fault is waited for: work must come by first
+STRIKE_SECONDS: Final = 120.0  # that a fault is waited for: work must come by first
 WAL: Final = "palimpsest.db-wal"
 LONGER_THAN_BUSY: Final = 33.0  # gateway/database.py waits 30 s for SQLite's lock
 HOUR: Final = 3600
@@ -152,14 +152,18 @@ def _clock(offset: int, seconds: float, site: Site) -> int:
 
 
 def _flush(site: Site) -> int:
-    settings = site.under.settings
+    return int(site.work_until(lambda: _flushed(site.under), STRIKE_SECONDS))
+
+
+def _flushed(under: UnderTest) -> bool:
+    settings = under.settings
     url = settings.redis_url or f"unix://{settings.redis_socket}"
     try:
         with redis.Redis.from_url(url, socket_timeout=5) as client:
             client.flushall()
-    except redis.RedisError:
-        return 0
-    return 1
+    except redis.RedisError:  # it is just being started again
+        return False
+    return True
 
 
 def _lock(seconds: float, site: Site) -> int | None:
@@ -187,12 +191,13 @@ def _rebuild(site: Site) -> int | None:
     under = site.under
     if under.settings.database_url:
         return None
-    under.kill_all()
     under.forget()
+    under.kill_all()
     for path in under.home.glob("palimpsest.db*"):
         path.unlink()
     command = [sys.executable, "-m", "palimpsest", "rebuild"]
-    done = subprocess.run(command, env=environment(under.settings), capture_output=True, text=True, check=False)
+    env = environment(under.settings) | under.layer.environment
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise NotRunning(f"palimpsest rebuild: {(done.stdout + done.stderr).strip()[-800:]}")
     under.start()
@@ -307,27 +312,26 @@ def full_plan(restart: str | None = None) -> list[Break]:
 
 
 def short_plan() -> list[Break]:
-    """The most telling ones."""
+    """The most telling ones, for a home with a platter."""
     telling = (
-        "listener, before commit", "listener, after commit", "listener, before C-STORE response",
-        "api, after fsync of the folder", "encode worker, after fsync in the archive", "encode worker, before commit 3",
-        "verifier, before answer", "forward worker, after C-STORE request", "sweep, after release of the spool's copy",
-        "broker, from outside", "supervisor, from outside", "FLUSHALL", "modality: reset in the middle of a PDU",
-        "listener: fsync fails with EIO", "encode worker: rename fails with EIO", "deleted, then rebuilt",
-        "destination: cut in the middle of a PDU", "an hour ahead", "then true",
+        "listener, before commit", "listener, before C-STORE response", "api, after fsync of the folder",
+        "encode worker, after fsync in the archive", "verifier, before answer",
+        "forward worker, after C-STORE request", "sweep, after release of the spool's copy", "broker, from outside",
+        "FLUSHALL", "modality: reset in the middle of a PDU", "listener: fsync fails with EIO",
+        "encode worker: rename fails with EIO", "deleted, then rebuilt",
     )  # fmt: skip
     named = {each.name: each for each in full_plan()}
-    return [named[name] for name in telling] + [
-        Break("disk", "free bytes under the watermark, 1 s", partial(_watermark, 1.0))
-    ]
+    ahead, _, _, true = _clocks(1.0)
+    watermark = Break("disk", "free bytes under the watermark, 1 s", partial(_watermark, 1.0))
+    return [ahead, *(named[name] for name in telling), true, watermark, power_plan(2)[1]]
 
 
 def power_plan(times: int) -> list[Break]:
     """Power loss again and again, each at another step; by turns nothing else survives, or a mixture does."""
-    doors_and_encoder = ("listener", "encode worker", "api", "encode worker", "sweep", "forward worker")
+    roles = ("listener", "encode worker", "api", "encode worker", "sweep", "forward worker")
     places = [
         (role, operation, path, words, skip)
-        for role in doors_and_encoder
+        for role in roles
         for operation, path, words in STEPS[role]
         for skip in range(COMMITS.get(role, 1) if words == "commit" else 1)
     ]
