@@ -122,9 +122,8 @@ def _command(plan: Plan, work: Path, fd: int) -> list[str]:
 
 def shadow_folder(plan: Plan, folder: Path, stop: threading.Event, *, follow: bool, seconds: float = 0.0) -> Report:
     """Measure the files of a folder, which are only read; follow: and those that come, until `stop` or for so long."""
-    from palimpsest.shadow_watch import Watcher, step_back  # the coder: what relays must not wait for it
+    from palimpsest.shadow_watch import Watcher  # brings the coder, which a relay has no use for
 
-    step_back()
     deadline = time.monotonic() + seconds if seconds else None
     known: set[Path] = set()
     with tempfile.TemporaryDirectory(prefix="palimpsest-shadow-") as work:

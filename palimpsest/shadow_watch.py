@@ -59,6 +59,7 @@ class Watcher:
         for path in self._work.glob("object-*"):
             path.unlink(missing_ok=True)
         (self._work / MARK).unlink(missing_ok=True)
+        self.write()
         self._thread.start()
 
     def missed(self, reason: str) -> None:
@@ -259,8 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def step_back() -> None:
-    """Behind everything else of this machine: last to get a processor, first to be killed for memory."""
-    os.nice(19)
+    """Behind all else of this machine: a tenth of a processor that others want, first to be killed for memory."""
+    os.nice(10)
     limit_memory(MEMORY_BYTES)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
