@@ -31,7 +31,8 @@ p {{ margin: .3rem 0; }} .dim {{ color: var(--dim); }} .headline {{ font-size: 1
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap; }}
 th[scope=row], thead th:first-child {{ text-align: left; font-weight: 500; }}
-thead th {{ color: var(--dim); font-weight: 500; }} .facts td {{ text-align: left; white-space: normal; width: 70%; }}
+thead th {{ color: var(--dim); font-weight: 500; }} .facts td, .facts th {{ text-align: left; white-space: normal; }}
+.facts td {{ width: 65%; }}
 svg {{ width: 100%; height: auto; }} svg text {{ fill: var(--ink); font: 15px system-ui, sans-serif; }}
 .ours {{ fill: var(--ours); }} .other {{ fill: var(--other); }}
 </style>

@@ -170,7 +170,7 @@ def _headline(total: Sums, saved: dict[str, dict[str, float]]) -> str:
         return "Nothing was measured yet."
     best = saved["default"]
     return (
-        f"<strong>{best['share']:.1%}</strong> fewer bytes than as received, with every original given back exactly"
+        f"<strong>{best['share']:.1%}</strong> fewer bytes than as received, with every image given back exactly"
         if not total.wrong
         else f"<strong>{total.wrong} objects came back wrong.</strong> Tell us before you go on."
     )
@@ -179,8 +179,8 @@ def _headline(total: Sums, saved: dict[str, dict[str, float]]) -> str:
 def _speed_rows(total: Sums, saved: dict[str, dict[str, float]]) -> list[str]:
     return [
         f"<tr><th scope=row>{FORMS[form]}</th><td>{_size(total.bytes[form])}</td><td>{_size(each['bytes'])}</td>"
-        f"<td>{each['share']:.1%}</td><td>{each['link_seconds']:,.1f}</td><td>{each['encode_seconds']:,.1f}</td>"
-        f"<td>{each['decode_seconds']:,.1f}</td></tr>\n"
+        f"<td>{each['share']:.1%}</td><td>{_seconds(each['link_seconds'])}</td><td>{_seconds(each['encode_seconds'])}</td>"
+        f"<td>{_seconds(each['decode_seconds'])}</td></tr>\n"
         for form, each in saved.items()
     ]
 
@@ -195,6 +195,10 @@ def _pairs(values: dict[str, int]) -> str:
 
 def _time(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(at)) + " UTC"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 
 def _size(value: float) -> str:
