@@ -17,10 +17,12 @@ from codec.candidates import has_comb, is_odd, looks_odd, packing_may_win, repea
 from codec.dual import KernelEngine, encode_dual
 from codec.errors import CodecError, CorruptBitstream, UnsupportedFrame
 from codec.header import UNUSED_STORED, Header, classify_unused, write_header
-from codec.learned import Candidate, LearnedKernels, Previous, encode_learned, plan_learned
+from codec.learned import Candidate, LearnedKernels, LearnedPlan, Previous, encode_learned, plan_learned
+from codec.learneddecode import Context
 from codec.learnedformat import ADAPTER_INLINE, ADAPTER_SHARED, write_learned
 from codec.learnedplan import Effort
 from codec.limits import DEFAULT_LIMITS, Limits
+from codec.memory import Memory
 from codec.pixelformat import PixelFormat
 from codec.plan import TILE_SAMPLES
 from codec.standard import STANDARD, Plane, pack_bits
@@ -42,6 +44,7 @@ PROFILES: dict[str, tuple[str, ...]] = {
 LEARNING_RATES: dict[str, tuple[int, ...]] = {"fast": (0,), "default": (7,), "max": (7, 8, 9, 10)}
 ALONE: dict[str, int] = {"fast": 1 << 17, "default": 1 << 17, "max": 1 << 19}
 STATES: dict[str, float] = {"fast": 3.0, "default": 1.0, "max": 1.0}
+FRESH_CHAIN = 0.996  # of its bits a frame takes once its chain with the previous frame is under way, at most
 ABLATIONS = frozenset(("least-squares", "network", "adapters", "split", "vae", "previous"))
 QUICK_EFFORT, FULL_EFFORT = 7, 9  # of JPEG XL
 # JPEG XL's full effort is tried only where it could win: about the most that it gains over the quick one, and for
@@ -60,6 +63,7 @@ class EncodedFrame:
     """A coded frame. `lengths`: bytes of the whole blob per candidate tried; `details`: facts about the own coders.
 
     `refused`: candidates that were shorter but did not decode to the frame; of an own coder that is a fault of ours.
+    `memory`: what the next frame may go on from, known from the proof.
     """
 
     blob: bytes
@@ -67,6 +71,7 @@ class EncodedFrame:
     lengths: dict[str, int]
     details: dict[str, int] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    memory: Memory | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def encode_frame(
     levels: LevelTable | None = None,
     profile: str = "default",
     previous: Words | None = None,
+    memory: Memory | None = None,
     shared: bytes | None = None,
     adapters: Sequence[bytes] = (),
     coders: Sequence[str] | None = None,
@@ -100,6 +106,7 @@ def encode_frame(
     """Code one frame losslessly and keep the shortest candidate that decodes to the same words.
 
     `levels` may be any superset of the levels used. `previous` (words of the frame before, of the same format),
+    `memory` (what that frame left beside them, of no use without them),
     `shared` (an adapter that the object holds once) and `adapters` (that would travel in the blob) are used where the
     learned coder estimates that they pay. `profile`: fast, default or max. `coders`: which to try; None: the profile's
     (without weights of the profile: those of version 1). `without`: parts of the learned coder that are left out, to
@@ -118,15 +125,17 @@ def encode_frame(
     table = choose_levels(values) if levels is None else levels
     kind = classify_unused(values, unused, fmt)
     header = Header(fmt, table, "raw", kind, unused if kind == UNUSED_STORED else None)
-    given = Given(previous, shared)
+    given = Given(previous, shared, memory=memory)
     race = _Race(table.rank(values), header, threads, tile_samples, _Aids(profile, given, adapters, without, split))
     estimated = coders is None and profile != "max" and names[0] == "learned"
     race.run(names, effort, estimated=estimated)
     refused: list[str] = []
     for name in sorted(race.blobs, key=lambda name: (len(race.blobs[name]), names.index(name))):
-        if not prove or _proven(race.blobs[name], words, fmt, threads, given):
+        proof = _proven(race.blobs[name], words, fmt, threads, given) if prove else None
+        if proof is not None or not prove:
             lengths = {coder: len(blob) for coder, blob in race.blobs.items()}
-            return EncodedFrame(race.blobs[name], name, lengths, race.details, tuple(refused))
+            left = None if proof is None else proof.memory
+            return EncodedFrame(race.blobs[name], name, lengths, race.details, tuple(refused), left)
         log.error("a frame that %s coded does not decode to what it was; the next shortest candidate is taken", name)
         refused.append(name)
     raise CodecError("no candidate reproduces the frame")
@@ -230,25 +239,42 @@ class _Race:
 
     def _learned(self) -> None:
         """Code the frame by the learned coder, with the previous frame where that is shorter by estimate."""
-        aids, levels = self.aids, self.header.levels
+        aids = self.aids
         weights = current(aids.profile)
         if "network" in aids.without:
             weights = silenced(weights.id)
         context = aids.given.context(self.header.fmt)
-        effort = self._effort()
-        plans = [plan_learned(self.index, levels, self._networks(weights.id, False), None, effort)]
-        if context.previous is not None and "previous" not in aids.without:
-            previous = Previous(context.previous, context.previous_crc)
-            try:
-                networks = self._networks(weights.id, True)
-            except BadWeights:  # without a network for volumes the previous frame is of no use
-                networks = []
-            if networks:
-                plans.append(plan_learned(self.index, levels, networks, previous, effort))
-        plan = min(plans, key=lambda plan: plan.bits)
+        plan = self._shortest_plan(weights.id, context)
         coded, facts = encode_learned(plan, weights.id, self.threads)
         self.details = self.details | facts
         self._keep("learned", write_learned(coded))
+
+    def _shortest_plan(self, weights: bytes, context: Context) -> LearnedPlan:
+        """The plan of the least estimated length: alone, with the previous frame, going on from its memory.
+
+        A frame that goes on could be the first of a better chain: with the previous frame, where that is close.
+        """
+        levels, effort, without = self.header.levels, self._effort(), self.aids.without
+        alone = self._networks(weights, False)
+        best = plan_learned(self.index, levels, alone, None, effort)
+        if context.previous is None or "previous" in without:
+            return best
+        previous = Previous(context.previous, context.previous_crc)
+        try:
+            chained = self._networks(weights, True)
+        except BadWeights:  # without a network for volumes the previous frame is of no use
+            return best
+        memory = context.memory
+        if memory is None:
+            return min(best, plan_learned(self.index, levels, chained, previous, effort), key=length)
+        own, before = (chained, previous) if memory.volume else (alone, None)
+        onward = plan_learned(self.index, levels, own, before, effort, memory)
+        if memory.volume and onward.bits < best.bits:
+            return onward
+        fresh = plan_learned(self.index, levels, chained, previous, effort)
+        if fresh.bits < best.bits and fresh.bits * FRESH_CHAIN < onward.bits:
+            return fresh
+        return min(best, onward, key=length)
 
     def _effort(self) -> Effort:
         """How hard the learned coder tries."""
@@ -310,19 +336,24 @@ class _Race:
         return lengths[0] / lengths[1]
 
 
+def length(plan: LearnedPlan) -> float:
+    """About how many bits a frame takes."""
+    return plan.bits
+
+
 def _with_crc(body: bytes) -> bytes:
     out = bytearray(body)
     put_crc(out, 0)
     return bytes(out)
 
 
-def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int, given: Given) -> bool:
-    """Whether a blob decodes to exactly these words."""
+def _proven(blob: bytes, words: Words, fmt: PixelFormat, threads: int, given: Given) -> Frame | None:
+    """What a blob decodes to, if that is exactly these words."""
     try:
         frame = decode_with(blob, _decoders(threads), DEFAULT_LIMITS, given)
     except CorruptBitstream:
-        return False
-    return frame.fmt == fmt and np.array_equal(frame.words, words)
+        return None
+    return frame if frame.fmt == fmt and np.array_equal(frame.words, words) else None
 
 
 def decode_frame(
@@ -331,16 +362,17 @@ def decode_frame(
     previous: Words | None = None,
     shared: bytes | None = None,
     upper: Sequence[NDArray[np.int32]] | None = None,
+    memory: Memory | None = None,
     threads: int = 1,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Frame:
     """Decode a blob of encode_frame. Raises CorruptBitstream on anything wrong, within bounded memory and time.
 
-    `previous`, `shared`: what the blob was coded with, `upper` the planes of its global part where a group's stack has
-    them; more than it needs does no harm, less raises MissingContext. Weights that a blob names and that are not known
-    raise UnknownWeights (see codec.weights).
+    `previous`, `shared`: what the blob was coded with, `memory`: the `Frame.memory` before it, `upper`: the
+    planes of its global part where a group's stack has them; more than it needs does no harm, less raises
+    MissingContext. Weights that a blob names and that are not known raise UnknownWeights (see codec.weights).
     """
-    return decode_with(blob, _decoders(threads), limits, Given(previous, shared, upper))
+    return decode_with(blob, _decoders(threads), limits, Given(previous, shared, upper, memory))
 
 
 def _decoders(threads: int) -> Decoders:

@@ -47,7 +47,7 @@ class Device(Protocol):
         """The words (uint32) of each EncodeJob."""
 
     def decode(self, jobs: Sequence[Any]) -> list[Any]:
-        """The samples (int32) of each DecodeJob, None where the words are no whole stream."""
+        """What each DecodeJob gives (Decoded), None where the words are no whole stream."""
 
 
 _current: ContextVar[Device | None] = ContextVar("palimpsest_device", default=None)

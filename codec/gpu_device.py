@@ -16,7 +16,7 @@ import numpy as np
 
 from codec import gpu_kernel, gpu_lanes
 from codec.gpu import DeviceLost, NoDevice
-from codec.gpu_jobs import DecodeJob, EncodeJob, Processor
+from codec.gpu_jobs import Decoded, DecodeJob, EncodeJob, Processor
 from codec.gpu_kernel import LATE_ROOM, PART_ROOM
 from codec.gpu_lanes import LANES
 from codec.gpu_pack import Batch, Job, fits, pack_batch
@@ -152,10 +152,15 @@ class CudaDevice:
         batch, cuda = pack_batch(jobs), self._cuda
         samples, results = cuda.device_array(batch.samples.size, np.int32), cuda.to_device(batch.results)
         text = batch.words if batch.words.size else np.zeros(1, np.uint32)
-        self._launch(self._decode, batch, samples, cuda.to_device(text), results)
+        slow = self._launch(self._decode, batch, samples, cuda.to_device(text), results)
         samples.copy_to_host(batch.samples)
         results.copy_to_host(batch.results)
-        return [batch.plane(number) if batch.closed(number) else None for number in range(len(jobs))]
+
+        def decoded(number: int) -> Decoded:
+            head = jobs[number].setting.network.unpack_head(slow[batch.master(number)].copy_to_host())
+            return Decoded(batch.plane(number), head)
+
+        return [decoded(number) if batch.closed(number) else None for number in range(len(jobs))]
 
     def groups(self, tiles: int) -> int:
         """Groups of lanes for a launch of so many tiles."""
@@ -163,13 +168,15 @@ class CudaDevice:
             return self._given
         return next((count for most, count in GROUPS if tiles <= most * self._processors), FEWEST_GROUPS)
 
-    def _launch(self, kernel: Any, batch: Batch, *arrays: Any) -> None:
+    def _launch(self, kernel: Any, batch: Batch, *arrays: Any) -> Any:
+        """Run a kernel; the tiles' slow memory on the device."""
         cuda = self._cuda
         slow = cuda.device_array(max(batch.late, 1), np.int32)
         parts = cuda.device_array((len(batch.tiles), PART_ROOM), np.float64)
         launch = kernel[len(batch.tiles), self.groups(len(batch.tiles)) * LANES, 0, batch.fast * 4]
         launch(cuda.to_device(batch.tiles), cuda.to_device(batch.pool), *arrays, slow, parts)
         cuda.synchronize()
+        return slow
 
 
 def job_bytes(job: Job) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from codec.wave import decode_tile, encode_tile
 if TYPE_CHECKING:
     from codec.learneddecode import Setting
 
-__all__ = ["DecodeJob", "EncodeJob", "Processor", "decode_tiles", "encode_tiles"]
+__all__ = ["DecodeJob", "Decoded", "EncodeJob", "Processor", "decode_tiles", "encode_tiles"]
 
 Plane = NDArray[np.int32]
 
@@ -30,6 +30,7 @@ class EncodeJob:
     upper: Plane | None
     previous: Plane | None
     setting: Setting
+    head: Plane | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ class DecodeJob:
     upper: Plane | None
     previous: Plane | None
     setting: Setting
+    head: Plane | None = None
+
+
+class Decoded(NamedTuple):
+    """A tile's samples, and its head after the last step (see codec.memory)."""
+
+    samples: Plane
+    head: Plane
 
 
 def encode_tiles(jobs: Sequence[EncodeJob], threads: int) -> list[NDArray[np.uint32]]:
@@ -50,8 +59,8 @@ def encode_tiles(jobs: Sequence[EncodeJob], threads: int) -> list[NDArray[np.uin
     return device.encode(jobs) if device is not None else over_tiles(_encoded, jobs, threads)
 
 
-def decode_tiles(jobs: Sequence[DecodeJob], threads: int) -> list[Plane | None]:
-    """The samples of each tile, None where the words are no whole stream; where, as `encode_tiles`."""
+def decode_tiles(jobs: Sequence[DecodeJob], threads: int) -> list[Decoded | None]:
+    """Each tile, None where the words are no whole stream; where, as `encode_tiles`."""
     device = current_device()
     return device.decode(jobs) if device is not None else over_tiles(_decoded, jobs, threads)
 
@@ -63,15 +72,16 @@ class Processor:
         """See `codec.gpu.Device`."""
         return [_encoded(job) for job in jobs]
 
-    def decode(self, jobs: Sequence[DecodeJob]) -> list[Plane | None]:
+    def decode(self, jobs: Sequence[DecodeJob]) -> list[Decoded | None]:
         """See `codec.gpu.Device`."""
         return [_decoded(job) for job in jobs]
 
 
 def _encoded(job: EncodeJob) -> NDArray[np.uint32]:
-    return encode_tile(job.tile, job.anchor, job.upper, job.previous, job.setting)
+    return encode_tile(job.tile, job.anchor, job.upper, job.previous, job.setting, job.head)
 
 
-def _decoded(job: DecodeJob) -> Plane | None:
+def _decoded(job: DecodeJob) -> Decoded | None:
     out = np.empty(job.shape, np.int32)
-    return out if decode_tile(out, job.words, job.anchor, job.upper, job.previous, job.setting) else None
+    head = decode_tile(out, job.words, job.anchor, job.upper, job.previous, job.setting, job.head)
+    return None if head is None else Decoded(out, head)

@@ -152,6 +152,12 @@ class Batch:
         rows, columns, place = int(tile[ROWS]), int(tile[COLUMNS]), int(tile[SAMPLES])
         return self.samples[place : place + rows * columns].reshape(rows, columns)
 
+    def master(self, number: int) -> slice:
+        """Where a tile's head lies in the slow memory, as Network.packed has it."""
+        tile = self.tiles[number]
+        end = int(tile[LATE]) + slow_size(tile)
+        return slice(end - int(tile[BLOCKS1] + tile[BLOCKS2]) * BLOCK * LANES, end)
+
     def stream(self, number: int) -> NDArray[np.uint32]:
         """A coded tile's words as the decoder reads them: states, high half first, then the words, turned round."""
         tile, result = self.tiles[number], self.results[number]
@@ -223,6 +229,8 @@ def _put_law(tile: NDArray[np.int64], job: Job, pool: _Pool) -> None:
     network = setting.network
     blocks = [-(-w.shape[0] // BLOCK) for w in (network.w1, network.w2)]
     tile[[NET, HEAD, BIASES]] = pool.put_network(network)
+    if job.head is not None:
+        tile[HEAD] = pool.put(network.pack_head(job.head))
     tile[[QUADS1, BLOCKS1, QUADS2, BLOCKS2]] = -(-network.inputs // 4), blocks[0], blocks[0] * BLOCK // 4, blocks[1]
     tile[COMPONENTS], tile[RATE] = network.components, setting.rate
     tile[CELL_PLACE] = pool.put(FRESH_CELLS, FRESH_CELLS)

@@ -199,8 +199,10 @@ def decode_group(
     uppers, initial = open_stack(blobs, stack, limits)
     frames: list[Frame] = []
     for blob, upper in zip(blobs, uppers, strict=True):
-        before = frames[-1].words if frames else None
+        words, memory = (frames[-1].words, frames[-1].memory) if frames else (None, None)
         frames.append(
-            decode_frame(blob, previous=before, shared=shared, upper=upper or None, threads=threads, limits=limits)
+            decode_frame(
+                blob, previous=words, memory=memory, shared=shared, upper=upper or None, threads=threads, limits=limits
+            )
         )
     return frames, initial

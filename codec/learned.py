@@ -20,6 +20,7 @@ from codec.learnedformat import (
     ADAPTER_INLINE,
     ADAPTER_NONE,
     ADAPTER_SHARED,
+    INHERITED,
     NO_WORDS,
     CodedFrame,
     CodedPlane,
@@ -27,7 +28,8 @@ from codec.learnedformat import (
     Tile,
     Words,
 )
-from codec.learnedplan import Choice, Effort, Subject, choose
+from codec.learnedplan import Choice, Effort, Subject, choose, goes_on
+from codec.memory import Head, Memory
 from codec.network import Network
 from codec.plan import count_global
 from codec.rans import ENCODE, IO_FIELDS, MODE, SYMBOL, closed, flush, open_stream
@@ -57,7 +59,10 @@ class Previous:
 
 @dataclass(frozen=True)
 class LearnedPlan:
-    """A frame as planes and all that was chosen for it; `bits`: about what it takes."""
+    """A frame as planes and all that was chosen for it; `bits`: about what it takes.
+
+    `memory_crc`: of the memory that it goes on from, if it does.
+    """
 
     transform: int | None
     subjects: tuple[Subject, ...]
@@ -65,6 +70,7 @@ class LearnedPlan:
     choices: tuple[Choice, ...]
     previous_crc: int | None
     bits: float
+    memory_crc: int | None = None
 
 
 def plan_learned(
@@ -73,10 +79,12 @@ def plan_learned(
     candidates: Sequence[Candidate],
     previous: Previous | None,
     effort: Effort,
+    memory: Memory | None = None,
 ) -> LearnedPlan:
     """Choose how to code level indices, (rows, columns) or (rows, columns, 3).
 
-    `candidates`: the plain network first; the one with the least estimated code length is used.
+    `candidates`: the plain network first; the one with the least estimated code length is used. `memory`: of the frame
+    before, to go on from where it fits this one.
     """
     transform = None if index.ndim == 2 else color.choose_transform(index)
     planes = [index.astype(np.int32)] if transform is None else list(color.forward(index, transform))
@@ -86,18 +94,23 @@ def plan_learned(
         low, high = (0, levels.count - 1) if transform is None else (int(plane.min()), int(plane.max()))
         earlier = None if before is None else framed(before[number], low, high - low)
         shifted = plane - np.int32(low) if low else plane
-        subjects.append(Subject(np.ascontiguousarray(shifted), low, high - low, earlier))
+        known = None if memory is None or number >= len(memory.planes) else memory.planes[number]
+        subjects.append(Subject(np.ascontiguousarray(shifted), low, high - low, earlier, known))
+    if memory is not None and not goes_on(subjects, memory, candidates[0].network, previous is not None, effort):
+        memory, subjects = None, [replace(subject, memory=None) for subject in subjects]
     busy = [subject for subject in subjects if subject.highest]
     networks = [(candidate.cost, candidate.network) for candidate in candidates]
     plan = choose(busy, networks, effort)
     crc = None if previous is None else previous.crc
-    return LearnedPlan(transform, tuple(subjects), candidates[plan.network], plan.choices, crc, plan.bits)
+    memory_crc = None if memory is None else memory.crc
+    return LearnedPlan(transform, tuple(subjects), candidates[plan.network], plan.choices, crc, plan.bits, memory_crc)
 
 
 def encode_learned(plan: LearnedPlan, weights: bytes, threads: int) -> tuple[CodedFrame, dict[str, int]]:
     """Code a frame as planned; the coded frame and facts about it. `weights`: 4 bytes of the weight file's SHA-256."""
     states = plan.choices[0].setting.states if plan.choices else 1
-    preface = _named(Preface(weights, states, previous_crc=plan.previous_crc), plan.candidate)
+    preface = Preface(weights, states, previous_crc=plan.previous_crc, memory_crc=plan.memory_crc)
+    preface = _named(preface, plan.candidate)
     remaining = iter(plan.choices)
     coded = tuple(
         _encode_plane(subject, next(remaining), threads) if subject.highest else CodedPlane(subject.low, 0)
@@ -121,6 +134,7 @@ def _facts(preface: Preface, transform: int | None, planes: Sequence[CodedPlane]
         "adapter_bytes": len(preface.adapter),
         "shared": int(preface.adapter_kind == ADAPTER_SHARED),
         "previous": int(preface.previous_crc is not None),
+        "memory": int(preface.memory_crc is not None),
     }
     for number, plane in enumerate(planes):
         end = "" if transform is None else str(number)
@@ -141,10 +155,17 @@ def _encode_plane(subject: Subject, choice: Choice, threads: int) -> CodedPlane:
         before = (
             None if subject.previous is None else np.ascontiguousarray(subject.previous[first : first + height + 2])
         )
-        jobs.append(EncodeJob(samples, int(samples[0, 0]), samples >> setting.k if top else None, before, setting))
+        upper = samples >> setting.k if top else None
+        head = None if subject.memory is None else subject.memory.head(first)
+        jobs.append(EncodeJob(samples, int(samples[0, 0]), upper, before, setting, head))
     uppers = over_tiles(lambda job: NO_WORDS if job.upper is None else encode_upper(job.upper, top), jobs, threads)
     coded = encode_tiles(jobs, threads)
     tiles = [Tile(job.anchor, upper, words) for job, upper, words in zip(jobs, uppers, coded, strict=True)]
+    if subject.memory is not None:
+        return CodedPlane(
+            subject.low, subject.highest, setting.k, setting.raw, height, sets=INHERITED, rate=setting.rate,
+            tiles=tuple(tiles),
+        )  # fmt: skip
     taps, thresholds = setting.predictors.taps, setting.predictors.thresholds
     sets, directions = taps.shape[0], max(1, (taps.shape[0] - 1) // (thresholds.size + 1))
     words = code_taps(taps >> choice.precision, radius_of(subject.previous is not None)) if sets else NO_WORDS
@@ -186,7 +207,7 @@ class LearnedKernels:
         """See Engine."""
         return read_taps(words, sets, radius)
 
-    def plane(self, job: Job) -> Plane:
+    def plane(self, job: Job) -> tuple[Plane, tuple[Head, ...]]:
         """See Engine."""
         setting = job.setting
         columns, top = job.shape[1], setting.highest >> setting.k
@@ -198,10 +219,12 @@ class LearnedKernels:
             if upper is None and top:
                 upper = decode_upper(tile.upper, rows, columns, top)
             before = None if job.previous is None else np.ascontiguousarray(job.previous[first : first + rows + 2])
-            return DecodeJob((rows, columns), tile.words, tile.anchor, upper, before, setting)
+            head = job.heads[number] if job.heads else None
+            return DecodeJob((rows, columns), tile.words, tile.anchor, upper, before, setting, head)
 
         jobs = over_tiles(work, range(len(job.tiles)), self._threads)
         parts = [part for part in decode_tiles(jobs, self._threads) if part is not None]
         if len(parts) < len(jobs):
             raise CorruptBitstream("tile does not end where it should")
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        heads = tuple(part.head for part in parts)
+        return (parts[0].samples if len(parts) == 1 else np.concatenate([part.samples for part in parts])), heads

@@ -17,7 +17,8 @@ from codec import color
 from codec.bitplane import LevelTable
 from codec.dualformat import HIGHEST_TAP, RADIUS, Predictors
 from codec.errors import CorruptBitstream, MissingContext
-from codec.learnedformat import ADAPTER_SHARED, CodedFrame, CodedPlane, Preface, Tile, Words
+from codec.learnedformat import ADAPTER_SHARED, INHERITED, CodedFrame, CodedPlane, Preface, Tile, Words
+from codec.memory import Head, Memory, PlaneMemory
 
 if TYPE_CHECKING:
     from codec.network import Network
@@ -40,7 +41,8 @@ class Context:
     `network(weights, adapter, previous)`: the network of a weight file (4 bytes of its SHA-256) under an adapter
     (empty: none), for frames with or without a previous one; raises CorruptBitstream for what it does not have.
     `previous`: sample values (int32, the frame's shape) of the previous frame, `previous_crc` of its words;
-    `shared`: an adapter's bytes; `upper`: the planes of G (int32, (rows, columns)), one for each plane that has one.
+    `shared`: an adapter's bytes; `upper`: the planes of G (int32, (rows, columns)), one for each plane that has one;
+    `memory`: of the frame before.
     """
 
     network: Callable[[bytes, bytes, bool], Network]
@@ -48,6 +50,7 @@ class Context:
     previous_crc: int = 0
     shared: bytes | None = None
     upper: Sequence[Plane] | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ class Job:
     """Everything needed to decode one plane.
 
     `previous`: the previous frame's plane, edge-replicated by one sample (int32[rows + 2, columns + 2]), or None.
-    `upper`: G of the plane where it comes from a group's stack, else None.
+    `upper`: G of the plane where it comes from a group's stack, else None. `heads`: what each tile's last layer begins
+    with; (): the network's.
     """
 
     shape: tuple[int, int]
@@ -77,6 +81,7 @@ class Job:
     tiles: tuple[Tile, ...]
     previous: Plane | None
     upper: Plane | None
+    heads: tuple[Head, ...] = ()
 
 
 class Engine(Protocol):
@@ -85,8 +90,8 @@ class Engine(Protocol):
     def taps(self, words: Words, sets: int, radius: NDArray[np.int64]) -> Plane:
         """Coefficients, int32[sets, radius.size], before the multiplication by 2^precision."""
 
-    def plane(self, job: Job) -> Plane:
-        """The samples of a plane, int32 of job.shape."""
+    def plane(self, job: Job) -> tuple[Plane, tuple[Head, ...]]:
+        """The samples of a plane, int32 of job.shape, and each tile's head after its last step."""
 
 
 def previous_index(values: Plane, levels: LevelTable) -> Plane:
@@ -113,8 +118,11 @@ def framed(plane: Plane, low: int, highest: int) -> Plane:
 
 def decode_learned(
     coded: CodedFrame, shape: tuple[int, ...], levels: LevelTable, context: Context, engine: Engine
-) -> Plane:
-    """Level indices (int32, `shape`, below levels.count). Raises CorruptBitstream, MissingContext."""
+) -> tuple[Plane, Memory]:
+    """Level indices (int32, `shape`, below levels.count), and the frame's memory.
+
+    Raises CorruptBitstream, MissingContext.
+    """
     side, preface = (shape[0], shape[1]), coded.preface
     earlier: list[Plane] | None = None
     if preface.previous_crc is not None:
@@ -123,27 +131,54 @@ def decode_learned(
             raise MissingContext("the frame needs its previous frame")
         earlier = previous_planes(values, levels, coded.transform)
     upper = iter(_stacked(coded, side, context))
+    known = _remembered(coded, context)
     network: Network | None = None
-    planes = []
+    planes, left = list[Plane](), list[PlaneMemory | None]()
     for number, plane in enumerate(coded.planes):
         if plane.highest == 0:
             planes.append(np.full(side, plane.low, np.int32))
+            left.append(None)
             continue
         network = _network(preface, context) if network is None else network
-        predictors = _predictors(plane, engine, earlier is not None)
+        memory = None if known is None else _usable(known.planes[number], plane, network)
+        predictors = _predictors(plane, engine, earlier is not None, memory)
         setting = Setting(plane.highest, plane.k, plane.raw, predictors, network, preface.states, plane.rate)
         before = None if earlier is None else framed(earlier[number], plane.low, plane.highest)
         above = next(upper) if preface.stacked and plane.top else None
-        samples = engine.plane(Job(side, setting, plane.tile_rows, plane.tiles, before, above))
+        begun = () if memory is None else memory.heads
+        samples, heads = engine.plane(Job(side, setting, plane.tile_rows, plane.tiles, before, above, begun))
         if int(samples.min()) < 0 or int(samples.max()) > plane.highest:
             raise CorruptBitstream("sample outside the plane's range")
         planes.append(samples + np.int32(plane.low) if plane.low else samples)
+        left.append(PlaneMemory(predictors, plane.tile_rows, heads))
+    own = Memory(earlier is not None, tuple(left))
     if coded.transform is None:
-        return planes[0]
+        return planes[0], own
     index = color.inverse((planes[0], planes[1], planes[2]), coded.transform)
     if int(index.min()) < 0 or int(index.max()) >= levels.count:
         raise CorruptBitstream("sample outside the frame's levels")
-    return index
+    return index, own
+
+
+def _remembered(coded: CodedFrame, context: Context) -> Memory | None:
+    """The memory that the frame goes on from, if it does."""
+    memory, crc = context.memory, coded.preface.memory_crc
+    if crc is None:
+        return None
+    if memory is None or memory.crc != crc:
+        raise MissingContext("the frame goes on from the frame before it, whose memory was not given")
+    if memory.volume != (coded.preface.previous_crc is not None) or len(memory.planes) != len(coded.planes):
+        raise CorruptBitstream("the frame before had another network or other planes")
+    return memory
+
+
+def _usable(memory: PlaneMemory | None, plane: CodedPlane, network: Network) -> PlaneMemory:
+    """A plane's memory, of the same tiles and as large a head."""
+    if memory is None or memory.tile_rows != plane.tile_rows or len(memory.heads) != len(plane.tiles):
+        raise CorruptBitstream("the plane of the frame before has other tiles")
+    if any(head.shape != network.w3.shape for head in memory.heads):
+        raise CorruptBitstream("the head of the frame before has another size")
+    return memory
 
 
 def _network(preface: Preface, context: Context) -> Network:
@@ -170,8 +205,10 @@ def _stacked(coded: CodedFrame, shape: tuple[int, int], context: Context) -> lis
     return planes
 
 
-def _predictors(plane: CodedPlane, engine: Engine, previous: bool) -> Predictors:
+def _predictors(plane: CodedPlane, engine: Engine, previous: bool, memory: PlaneMemory | None) -> Predictors:
     """The plane's least-squares predictors."""
+    if plane.sets == INHERITED and memory is not None:
+        return memory.predictors
     radius = radius_of(previous)
     taps = np.zeros((0, radius.size), np.int32)
     if plane.sets:

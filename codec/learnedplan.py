@@ -11,6 +11,7 @@ from codec.dual import over_tiles
 from codec.learneddecode import Plane, Setting
 from codec.learnedfit import Fitting, no_predictors
 from codec.learnedformat import WAVE_ROWS
+from codec.memory import Memory, PlaneMemory
 from codec.network import Network
 from codec.plan import count_global
 from codec.wave import count_tile, survey_tile
@@ -55,26 +56,34 @@ class Effort:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a plane that stand for it in estimates, int32; `previous`: the frame before around them, or None."""
+    """Rows of a plane that stand for it in estimates, int32; `previous`: the frame before around them, or None.
+
+    `head`: what the head begins with, or None: the network's.
+    """
 
     samples: Plane
     previous: Plane | None
+    head: Plane | None = None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One plane to be coded: samples int32 0..highest, the previous frame around it (see learneddecode.framed)."""
+    """One plane to be coded: samples int32 0..highest, the previous frame around it (see learneddecode.framed).
+
+    `memory`: what it goes on from, or None.
+    """
 
     samples: Plane
     low: int
     highest: int
     previous: Plane | None
+    memory: PlaneMemory | None = None
 
     def parts(self) -> list[Part]:
         """Up to four blocks of whole rows, about SURVEY_SAMPLES in all."""
         rows, columns = self.samples.shape
         if self.samples.size <= SURVEY_SAMPLES * 3 // 2:
-            return [Part(self.samples, self.previous)]
+            return [Part(self.samples, self.previous, self._head(0))]
         blocks = min(4, max(1, SURVEY_SAMPLES // (WAVE_ROWS * columns)))
         height = max(1, SURVEY_SAMPLES // (blocks * columns * WAVE_ROWS)) * WAVE_ROWS
         height = min(height, rows)
@@ -83,9 +92,13 @@ class Subject:
             Part(
                 np.ascontiguousarray(self.samples[first : first + height]),
                 None if self.previous is None else np.ascontiguousarray(self.previous[first : first + height + 2]),
+                self._head(first),
             )
             for first in firsts
         ]
+
+    def _head(self, row: int) -> Plane | None:
+        return None if self.memory is None else self.memory.head(row)
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,20 @@ def tile_height(rows: int, columns: int, alone: int) -> int:
     return min(rows, -(-height // WAVE_ROWS) * WAVE_ROWS)
 
 
+def goes_on(subjects: Sequence[Subject], memory: Memory, network: Network, previous: bool, effort: Effort) -> bool:
+    """Whether a frame of these planes may go on from a memory."""
+
+    def fits(subject: Subject) -> bool:
+        known, (rows, columns) = subject.memory, subject.samples.shape
+        if known is None or known.tile_rows != tile_height(rows, columns, effort.alone):
+            return False
+        sizes = [head.shape for head in known.heads]
+        return sizes == [network.w3.shape] * -(-rows // known.tile_rows)
+
+    same = memory.volume == previous and len(memory.planes) == len(subjects)
+    return same and all(fits(subject) for subject in subjects if subject.highest)
+
+
 def choose_states(bits: float, tiles: int, loss: float) -> int:
     """How many rANS states a tile has room for, when a plane takes about so many bits, a share of which it may lose."""
     states = 1
@@ -119,7 +146,7 @@ def survey(parts: Sequence[Part], setting: Setting, threads: int) -> float:
 
     def count(part: Part) -> float:
         upper = part.samples >> setting.k if setting.highest >> setting.k else None
-        return count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting)
+        return count_tile(part.samples, int(part.samples[0, 0]), upper, part.previous, setting, part.head)
 
     return sum(over_tiles(count, parts, threads))
 
@@ -128,6 +155,8 @@ def choose_predictors(subject: Subject, network: Network, effort: Effort) -> tup
     """Least-squares predictors with the least estimated code length, in an unsplit setting; and their precision."""
     samples = subject.samples.size
     bits = subject.highest.bit_length()
+    if subject.memory is not None:
+        return Setting(subject.highest, bits, 0, subject.memory.predictors, network, 1, effort.rates[0]), 0
     choices, precision = next((c, p) for limit, c, p in CLASS_CHOICES if samples <= limit)
     fits: dict[int, Fitting] = {}
     settings = []
@@ -175,7 +204,9 @@ def choose_split(subject: Subject, setting: Setting, effort: Effort) -> tuple[Se
         fixed = replace(setting, k=max(1, setting.k - effort.split))
         return fixed, (survey(parts, fixed, effort.threads) + _upper_bits(parts, fixed)) * share
     surveys = over_tiles(
-        lambda part: survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting), parts, effort.threads
+        lambda part: survey_tile(part.samples, int(part.samples[0, 0]), part.previous, setting, part.head),
+        parts,
+        effort.threads,
     )
     gains, some = np.sum(surveys, axis=0), np.sum(surveys[::2], axis=0)
     whole, bits = float(gains[32]), subject.highest.bit_length()
@@ -207,6 +238,8 @@ def choose_rate(subject: Subject, setting: Setting, effort: Effort) -> Setting:
     tried = [replace(setting, rate=rate) for rate in effort.rates]
     if len(tried) == 1:
         return tried[0]
+    if subject.memory is not None:
+        return setting  # a head that knows the images learns at the first rate
     whole = [Part(subject.samples, subject.previous)]  # it learns all the way down: parts would say little
     costs = over_tiles(lambda one: survey(whole, one, 1), tried, effort.threads)
     return tried[int(np.argmin(costs))]
@@ -230,7 +263,8 @@ def choose(subjects: Sequence[Subject], networks: Sequence[tuple[int, Network]],
     for subject, (setting, precision) in zip(subjects, found, strict=True):
         best, bits = choose_split(subject, replace(setting, network=network), effort)
         best = choose_rate(subject, best, effort)
-        bits += setting.predictors.taps.size * SET_BITS[precision]
+        if subject.memory is None:
+            bits += setting.predictors.taps.size * SET_BITS[precision]
         rows, columns = subject.samples.shape
         choices.append(Choice(best, precision, tile_height(rows, columns, effort.alone), bits))
     tiles = max((-(-subjects[0].samples.shape[0] // choice.tile_rows) for choice in choices), default=1)

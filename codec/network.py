@@ -53,7 +53,7 @@ class Network:
     def packed(self) -> Packed:
         """The kernel's arrangement."""
         parts: list[NDArray[np.int32]] = []
-        blocks = [-(-w.shape[0] // BLOCK) for w in (self.w1, self.w2)]
+        blocks = self._blocks
         pairs = [(self.inputs + 1) // 2, blocks[0] * BLOCK // 2]
         for w, b, g, half, block in zip(
             (self.w1, self.w2), (self.b1, self.b2), (self.g1, self.g2), pairs, blocks, strict=True
@@ -64,12 +64,27 @@ class Network:
             ordered = both.reshape(block, BLOCK, half).transpose(0, 2, 1)
             parts += [np.ascontiguousarray(ordered).view(np.int32).ravel()]
             parts += [_padded(line, block * BLOCK) for line in (b, g)]
-        first, rows = self.w1.shape[0], self.w3.shape[0]
-        head = np.zeros((sum(blocks) * BLOCK, OUTPUTS), np.int32)
-        head[:first, :rows] = self.w3[:, :first].T
-        head[blocks[0] * BLOCK :][: self.w2.shape[0], :rows] = self.w3[:, first:].T
-        sizes = np.array([pairs[0], blocks[0], pairs[1], blocks[1], -(-rows // 4)], np.int32)
-        return Packed(sizes, np.concatenate(parts), (head << 16).ravel(), _padded(self.b3, OUTPUTS))
+        sizes = np.array([pairs[0], blocks[0], pairs[1], blocks[1], -(-self.w3.shape[0] // 4)], np.int32)
+        return Packed(sizes, np.concatenate(parts), self.pack_head(self.w3 << 16), _padded(self.b3, OUTPUTS))
+
+    def pack_head(self, head: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The kernel's arrangement (see Packed) of a last layer like w3, int32[outputs, hidden values], times 2^16."""
+        first, blocks = self.w1.shape[0], self._blocks
+        out = np.zeros((sum(blocks) * BLOCK, OUTPUTS), np.int32)
+        out[:first, : len(head)] = head[:, :first].T
+        out[blocks[0] * BLOCK :][: self.w2.shape[0], : len(head)] = head[:, first:].T
+        return out.ravel()
+
+    def unpack_head(self, packed: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Inverse of pack_head."""
+        rows, blocks = packed.reshape(-1, OUTPUTS)[:, : self.w3.shape[0]], self._blocks
+        second = rows[blocks[0] * BLOCK :][: self.w2.shape[0]]
+        return np.ascontiguousarray(np.concatenate([rows[: self.w1.shape[0]], second]).T)
+
+    @property
+    def _blocks(self) -> list[int]:
+        """Blocks of outputs of both hidden layers."""
+        return [-(-w.shape[0] // BLOCK) for w in (self.w1, self.w2)]
 
 
 @dataclass(frozen=True)

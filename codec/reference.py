@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from codec.bitplane import Words
 from codec.blob import Decoders, Frame, Given, decode_with
 from codec.limits import DEFAULT_LIMITS, Limits
+from codec.memory import Memory
 from codec.reference1 import DualReference
 from codec.reference2 import LearnedReference
 
@@ -24,8 +25,9 @@ def decode_frame_reference(
     previous: Words | None = None,
     shared: bytes | None = None,
     upper: Sequence[NDArray[np.int32]] | None = None,
+    memory: Memory | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Frame:
     """Decode a blob like codec.frame.decode_frame, the dual and the learned coder's parts by plain code alone."""
     decoders = Decoders(DualReference(), LearnedReference())
-    return decode_with(blob, decoders, limits, Given(previous, shared, upper))
+    return decode_with(blob, decoders, limits, Given(previous, shared, upper, memory))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from codec.errors import CorruptBitstream
 from codec.learneddecode import Job, Plane
 from codec.learnedformat import Words
+from codec.memory import Head
 from codec.reference1 import Stream, decode_global, read_taps
 from codec.reference2law import Shape, Tile, coding_steps
 
@@ -58,9 +59,9 @@ class LearnedReference:
         """Coefficients of the least-squares predictors."""
         return read_taps(words, sets, radius)
 
-    def plane(self, job: Job) -> Plane:
+    def plane(self, job: Job) -> tuple[Plane, tuple[Head, ...]]:
         """All tiles, one after another."""
-        out, setting = np.empty(job.shape, np.int32), job.setting
+        out, setting, heads = np.empty(job.shape, np.int32), job.setting, []
         for number, tile in enumerate(job.tiles):
             first = number * job.tile_rows
             rows = min(job.tile_rows, job.shape[0] - first)
@@ -70,9 +71,11 @@ class LearnedReference:
                 upper = self._upper(tile.upper, (rows, job.shape[1]), setting.highest >> setting.k)
             else:
                 upper = job.upper[first:end].tolist()
-            shape = Shape(rows, job.shape[1], setting, upper, previous)
-            out[first:end] = decode_tile(Tile(shape, tile.anchor), Streams(tile.words, setting.states))
-        return out
+            shape = Shape(rows, job.shape[1], setting, upper, previous, job.heads[number] if job.heads else None)
+            coded = Tile(shape, tile.anchor)
+            out[first:end] = decode_tile(coded, Streams(tile.words, setting.states))
+            heads.append(coded.head.master.astype(np.int32))
+        return out, tuple(heads)
 
     @staticmethod
     def _upper(words: Words, shape: tuple[int, int], highest: int) -> list[list[int]]:

@@ -154,13 +154,17 @@ class Slots:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a tile is coded with. `upper`: its G; `previous`: int32[rows + 2, columns + 2] or None, as in a Job."""
+    """What a tile is coded with. `upper`: its G; `previous`: int32[rows + 2, columns + 2] or None, as in a Job.
+
+    `head`: what its last layer begins with; None: the network's.
+    """
 
     rows: int
     columns: int
     setting: Setting
     upper: list[list[int]]
     previous: NDArray[np.int32] | None
+    head: NDArray[np.int32] | None = None
 
     @property
     def split(self) -> bool:
@@ -196,7 +200,7 @@ class Tile:
     seen: list[Seen] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.head = Head(self.shape.setting.network, self.shape.setting.rate)
+        self.head = Head(self.shape.setting.network, self.shape.setting.rate, self.shape.head)
         self.samples = [[0] * self.shape.columns for _ in range(self.shape.rows)]
         self.errors = [[[0] * 16 for _ in range(self.shape.columns)] for _ in range(self.shape.rows)]
 

@@ -99,11 +99,11 @@ def _grown(cell: tuple[int, int], errors: Iterable[int], limit: int) -> tuple[in
 
 
 class Head:
-    """The last layer, which learns with `rate` (0: not at all)."""
+    """The last layer, which learns with `rate` (0: not at all), from the network's on or from `master`, as it ended."""
 
-    def __init__(self, network: Network, rate: int) -> None:
+    def __init__(self, network: Network, rate: int, master: NDArray[np.int32] | None = None) -> None:
         self.biases, self.rate = network.b3.astype(np.int64), rate
-        self.master = network.w3.astype(np.int64) << 16
+        self.master = network.w3.astype(np.int64) << 16 if master is None else master.astype(np.int64)
 
     def outputs(self, hidden: NDArray[np.int64]) -> list[int]:
         """b + sum of w h."""

@@ -93,31 +93,39 @@ def skew_around(plane: Any, period: Any, steps: Any) -> Any:
     return out
 
 
-def encode_tile(tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting) -> Words:
+def encode_tile(
+    tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting, head: Plane | None = None
+) -> Words:
     """The words of a tile int32[rows, columns] of samples 0..setting.highest.
 
     `upper`: G, int32 of the tile's shape, not looked at where k has all bits of highest; `previous`: the previous
-    frame's samples, int32[rows + 2, columns + 2], or None.
+    frame's samples, int32[rows + 2, columns + 2], or None; `head`: what the last layer begins with (see
+    codec.memory), or None: the network's.
     """
     symbols = tile.size * (2 if setting.raw else 1)
     stream = (np.empty(symbols, np.int32), np.empty(symbols, np.int32), np.empty(symbols, np.uint8))
-    io = _run(ENCODE, tile, anchor, upper, previous, setting, stream=stream)
+    io = _run(ENCODE, tile, anchor, upper, previous, setting, head, stream=stream)
     words: Words = flush(*stream, io[SYMBOL], setting.states)
     return words
 
 
 def decode_tile(
-    out: Plane, words: Words, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting
-) -> bool:
-    """Decode words into `out` int32[rows, columns]; whether they were one whole stream. The rest as in encode_tile."""
+    out: Plane, words: Words, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting,
+    head: Plane | None = None,
+) -> Plane | None:  # fmt: skip
+    """Decode words into `out` int32[rows, columns]; what the head learnt, None where they were no whole stream.
+
+    The rest as in encode_tile.
+    """
     io, state = np.zeros(IO_FIELDS, np.int64), np.zeros(LANES, np.int64)
     open_stream(io, state, words, setting.states)
     if io[FAILED]:
-        return False
+        return None
     words = np.array(words, np.uint32)  # a copy may be written to: the kernel is compiled for one kind of array only
     shape = geometry(*out.shape)
     levels = np.zeros(shape[3] * LANES, np.int32)
     law = _law(shape, upper, previous, setting)
+    room = fresh_room(anchor, shape[2] - SHORTEST, _master(setting, head))
     run_tile(
         DECODE,
         io,
@@ -126,29 +134,39 @@ def decode_tile(
         NO_STREAM,
         levels,
         shape,
-        fresh_room(anchor, shape[2] - SHORTEST, setting.network.packed.head),
+        room,
         law,
         setting.states,
         *_no_gains(),
     )
     straighten(levels, out, shape[2])
-    return bool(not io[FAILED] and io[WORD] == words.size and (state[: setting.states] == 1 << 31).all())
+    whole = not io[FAILED] and io[WORD] == words.size and bool((state[: setting.states] == 1 << 31).all())
+    return setting.network.unpack_head(room.master) if whole else None
 
 
-def count_tile(tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting) -> float:
+def _master(setting: Setting, head: Plane | None) -> Plane:
+    packed: Plane = setting.network.packed.head if head is None else setting.network.pack_head(head)
+    return packed
+
+
+def count_tile(
+    tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting, head: Plane | None = None
+) -> float:
     """How many bits a tile's samples take, without the states. Arguments as for encode_tile."""
     gains = np.zeros(GAINS, np.float64)
-    _run(COUNT, tile, anchor, upper, previous, setting, gains=gains)
+    _run(COUNT, tile, anchor, upper, previous, setting, head, gains=gains)
     return float(gains[0]) + setting.raw * tile.size
 
 
-def survey_tile(tile: Plane, anchor: int, previous: Plane | None, setting: Setting) -> NDArray[np.float64]:
+def survey_tile(
+    tile: Plane, anchor: int, previous: Plane | None, setting: Setting, head: Plane | None = None
+) -> NDArray[np.float64]:
     """float64[64], bits: [k] what knowing sample >> k would save, [32 + r] the cost with r raw planes, without G.
 
     k: the five below the number of bits of setting.highest; r < min(4, that number).
     """
     gains = np.zeros(GAINS, np.float64)
-    _run(SURVEY, tile, anchor, None, previous, setting, gains=gains, first=setting.highest.bit_length())
+    _run(SURVEY, tile, anchor, None, previous, setting, head, gains=gains, first=setting.highest.bit_length())
     for raw in range(max(1, min(RAW_CHOICES, setting.highest.bit_length()))):
         gains[32 + raw] += raw * tile.size
     return gains
@@ -171,9 +189,9 @@ def _no_gains() -> tuple[Any, Any, Any]:
     return np.zeros(GAINS, np.float64), np.zeros((0, FACTS), np.int32), np.zeros((0, 0), np.int16)
 
 
-def _run(mode: int, tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting, *,
-         stream: Any = NO_STREAM, gains: Any = None, facts: Any = None, inputs: Any = None, first: int = 0,
-         ) -> NDArray[np.int64]:  # fmt: skip
+def _run(mode: int, tile: Plane, anchor: int, upper: Plane | None, previous: Plane | None, setting: Setting,
+         head: Plane | None = None, *, stream: Any = NO_STREAM, gains: Any = None, facts: Any = None,
+         inputs: Any = None, first: int = 0) -> NDArray[np.int64]:  # fmt: skip
     """Run the kernel over known samples; its io."""
     shape = geometry(*tile.shape)
     io = np.zeros(IO_FIELDS, np.int64)
@@ -181,7 +199,7 @@ def _run(mode: int, tile: Plane, anchor: int, upper: Plane | None, previous: Pla
     spare = _no_gains()
     run_tile(
         mode, io, np.zeros(LANES, np.int64), NO_WORDS, stream, skew(tile, shape[2], shape[3]), shape,
-        fresh_room(anchor, shape[2] - SHORTEST, setting.network.packed.head),
+        fresh_room(anchor, shape[2] - SHORTEST, _master(setting, head)),
         _law(shape, upper, previous, setting), setting.states,
         spare[0] if gains is None else gains, spare[1] if facts is None else facts,
         spare[2] if inputs is None else inputs,

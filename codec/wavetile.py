@@ -133,7 +133,7 @@ def fresh_room(anchor: int, late: int, head: NDArray[np.int32]) -> Room:
         rows,
         rows.view(np.int32),
         head.copy(),
-        ((pairs[:, 0] >> 16 & 0xFFFF) | pairs[:, 1]).ravel(),
+        ((pairs[:, 0] >> 16 & 0xFFFF) | (pairs[:, 1] & -0x10000)).ravel(),
         gradient,
         gradient.view(np.int32),
         np.zeros(MOST_COMPONENTS * 4 * LANES, np.float64),

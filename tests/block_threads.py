@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from codec import gpu_kernel
-from codec.gpu_jobs import DecodeJob, EncodeJob
+from codec.gpu_jobs import Decoded, DecodeJob, EncodeJob
 from codec.gpu_kernel import PART_ROOM
 from codec.gpu_lanes import LANE, LANES
 from codec.gpu_pack import pack_batch
@@ -90,8 +90,13 @@ class BlockThreads:
     def decode(self, jobs: Sequence[DecodeJob]) -> list[Any]:
         """See codec.gpu.Device."""
         batch = pack_batch(jobs)
-        self._run("decode", batch, batch.samples, batch.words)
-        return [batch.plane(number) if batch.closed(number) else None for number in range(len(jobs))]
+        slow = self._run("decode", batch, batch.samples, batch.words)
+
+        def decoded(number: int) -> Decoded:
+            master = slow[number][batch.master(number)]
+            return Decoded(batch.plane(number), jobs[number].setting.network.unpack_head(master))
+
+        return [decoded(number) if batch.closed(number) else None for number in range(len(jobs))]
 
     @staticmethod
     def _compile(function: Any) -> Any:
@@ -101,10 +106,14 @@ class BlockThreads:
         assert self.baton is not None
         self.baton.meet()
 
-    def _run(self, kind: str, batch: Any, *arrays: Any) -> None:
+    def _run(self, kind: str, batch: Any, *arrays: Any) -> list[Any]:
+        """Each tile's slow memory when it was done."""
+        kept = []
         for tile, results in zip(batch.tiles, batch.results, strict=True):
             fast, slow = np.full(batch.fast, -7, np.int32), np.full(batch.late, -7, np.int32)
             counts, state = np.full(3, -7, np.int64), np.full(LANES, -7, np.int64)
             fixed = (tile, batch.pool, *arrays, results, fast, slow, np.full(PART_ROOM, np.nan), counts, state)
             self.baton = Baton(random.Random(int(tile[0])).sample(range(self.threads), self.threads))
             self.baton.run(lambda thread, fixed=fixed: self.bodies[kind](*fixed, thread, self.threads))
+            kept.append(slow)
+        return kept

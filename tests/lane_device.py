@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from codec import gpu_kernel, gpu_learn, gpu_steps
-from codec.gpu_jobs import DecodeJob, EncodeJob
+from codec.gpu_jobs import Decoded, DecodeJob, EncodeJob
 from codec.gpu_kernel import (
     COLUMNS,
     FIELDS,
@@ -229,9 +229,13 @@ class LaneDevice:
     def decode(self, jobs: Sequence[DecodeJob]) -> list[Any]:
         """See codec.gpu.Device."""
         batch = self._pack(jobs)
-        for tile, results in zip(batch.tiles, batch.results, strict=True):
-            decode_tile(tile, batch.pool, batch.samples, batch.words, results, *self._memory(batch), self.order)
-        return [batch.plane(number) if batch.closed(number) else None for number in range(len(jobs))]
+        out: list[Decoded | None] = []
+        for number, (tile, results) in enumerate(zip(batch.tiles, batch.results, strict=True)):
+            memory = self._memory(batch)
+            decode_tile(tile, batch.pool, batch.samples, batch.words, results, *memory, self.order)
+            head = jobs[number].setting.network.unpack_head(memory[1][batch.master(number)])
+            out.append(Decoded(batch.plane(number), head) if batch.closed(number) else None)
+        return out
 
     def _memory(self, batch: Batch) -> tuple[Any, ...]:
         counts, state = np.full(3, self.garbage, np.int64), np.zeros(LANES, np.int64)

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from codec.bitplane import Words, split_words
 from codec.errors import CodecError
-from codec.frame import decode_frame, encode_frame
+from codec.frame import EncodedFrame, decode_frame, encode_frame
+from codec.memory import Memory
 from codec.pixelformat import PixelFormat
 from codec.standard import STANDARD
 from gateway.errors import PalimpsestError
@@ -65,15 +66,16 @@ class Context:
 
     count: int = 0
     previous: Words | None = None
+    memory: Memory | None = None
     fmt: PixelFormat | None = None
 
-    def before(self, fmt: PixelFormat) -> Words | None:
-        """The frame before, if the next one may use it."""
-        return self.previous if self.fmt == fmt and self.count % RUN else None
+    def before(self, fmt: PixelFormat) -> tuple[Words | None, Memory | None]:
+        """The frame before and what it left, if the next one may use them."""
+        return (self.previous, self.memory) if self.fmt == fmt and self.count % RUN else (None, None)
 
-    def coded(self, words: Words, fmt: PixelFormat) -> None:
+    def coded(self, coded: EncodedFrame, words: Words, fmt: PixelFormat) -> None:
         """Remember a frame."""
-        self.count, self.previous, self.fmt = self.count + 1, words, fmt
+        self.count, self.previous, self.memory, self.fmt = self.count + 1, words, coded.memory, fmt
 
 
 def bench(paths: Sequence[Path], plan: Plan, progress: Callable[[FrameRow], None] | None = None) -> BenchReport:
@@ -155,23 +157,22 @@ def _measure_frame(each: Input, opened: Opened, index: int, context: Context, pl
         columns=fmt.columns, samples=fmt.samples, bits_stored=fmt.bits_stored,
     )  # fmt: skip
     _measure_standards(words, fmt, row)
-    previous = None if "previous" in plan.without else context.before(fmt)
+    previous, memory = (None, None) if "previous" in plan.without else context.before(fmt)
     best, row.encode_s["ours"] = timed(
         lambda: encode_frame(
             words, fmt, profile=plan.profile, adapters=fitted.inline or known_of(opened.prior, plan.profile),
-            shared=fitted.shared, previous=previous,
-            threads=plan.threads, without=plan.without,
+            shared=fitted.shared, previous=previous, memory=memory, threads=plan.threads, without=plan.without,
         )
     )  # fmt: skip
     frame, row.decode_s["ours"] = timed(
-        lambda: decode_frame(best.blob, previous=previous, shared=fitted.shared, threads=plan.threads)
+        lambda: decode_frame(best.blob, previous=previous, memory=memory, shared=fitted.shared, threads=plan.threads)
     )
     row.exact = frame.fmt == fmt and bool(np.array_equal(frame.words, words))
     row.bytes["ours"], row.coder, row.lengths = len(best.blob), best.coder, dict(best.lengths)
     if best.coder == "learned":
-        row.previous = bool(best.details["previous"])
+        row.previous = bool(best.details["previous"] or best.details["memory"])
         row.adapter = "inline" if best.details["adapter"] else "shared" if best.details["shared"] else "none"
-    context.coded(words, fmt)
+    context.coded(best, words, fmt)
     return row
 
 

@@ -150,16 +150,18 @@ def _measure_file(opened: Opened, fitted: Fitted, plan: Plan) -> Iterator[tuple[
 def _measure(words: Words, fmt: PixelFormat, part: str, context: Context, plan: Plan, fitted: Fitted) -> Sums:
     """One frame without one part."""
     without = plan.without | ({part} - {WHOLE})
-    previous = None if "previous" in without else context.before(fmt)
+    previous, memory = (None, None) if "previous" in without else context.before(fmt)
     own = Fitted() if "adapters" in without else fitted
     coded, spent = timed(
         lambda: encode_frame(
             words, fmt, coders=OWN_CODERS, profile=plan.profile, adapters=own.inline, shared=own.shared,
-            previous=previous, threads=plan.threads, without=without,
+            previous=previous, memory=memory, threads=plan.threads, without=without,
         )
     )  # fmt: skip
-    frame, back = timed(lambda: decode_frame(coded.blob, previous=previous, shared=own.shared, threads=plan.threads))
-    context.coded(words, fmt)
+    frame, back = timed(
+        lambda: decode_frame(coded.blob, previous=previous, memory=memory, shared=own.shared, threads=plan.threads)
+    )
+    context.coded(coded, words, fmt)
     return Sums([len(coded.blob)], spent, back, bool(np.array_equal(frame.words, words)))
 
 
@@ -168,13 +170,13 @@ def _stack_file(opened: Opened, bits: int, lengths: Sequence[int], found: VaeSum
     context, blobs = Context(), list[bytes]()
     for index in plan.choice.frames(opened.frames):
         words = opened.frame(index)
-        blobs.append(
-            encode_frame(
-                words, opened.fmt, coders=OWN_CODERS, profile=plan.profile, adapters=fitted.inline,
-                shared=fitted.shared, previous=context.before(opened.fmt), threads=plan.threads, split=bits,
-            ).blob
+        previous, memory = context.before(opened.fmt)
+        coded = encode_frame(
+            words, opened.fmt, coders=OWN_CODERS, profile=plan.profile, adapters=fitted.inline, shared=fitted.shared,
+            previous=previous, memory=memory, threads=plan.threads, split=bits,
         )  # fmt: skip
-        context.coded(words, opened.fmt)
+        blobs.append(coded.blob)
+        context.coded(coded, words, opened.fmt)
     for first in range(0, len(blobs), MAX_FRAMES):
         run = slice(first, first + MAX_FRAMES)
         _stack(blobs[run], sum(lengths[run]), found, fitted.shared, plan)

@@ -10,7 +10,7 @@ from codec.group import FIXED_BYTES, promises
 from gateway.policy import ArchiveRule
 from stego.segmented import embed, suitability
 from worker.container import Carrier, CarrierMode
-from worker.framechain import ChainCoder, upper_bytes
+from worker.framechain import Before, ChainCoder, upper_bytes
 from worker.pixels import PixelSource
 
 MAX_CARRIER_TRIES = 8  # frames judged before the record goes beside: bounds the time on long multi-frame objects
@@ -34,13 +34,13 @@ BESIDE = Place(Carrier(CarrierMode.BESIDE))
 class Carrying:
     """The carrying frame with the record inside. carrier: with the bitmap in clear; words: the stego frame, coded.
 
-    context: the words of the frame before, if it was coded with them.
+    context: the frame before, if it was coded with that.
     """
 
     carrier: Carrier
     words: Words
     coded: EncodedFrame
-    context: Words | None
+    context: Before | None
 
 
 def choose_place(source: PixelSource, nbits: int, rule: ArchiveRule) -> Place:

@@ -23,6 +23,7 @@ from codec.frame import EncodedFrame, encode_frame
 from codec.group import EncodedGroup, GroupReport
 from codec.groupread import MAX_FRAMES, open_with
 from codec.groupstack import Opener
+from codec.memory import Memory
 from codec.pixelformat import PixelFormat
 from gateway.errors import IntegrityError
 
@@ -34,7 +35,13 @@ class Decode(Protocol):
     """A frame decoder: `codec.frame.decode_frame` or the reference decoder."""
 
     def __call__(
-        self, blob: bytes, *, previous: Words | None = None, shared: bytes | None = None, upper: Uppers | None = None
+        self,
+        blob: bytes,
+        *,
+        previous: Words | None = None,
+        memory: Memory | None = None,
+        shared: bytes | None = None,
+        upper: Uppers | None = None,
     ) -> Frame: ...
 
 
@@ -115,9 +122,18 @@ class FrameChain:
         return frame
 
     def _decoded(self, index: int, before: Frame | None) -> Frame:
-        previous = before.words if before is not None and index % RUN else None
+        words, memory = (before.words, before.memory) if before is not None and index % RUN else (None, None)
         upper = self._stacks.upper(index)
-        return self._decode(bytes(self._blobs[index]), previous=previous, shared=self._shared, upper=upper)
+        blob = bytes(self._blobs[index])
+        return self._decode(blob, previous=words, memory=memory, shared=self._shared, upper=upper)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The frame before: its words, and what it left to go on from, where that is known."""
+
+    words: Words | None = None
+    memory: Memory | None = None
 
 
 @dataclass
@@ -141,34 +157,39 @@ class ChainCoder:
     uses_shared: bool = False
     stacks: dict[int, bytes] = field(default_factory=dict)
     reports: list[GroupReport] = field(default_factory=list)
-    _last: tuple[Words, PixelFormat] | None = field(default=None, repr=False)
+    _last: tuple[Before, PixelFormat] | None = field(default=None, repr=False)
 
-    def context(self, fmt: PixelFormat) -> Words | None:
-        """What the next frame may be coded with: the words of the last one as coded, if it has the same format."""
+    def context(self, fmt: PixelFormat) -> Before | None:
+        """What the next frame may be coded with: the last one as coded, if it has the same format."""
         if self._last is None or len(self.blobs) % RUN == 0 or self._last[1] != fmt:
             return None
         return self._last[0]
 
-    def context_ahead(self, frame: Callable[[int], Words], index: int, fmt: PixelFormat) -> Words | None:
-        """The same for frame `index` of the object that comes next, whose frames before `index` are coded exactly."""
+    def context_ahead(self, frame: Callable[[int], Words], index: int, fmt: PixelFormat) -> Before | None:
+        """The same for frame `index` of the object that comes next, whose frames before `index` are coded exactly.
+
+        What the frame before will leave beside its words is known for the first one only.
+        """
         if index == 0:
             return self.context(fmt)
-        return frame(index - 1) if (len(self.blobs) + index) % RUN else None
+        return Before(frame(index - 1)) if (len(self.blobs) + index) % RUN else None
 
     def encode(
         self,
         words: Words,
         fmt: PixelFormat,
-        context: Words | None,
+        context: Before | None,
         *,
         levels: LevelTable | None = None,
         coders: Sequence[str] | None = None,
         prove: bool = True,
     ) -> EncodedFrame:
         """Code a frame with that context. Raises as `encode_frame`."""
+        before = context or Before()
         return encode_frame(
-            words, fmt, levels=levels, profile=self.profile, previous=context, shared=self.shared,
-            adapters=self.adapters, coders=coders or self.tried, threads=self.threads, prove=prove,
+            words, fmt, levels=levels, profile=self.profile, previous=before.words, memory=before.memory,
+            shared=self.shared, adapters=self.adapters, coders=coders or self.tried,
+            threads=self.threads, prove=prove,
         )  # fmt: skip
 
     def add(self, coded: EncodedFrame, words: Words, fmt: PixelFormat) -> None:
@@ -177,7 +198,7 @@ class ChainCoder:
         self.coders.append(coded.coder)
         self.uppers.append(upper_bytes(coded))
         self.uses_shared = self.uses_shared or bool(coded.details.get("shared"))
-        self._last = (words, fmt)
+        self._last = (Before(words, coded.memory), fmt)
 
     @property
     def runs(self) -> int:

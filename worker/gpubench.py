@@ -108,7 +108,9 @@ def measure(frames: Iterator[tuple[Words, PixelFormat]], device: Device, what: s
     seconds = time.perf_counter() - started
     jobs, samples = recorder.jobs, sum(job.tile.size for job in recorder.jobs)
     back = [
-        DecodeJob((job.tile.shape[0], job.tile.shape[1]), words, job.anchor, job.upper, job.previous, job.setting)
+        DecodeJob(
+            (job.tile.shape[0], job.tile.shape[1]), words, job.anchor, job.upper, job.previous, job.setting, job.head
+        )
         for job, words in zip(jobs, recorder.words, strict=True)
     ]
     exact = _same(device.encode(jobs[:COMPARED]), recorder.words[:COMPARED])  # also warms the device up
@@ -116,7 +118,8 @@ def measure(frames: Iterator[tuple[Words, PixelFormat]], device: Device, what: s
     for batch in sorted({min(size, len(jobs)) for size in (*batches, len(jobs))} - {0}):
         most = min(len(jobs), max(batch, min(64, 4 * batch)))  # small batches need not do everything
         coded, encode_s = _timed(device.encode, jobs[:most], batch)
-        tiles, decode_s = _timed(device.decode, back[:most], batch)
+        decoded, decode_s = _timed(device.decode, back[:most], batch)
+        tiles = [None if each is None else each.samples for each in decoded]
         exact = exact and _same(coded, recorder.words[:most]) and _same(tiles, [job.tile for job in jobs[:most]])
         done = sum(job.tile.size for job in jobs[:most])
         speeds.append(Speed(batch, most, done, done / encode_s / 1e6, done / decode_s / 1e6))

@@ -106,7 +106,8 @@ def _coded(file: GroupFile, ring: KeyRing, rule: ArchiveRule, coder: ChainCoder,
     data = file.read()
     source = open_pixels(read_object(data))
     if rule.adapt == "image":
-        frame = (source.frame(0), source.fmt, coder.context(source.fmt))
+        before = coder.context(source.fmt)
+        frame = (source.frame(0), source.fmt, None if before is None else before.words)
         found = fitted([frame], source.spans.dataset, rule, coder.threads, most_seconds)
         coder.adapters = (found,) if found else ()
     else:

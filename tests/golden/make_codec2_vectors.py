@@ -1,8 +1,9 @@
-"""Writes the golden vectors of the learned coder: `python -m tests.golden.make_codec2_vectors`. Only for a new version.
+"""Writes golden vectors of the learned coder that are not there yet: `python -m tests.golden.make_codec2_vectors`.
 
 Each vector is a blob and, in manifest.json, the SHA-256 of the words that it must decode to; some need the words of a
-previous frame (`NAME.previous`, little-endian) or planes of G (`NAME.upper`, int32, little-endian). `weights.bin` is a
-weight file of small random networks: the law has to hold for any.
+previous frame (`NAME.previous`, little-endian) or planes of G (`NAME.upper`, int32, little-endian), some another vector
+(`after` in the manifest), whose words and memory are those of the frame before. `weights.bin` is a weight file of small
+random networks: the law has to hold for any. What is there is frozen and stays as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from codec import learnedplan
 from codec.bitplane import LevelTable, Words
+from codec.blob import Frame
 from codec.frame import encode_frame
 from codec.header import read_header
 from codec.learned import decode_upper
@@ -27,14 +29,14 @@ from codec.limits import DEFAULT_LIMITS
 from codec.pixelformat import PixelFormat
 from codec.wire import Reader
 from tests.unit.codec_images import noise, picture, stored
-from tests.unit.codec_networks import known, weight_file
+from tests.unit.codec_networks import known
 
 FOLDER = Path(__file__).parent / "codec_v2"
 
 
 @dataclass
 class Vector:
-    """What a vector is made from; `stacked`: its global part is left to a group's stack.
+    """What a vector is made from; `stacked`: its global part is left to a group's stack; `after`: see above.
 
     `choices`: what stands for names of codec.learnedplan, where so small a frame would not get what is to be shown.
     """
@@ -42,6 +44,7 @@ class Vector:
     words: Words
     fmt: PixelFormat
     previous: Words | None = None
+    after: str = ""
     stacked: bool = False
     options: dict[str, object] = field(default_factory=dict)
     choices: dict[str, object] = field(default_factory=dict)
@@ -96,6 +99,26 @@ def vectors() -> dict[str, Vector]:
         out[name] = Vector(stored(picture(fmt, 13, 5), fmt), fmt)
     flat = PixelFormat(20, 20, 1, 16, 12, 11, True)
     out["constant"] = Vector(stored(np.full((20, 20), -5, np.int32), flat), flat)
+    return out | chains()
+
+
+def chains() -> dict[str, Vector]:
+    """Frames that go on from the one before: alike, so that it is context, too; unlike; in colour; of two tiles."""
+    out: dict[str, Vector] = {}
+    grey = PixelFormat(24, 20, 1, 16, 12, 11, False)
+    for number in range(3):
+        grain = noise(24 * 20, 50 + number).reshape(24, 20) % 5
+        words = stored(picture(grey, 20, 6) + grain.astype(np.int32), grey)
+        out[f"chain-{number}"] = Vector(words, grey, after=f"chain-{number - 1}" if number else "")
+    grey = PixelFormat(40, 36, 1, 16, 12, 11, False)
+    for number in range(2):
+        values = picture(grey, 31, 6)[::-1, ::-1].copy() if number else picture(grey, 30, 6)
+        out[f"chain-unlike-{number}"] = Vector(stored(values, grey), grey, after="chain-unlike-0" if number else "")
+    colour, tall = PixelFormat(14, 12, 3, 8, 8, 7, False), PixelFormat(40, 12, 1, 8, 8, 7, False)
+    for kind, fmt, choices in (("colour", colour, {}), ("tiles", tall, {"tile_height": lambda *_: 16})):
+        for number in range(3):
+            words, after = stored(picture(fmt, 40 + number, 3), fmt), f"chain-{kind}-{number - 1}" if number else ""
+            out[f"chain-{kind}-{number}"] = Vector(words, fmt, after=after, choices=choices)
     return out
 
 
@@ -117,18 +140,22 @@ def stack(blob: bytes) -> tuple[bytes, NDArray[np.int32]]:
 
 def main() -> None:
     """Write all vectors and the manifest."""
-    FOLDER.mkdir(exist_ok=True)
-    data = weight_file()
-    (FOLDER / "weights.bin").write_bytes(data)
-    manifest = {}
-    with known(data):
+    frozen = json.loads((FOLDER / "manifest.json").read_text())
+    manifest, frames = dict(frozen), dict[str, Frame]()
+    with known((FOLDER / "weights.bin").read_bytes()):
         for name, vector in vectors().items():
+            if name in frozen:
+                continue
+            before = frames.get(vector.after)
             with ExitStack() as changes:
                 for choice, value in vector.choices.items():
                     changes.enter_context(mock.patch.object(learnedplan, choice, value))
                 options: dict[str, object] = {"coders": ("learned",), "previous": vector.previous, **vector.options}
+                if before is not None:
+                    options |= {"previous": before.words, "memory": before.memory}
                 coded = encode_frame(vector.words, vector.fmt, **options)  # type: ignore[arg-type]
             blob = coded.blob
+            frames[name] = Frame(vector.words, vector.fmt, LevelTable(0, 1), coded.memory)
             if vector.previous is not None:
                 little = vector.previous.astype(vector.previous.dtype.newbyteorder("<"))
                 (FOLDER / f"{name}.previous").write_bytes(little.tobytes())
@@ -137,6 +164,8 @@ def main() -> None:
                 (FOLDER / f"{name}.upper").write_bytes(upper.astype("<i4").tobytes())
             (FOLDER / f"{name}.bin").write_bytes(blob)
             manifest[name] = {"bytes": len(blob), "sha256": digest(vector.words), **coded.details}
+            if vector.after:
+                manifest[name]["after"] = vector.after
     (FOLDER / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 

@@ -24,7 +24,11 @@ def _weights() -> Iterator[None]:
 
 def context(name: str) -> dict[str, object]:
     """What a vector needs beside its blob."""
-    vector, out = vectors()[name], {}
+    vector, out = vectors()[name], dict[str, object]()
+    if vector.after:
+        blob = (FOLDER / f"{vector.after}.bin").read_bytes()
+        before = decode_frame(blob, **context(vector.after))  # type: ignore[arg-type]
+        return {"previous": before.words, "memory": before.memory}
     if (FOLDER / f"{name}.previous").exists():
         raw = np.frombuffer((FOLDER / f"{name}.previous").read_bytes(), np.dtype(vector.fmt.dtype).newbyteorder("<"))
         out["previous"] = raw.astype(vector.fmt.dtype).reshape(vector.fmt.shape)
@@ -52,3 +56,9 @@ def test_reference_decoder_gives_the_frozen_words(name: str) -> None:
 def test_frozen_words_are_the_generated_ones() -> None:
     generated = {name: digest(vector.words) for name, vector in vectors().items()}
     assert generated == {name: entry["sha256"] for name, entry in MANIFEST.items()}
+
+
+def test_the_chains_go_on_in_every_way() -> None:
+    ways = {name: (entry["previous"], entry["memory"]) for name, entry in MANIFEST.items() if "after" in entry}
+    assert ways["chain-1"] == (1, 0) and ways["chain-2"] == (1, 1) and ways["chain-unlike-1"] == (0, 1)
+    assert ways["chain-colour-1"][1] and ways["chain-tiles-2"][1] and MANIFEST["chain-tiles-2"]["tiles"] == 3

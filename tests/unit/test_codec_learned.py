@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec.bitplane import LevelTable, Words
+from codec.blob import Frame
 from codec.errors import CorruptBitstream, MissingContext, UnsupportedFrame
 from codec.frame import EncodedFrame, decode_frame, encode_frame
 from codec.header import read_header
 from codec.learned import decode_upper
 from codec.learneddecode import previous_index
-from codec.learnedformat import ADAPTER_SHARED, CodedFrame, read_learned, write_learned
+from codec.learnedformat import ADAPTER_SHARED, INHERITED, CodedFrame, read_learned, write_learned
 from codec.limits import DEFAULT_LIMITS
+from codec.memory import Memory
 from codec.pixelformat import PixelFormat
 from codec.reference import decode_frame_reference
 from codec.weights import UnknownWeights, Weights, add, drop
@@ -194,3 +197,85 @@ def test_every_truncation_tail_and_flip_is_refused() -> None:
             changed[place] ^= 1 << place % 8
             with pytest.raises(CorruptBitstream):
                 decode_frame(bytes(changed), previous=previous)
+
+
+# --- going on from the frame before ---
+
+
+def volume(count: int, seed: int = 3) -> list[Words]:
+    """Slices alike and noisy."""
+    base = picture(GREY, seed, 2)
+    return [stored(base + noise(base.size, seed + 7 * number).reshape(base.shape) % 9, GREY) for number in range(count)]
+
+
+def chained(frames: list[Words], **options: object) -> list[EncodedFrame]:
+    """Each coded with what the one before left."""
+    out: list[EncodedFrame] = []
+    for number, words in enumerate(frames):
+        before = {"previous": frames[number - 1], "memory": out[-1].memory} if out else {}
+        out.append(learned(words, GREY, **before, **options))
+    return out
+
+
+@pytest.mark.parametrize("decoder", [decode_frame, decode_frame_reference])
+def test_a_chain_goes_on_from_frame_to_frame(decoder: Callable[..., Frame]) -> None:
+    frames = volume(4)
+    coded = chained(frames)
+    assert [bool(each.details["memory"]) for each in coded] == [False, True, True, True] or coded[2].details["memory"]
+    memory = previous = None
+    for words, each in zip(frames, coded, strict=True):
+        frame = decoder(each.blob, previous=previous, memory=memory)
+        assert np.array_equal(frame.words, words)
+        assert frame.memory is not None and each.memory is not None and frame.memory.crc == each.memory.crc
+        previous, memory = words, frame.memory
+
+
+def test_going_on_saves_the_taps() -> None:
+    frames = volume(3)
+    onward, alone = chained(frames)[2], learned(frames[2], GREY, previous=frames[1])
+    plane = parsed(onward.blob)[1].planes[0]
+    assert plane.sets == INHERITED and not plane.taps.size
+    assert len(onward.blob) < len(alone.blob)
+
+
+def test_the_memory_of_another_frame_is_refused() -> None:
+    frames = volume(4)
+    coded = chained(frames)
+    assert coded[3].details["memory"]
+    for memory in (None, coded[1].memory):
+        with pytest.raises(MissingContext, match="memory"):
+            decode_frame(coded[3].blob, previous=frames[2], memory=memory)
+
+
+def test_without_the_previous_frame_nothing_goes_on() -> None:
+    frames = volume(3)
+    without = chained(frames, without=frozenset(("previous",)))
+    assert [each.blob for each in without] == [learned(words, GREY).blob for words in frames]
+
+
+def test_a_memory_of_other_tiles_or_another_head_is_a_fault_of_the_blob() -> None:
+    frames = volume(3)
+    coded = chained(frames)
+    head, frame = parsed(coded[2].blob)
+    memory = coded[1].memory
+    assert memory is not None and memory.planes[0] is not None
+    plane = memory.planes[0]
+    wrong = (
+        Memory(not memory.volume, memory.planes),
+        Memory(memory.volume, (None,)),
+        Memory(memory.volume, memory.planes * 3),
+        Memory(memory.volume, (replace(plane, tile_rows=16),)),
+        Memory(memory.volume, (replace(plane, heads=plane.heads * 2),)),
+        Memory(memory.volume, (replace(plane, heads=(plane.heads[0][:, 1:],)),)),
+    )
+    for each in wrong:
+        blob = head + write_learned(replace(frame, preface=replace(frame.preface, memory_crc=each.crc)))
+        for decoder in (decode_frame, decode_frame_reference):
+            with pytest.raises(CorruptBitstream, match="the frame before"):
+                decoder(blob, previous=frames[1], memory=each)
+
+
+def test_a_frame_that_goes_on_from_nothing_has_no_taps_to_inherit() -> None:
+    head, frame = parsed(chained(volume(3))[2].blob)
+    with pytest.raises(CorruptBitstream, match="plane parameters out of range"):
+        decode_frame(head + write_learned(replace(frame, preface=replace(frame.preface, memory_crc=None))))

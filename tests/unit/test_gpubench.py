@@ -40,7 +40,7 @@ def test_every_batch_size_is_measured_and_compared() -> None:
 def test_a_device_that_errs_is_found_out() -> None:
     class Wrong(Processor):
         def decode(self, jobs):  # type: ignore[no-untyped-def]
-            return [tile + 1 for tile in super().decode(jobs)]
+            return [tile._replace(samples=tile.samples + 1) for tile in super().decode(jobs)]
 
     assert not measure(synthetic(1, 24), Wrong(), "one slice", "default").exact
 

@@ -132,7 +132,8 @@ def test_a_shared_adapter_stands_in_the_object_once(
 def chain_of(codec: ContextCodec, count: int) -> FrameChain:
     coder, fmt = ChainCoder(), _format()
     for words in frames(count):
-        coder.add(codec.encode(words, fmt, previous=coder.context(fmt)), words, fmt)
+        before = coder.context(fmt)
+        coder.add(codec.encode(words, fmt, previous=before.words if before else None), words, fmt)
     return FrameChain([memoryview(blob) for blob in coder.blobs], codec.decode)
 
 

@@ -78,9 +78,15 @@ class Chain:
         start = index - index % RUN if self._last is None or not self._at <= index < self._at + RUN else self._at + 1
         found = self._last
         for at in range(start, index + 1):
-            previous = found.words if found is not None and at % RUN else None
+            before = found if at % RUN else None
             upper = self._opened(at // RUN)[at % RUN] if self._stacks else None
-            found = self._decoder.decode(self.blobs[at], previous=previous, shared=self._shared, upper=upper or None)
+            found = self._decoder.decode(
+                self.blobs[at],
+                previous=None if before is None else before.words,
+                memory=None if before is None else before.memory,
+                shared=self._shared,
+                upper=upper or None,
+            )
             self._at, self._last = at, found
         if found is None:
             raise Damaged("a frame is not there")

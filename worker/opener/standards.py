@@ -25,6 +25,7 @@ from codec.blob import Frame
 from codec.errors import CodecError, CorruptBitstream
 from codec.header import Header, read_header
 from codec.limits import DEFAULT_LIMITS
+from codec.memory import Memory
 from codec.reference import decode_frame_reference
 from codec.wire import Reader
 from worker.jpegls_t87 import JpegLSError
@@ -46,10 +47,11 @@ class FrameDecoder:
         blob: bytes,
         *,
         previous: Words | None = None,
+        memory: Memory | None = None,
         shared: bytes | None = None,
         upper: Sequence[NDArray[np.int32]] | None = None,
     ) -> Frame:
-        """One frame, given the words of the frame before it, the shared adapter, and the planes of G from a stack.
+        """One frame, given the words and memory of the frame before, the shared adapter, planes of G from a stack.
 
         Raises Damaged, NeedsLibrary.
         """
@@ -57,7 +59,7 @@ class FrameDecoder:
             reader = Reader(blob)
             header = read_header(reader, DEFAULT_LIMITS)
             if header.coder not in ("jxl", "htj2k", "jpegls"):
-                return decode_frame_reference(blob, previous=previous, shared=shared, upper=upper)
+                return decode_frame_reference(blob, previous=previous, memory=memory, shared=shared, upper=upper)
             start = reader.position
             body = bytes(reader.take(reader.left - 4))
             reader.check_crc(start, "coded frame")

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from codec.bitplane import Words
+from codec.blob import Frame
 from codec.errors import CodecError
 from codec.groupstack import Shape, decode_stack
 from codec.header import read_header
 from codec.limits import DEFAULT_LIMITS
-from codec.pixelformat import PixelFormat
 from codec.plainstack import PlainStack
 from codec.weights import add
 from codec.wire import Reader
@@ -105,7 +105,7 @@ def frame_checks(folder: Path, decoder: FrameDecoder, most: int) -> Iterator[Che
     """Frozen frames of up to `most` samples: NAME.bin, and in manifest.json the SHA-256 of the words.
 
     weights.bin: the weight file that they name. NAME.previous: words of the frame before, little endian; NAME.upper:
-    planes of G, int32, as a group's stack has them.
+    planes of G, int32, as a group's stack has them. `after` in the manifest: the one whose frame is the frame before.
     """
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     if (folder / "weights.bin").is_file():
@@ -114,11 +114,22 @@ def frame_checks(folder: Path, decoder: FrameDecoder, most: int) -> Iterator[Che
         blob = (folder / f"{name}.bin").read_bytes()
         fmt = read_header(Reader(blob), DEFAULT_LIMITS).fmt
         if fmt.rows * fmt.columns * fmt.samples <= most:
-            wanted = str(manifest[name]["sha256"])
-            yield f"{folder.name}/{name}", partial(_frame_matches, folder / name, blob, fmt, decoder, wanted)
+            yield f"{folder.name}/{name}", partial(_frame_matches, folder, name, manifest, decoder)
 
 
-def _frame_matches(path: Path, blob: bytes, fmt: PixelFormat, decoder: FrameDecoder, wanted: str) -> bool:
+def _frame_matches(folder: Path, name: str, manifest: dict[str, Any], decoder: FrameDecoder) -> bool:
+    words = _frame(folder, name, manifest, decoder).words
+    data = np.ascontiguousarray(words, words.dtype.newbyteorder("<")).tobytes()
+    return bool(hashlib.sha256(data).hexdigest() == manifest[name]["sha256"])
+
+
+def _frame(folder: Path, name: str, manifest: dict[str, Any], decoder: FrameDecoder) -> Frame:
+    """A vector's frame, decoded after the one that it goes on from."""
+    path, blob = folder / name, (folder / f"{name}.bin").read_bytes()
+    if "after" in manifest[name]:
+        frame = _frame(folder, manifest[name]["after"], manifest, decoder)
+        return decoder.decode(blob, previous=frame.words, memory=frame.memory)
+    fmt = read_header(Reader(blob), DEFAULT_LIMITS).fmt
     before, above = path.with_suffix(".previous"), path.with_suffix(".upper")
     previous: Words | None = None
     upper = None
@@ -127,9 +138,7 @@ def _frame_matches(path: Path, blob: bytes, fmt: PixelFormat, decoder: FrameDeco
         previous = previous.reshape(fmt.shape)
     if above.is_file():
         upper = list(np.frombuffer(above.read_bytes(), "<i4").astype(np.int32).reshape(-1, fmt.rows, fmt.columns))
-    words = decoder.decode(blob, previous=previous, upper=upper).words
-    data = np.ascontiguousarray(words, words.dtype.newbyteorder("<")).tobytes()
-    return hashlib.sha256(data).hexdigest() == wanted
+    return decoder.decode(blob, previous=previous, upper=upper)
 
 
 def stack_checks(folder: Path) -> Iterator[Check]:
