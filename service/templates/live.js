@@ -9,22 +9,26 @@
   const known = new Map();
   let troubles = null;
 
-  const nameOf = element => element && (element.id || element.dataset.keep ||
-    [element.tagName, element.getAttribute('name'), element.getAttribute('value'), element.getAttribute('href')].join('|'));
+  const nameOf = element => element.id || element.dataset.keep || (element.tagName === 'SUMMARY' ?
+    'summary of ' + nameOf(element.parentElement) :
+    [element.tagName, ...['name', 'value', 'href'].map(name => element.getAttribute(name))].join('|'));
   const all = (root, selector) => [...root.querySelectorAll(selector)];
 
   function replace(target, html) {
-    const opened = new Map(all(target, 'details').map(each => [nameOf(each), each.open]));
-    const ticked = new Set(all(target, 'input:checked').map(nameOf));
-    const focused = target.contains(document.activeElement) ? nameOf(document.activeElement) : null;
     const fresh = document.createElement('template');
     fresh.innerHTML = html;
+    if (fresh.innerHTML === target.innerHTML) return;
+    const opened = new Map(all(target, 'details').map(each => [nameOf(each), each.open]));
+    const ticked = new Set(all(target, 'input:checked').map(nameOf));
+    const stops = () => all(target, 'a, button, input, summary');
+    const focused = target.contains(document.activeElement) ? document.activeElement : null;
+    const same = focused ? stops().filter(each => nameOf(each) === nameOf(focused)).indexOf(focused) : -1;
     target.replaceChildren(fresh.content);
     all(target, 'details').forEach(each => { if (opened.has(nameOf(each))) each.open = opened.get(nameOf(each)); });
     all(target, 'input[type=checkbox]').forEach(each => { each.checked = ticked.has(nameOf(each)); });
     if (focused) {
-      const again = all(target, 'a, button, input, summary').find(each => nameOf(each) === focused);
-      if (again) again.focus({ preventScroll: true });
+      const again = stops().filter(each => nameOf(each) === nameOf(focused));
+      if (again.length) again[Math.min(same, again.length - 1)].focus({ preventScroll: true });
     }
   }
 
