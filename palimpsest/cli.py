@@ -286,7 +286,7 @@ def sweep(home: Home = None) -> None:
     _settings(home)
     from worker.sweep import main
 
-    main()
+    main([])
 
 
 def _stop_event() -> threading.Event:

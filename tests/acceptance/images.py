@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--pip-conf", type=Path, help="pip.conf for the build, of a site with its own package index")
     parser.add_argument("--built", action="store_true", help="run the images that are there from before")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends with us
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palimpsest-images-")))
         os.chmod(work, 0o755)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,10 +14,11 @@ import pytest
 
 from gateway.alive import Alive
 from gateway.bootstrap import Gateway
+from gateway.settings import child_environment
 from gateway.tokens import mint_token
 from palimpsest.cli_hosts import Role, unhealthy
 from tests.fakes import part10, take_in
-from tests.running import Rig, free_port, until
+from tests.running import ROOT, Rig, free_port, until
 
 pytestmark = pytest.mark.integration
 
@@ -61,3 +64,15 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_the_sweep_starts_by_its_command(gw: Gateway) -> None:
+    """It read the command line of `palimpsest` as its own, and refused the word sweep."""
+    command = [sys.executable, "-m", "palimpsest", "sweep"]
+    env = child_environment(gw.settings) | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, cwd=gw.settings.home)
+    try:
+        assert until(lambda: process.poll() is not None or any(each.name == "sweep" for each in gw.index.workers()))
+    finally:
+        process.terminate()
+    assert process.wait(20) == 0
