@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LONGEST_SECONDS = 3600.0  # beyond what worker/delivery.py ever waits for
+LONGEST_SECONDS = 1000.0  # beyond what worker/delivery.py ever waits for
 
 __all__ = ["CircuitState", "circuit_path", "parse_circuit", "read_circuit"]
 

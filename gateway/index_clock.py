@@ -15,7 +15,7 @@ from gateway.database import Database
 from gateway.index_schema import forward, instance
 from gateway.instance import UNFINISHED, ForwardState
 
-LONGEST_WAIT: Final = 2 * 3600.0  # seconds; the longest that a failure waits for by rule is half an hour
+LONGEST_WAIT: Final = 1900.0  # seconds; worker/pipeline.py and worker/delivery.py wait half an hour after a failure
 
 
 class Clocks(Database):
@@ -27,24 +27,28 @@ class Clocks(Database):
         lease_seconds: what leases are given for; a live holder prolongs its own with its next beat.
         """
         now, pulled = self.now(), 0
-        for table, waiting in (
-            (instance, sa.or_(instance.c.state.in_(UNFINISHED), instance.c.indexed_at.is_(None))),
-            (forward, forward.c.state == ForwardState.WAITING),
+        soon = now + 2 * lease_seconds
+        for table, waiting, error in (
+            (
+                instance,
+                sa.or_(instance.c.state.in_(UNFINISHED), instance.c.indexed_at.is_(None)),
+                instance.c.last_error,
+            ),
+            (forward, forward.c.state == ForwardState.WAITING, forward.c.reason),
         ):
-            ahead: tuple[tuple[sa.Column[Any], float, float], ...] = (
-                (table.c.due_at, now + LONGEST_WAIT, now),
-                (table.c.lease_until, now + 2 * lease_seconds, now + lease_seconds),
-                (table.c.queued_at, now + 2 * lease_seconds, now),
+            due = table.c.due_at
+            ahead: tuple[tuple[sa.Column[Any], ColumnElement[bool], float], ...] = (
+                (due, sa.or_(due > now + LONGEST_WAIT, sa.and_(due > soon, error.is_(None))), now),
+                (table.c.lease_until, table.c.lease_until > soon, now + lease_seconds),
+                (table.c.queued_at, table.c.queued_at > soon, now),
             )
-            late: ColumnElement[bool] = sa.or_(*(column > limit for column, limit, _ in ahead))
+            late: ColumnElement[bool] = sa.or_(*(beyond for _, beyond, _ in ahead))
             with self.read() as conn:
                 found = conn.execute(sa.select(table.c.id).where(waiting, late)).scalars().all()
             if not found:
                 continue
             with self.write() as conn:
-                for column, limit, value in ahead:
-                    conn.execute(
-                        sa.update(table).where(table.c.id.in_(found), column > limit).values({column.name: value})
-                    )
+                for column, beyond, value in ahead:
+                    conn.execute(sa.update(table).where(table.c.id.in_(found), beyond).values({column.name: value}))
             pulled += len(found)
         return pulled
