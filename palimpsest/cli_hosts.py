@@ -45,9 +45,10 @@ def warm(home: Home = None) -> None:
 
     settings = load_settings(home=home) if home is not None else load_settings()
     use_numba_cache(settings)  # before the first kernel is imported
-    from palimpsest.warm import warm_frames, warm_objects
+    from palimpsest.warm import warm_chain, warm_frames, warm_objects
 
     warm_frames()
+    warm_chain()
     warm_objects()
 
 

@@ -1,6 +1,6 @@
 """Compile every kernel that a worker needs into NUMBA_CACHE_DIR: `python -m palimpsest.warm`.
 
-Tiny frames of each kind go through the codec, and small sample files through the whole way of an object (decoders of
+Tiny frames of each kind, a chain and a stack go through the codec, and small sample files through the whole way of an object (decoders of
 compressed input, codec, carrier, seal, and back), with a key ring that is thrown away. With a warm cache: seconds.
 """
 
@@ -12,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from codec.bitsback import BitsBack
 from codec.frame import decode_frame, encode_frame
+from codec.groupstack import Shape, decode_stack, encode_stack
 from codec.pixelformat import PixelFormat
+from codec.weights import load
 from gateway.keys import KeyRing
 from palimpsest.samples import packaged_files
 from worker.candidate import build_candidate
@@ -41,6 +44,23 @@ def warm_frames() -> None:
             raise AssertionError("the codec does not give a frame back")
 
 
+def warm_chain() -> None:
+    """Frames that go on from the one before, and a stack of global parts (the VAE's kernels). Raises as warm_frames."""
+    fmt, random = PixelFormat(SIZE, SIZE, 1, 16, 12, 11, False), np.random.default_rng(1)
+    ramp = np.add.outer(np.arange(SIZE), np.arange(SIZE)) * 5
+    previous, memory = None, None
+    for _ in range(3):
+        words = (ramp + random.integers(0, 32, ramp.shape)).astype(np.uint16)
+        encoded = encode_frame(words, fmt, previous=previous, memory=memory)
+        if not np.array_equal(decode_frame(encoded.blob, previous=previous, memory=memory).words, words):
+            raise AssertionError("the codec does not give a frame of a chain back")
+        previous, memory = words, encoded.memory
+    plane, side = (ramp // 64).astype(np.int32), Shape(SIZE, SIZE, int(ramp.max()) // 64)
+    stack = encode_stack([plane], [side], load("vae"), BitsBack, seed=1)
+    if not np.array_equal(decode_stack(stack.data, [side], BitsBack)[0][0], plane):
+        raise AssertionError("the codec does not give a stack back")
+
+
 def warm_objects() -> None:
     """Take small sample files all the way and back; prints what became of each."""
     files = packaged_files()
@@ -56,4 +76,5 @@ def warm_objects() -> None:
 
 if __name__ == "__main__":
     warm_frames()
+    warm_chain()
     warm_objects()
