@@ -41,6 +41,8 @@ bench-gpu: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/bandit -q -ll -c pyproject.toml -r gateway codec stego service worker palimpsest
+	.venv/bin/python .ci/licenses.py
 
 wheel: setup
 	.venv/bin/python -m build --wheel --outdir dist .

@@ -11,7 +11,7 @@ from gateway.settings import Settings
 from gateway.tls import client_context
 from palimpsest.dimse import Target
 
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # nothing is bound here  # nosec B104
 
 
 @dataclass(frozen=True)

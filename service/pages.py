@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,8 +43,7 @@ def rendered(request: Request, name: str, **values: Any) -> str:
 
 def template_text(name: str) -> str:
     """A file of the templates' folder as it is."""
-    source, _, _ = jinja2.PackageLoader("service").get_source(jinja2.Environment(), name)
-    return source
+    return (files("service") / "templates" / name).read_text("utf-8")
 
 
 async def form_of(request: Request) -> dict[str, str]:
