@@ -1,7 +1,8 @@
 """Compile every kernel that a worker needs into NUMBA_CACHE_DIR: `python -m palimpsest.warm`.
 
-Tiny frames of each kind, a chain and a stack go through the codec, and small sample files through the whole way of an object (decoders of
-compressed input, codec, carrier, seal, and back), with a key ring that is thrown away. With a warm cache: seconds.
+Tiny frames of each kind, a chain and a stack go through the codec, and small sample files through the whole way of an
+object (decoders of compressed input, codec, carrier, seal, and back), with a key ring that is thrown away. With a warm
+cache: seconds.
 """
 
 from __future__ import annotations
