@@ -1,0 +1,206 @@
+"""The guard of every route: limits, refusals that cost no commit each, sessions that end, HTTPS and proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from gateway.audit import tail
+from gateway.bootstrap import Gateway, build
+from gateway.errors import TooMany
+from gateway.jobs import MemoryQueue
+from gateway.settings import load_settings
+from gateway.tokens import mint_token
+from service.api import create_app
+from service.https import proxy_options, serve_https
+from service.throttle import Throttle
+from tests.certificates import Authority
+from tests.running import until
+
+pytestmark = pytest.mark.integration
+Make = Callable[..., Gateway]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Gateway] = []
+
+    def one(**changes: Any) -> Gateway:
+        settings = load_settings(home=tmp_path / "home", watermark_bytes=0, **changes)
+        made.append(build(settings, queue=MemoryQueue()))
+        return made[-1]
+
+    yield one
+    for gateway in made:
+        gateway.close()
+
+
+def client(gateway: Gateway) -> TestClient:
+    return TestClient(create_app(gateway), follow_redirects=False)
+
+
+def bearer(gateway: Gateway, role: str = "admin", who: str = "me") -> dict[str, str]:
+    return {"Authorization": f"Bearer {mint_token(gateway, role, who)}"}
+
+
+def failed(gateway: Gateway) -> list[tuple[str, int]]:
+    rows = tail(gateway.index, 200)
+    return [(row["detail"]["reason"], row["detail"]["count"]) for row in rows if row["event"] == "login-failed"]
+
+
+def test_who_asks_too_often_waits_and_nobody_else(make: Make) -> None:
+    gateway = make(rate_requests="3/hour", rate_refused="4/hour", rate_logins="2/hour")
+    web = client(gateway)
+    mine, theirs = bearer(gateway), bearer(gateway, who="other")
+    assert [web.get("/api/status", headers=mine).status_code for _ in range(4)] == [200, 200, 200, 429]
+    told = web.get("/api/status", headers=mine)
+    assert told.json()["reason"] == "too-many-requests" and 1 <= int(told.headers["retry-after"]) <= 3600
+    assert web.get("/api/status", headers=theirs).status_code == 200
+    bad = {"Authorization": "Bearer x"}
+    assert [web.get("/api/status", headers=bad).status_code for _ in range(6)] == [401] * 4 + [429] * 2
+    assert web.get("/api/status", headers=theirs).status_code == 200, "from the same address"
+    assert [web.post("/login", data={"token": "x"}).status_code for _ in range(3)] == [429] * 3  # bad ones, above
+    assert [web.get("/healthz").status_code for _ in range(9)] == [200] * 9
+
+
+def test_bad_tokens_are_counted_and_cost_one_line(make: Make) -> None:
+    gateway = make()
+    with client(gateway) as web:
+        for _ in range(40):
+            assert web.get("/api/status", headers={"Authorization": "Bearer x"}).status_code == 401
+        assert web.get("/api/audit", headers=bearer(gateway)).status_code == 403
+        assert until(lambda: len(failed(gateway)) == 2)
+    assert sorted(failed(gateway)) == [("role-not-allowed", 1), ("token-invalid", 1), ("token-invalid", 39)]
+
+
+def test_limits_of_several_processes_without_redis_are_each_ones_own(make: Make) -> None:
+    throttle = Throttle(make(rate_requests="2/hour", http_processes=2).settings)  # nobody serves that socket
+    throttle.count("request", "a")
+    throttle.count("request", "a")
+    with pytest.raises(TooMany):
+        throttle.count("request", "a")
+
+
+def test_sessions_end_by_time_by_rest_and_with_the_key(make: Make) -> None:
+    gateway = make(session_seconds=7200, session_idle_seconds=600)
+    began, late = time.time(), [0.0]
+    gateway.index.now = lambda: began + late[0]
+
+    def signed_in() -> TestClient:
+        web = client(gateway)
+        assert web.post("/login", data={"token": mint_token(gateway, "admin", "root")}).status_code == 303
+        return web
+
+    resting, working, rotated = signed_in(), signed_in(), signed_in()
+    assert len({each.cookies["palimpsest"] for each in (resting, working, rotated)}) == 3
+    for late[0] in range(0, 7200, 500):
+        assert working.get("/api/status").status_code == 200
+    assert resting.get("/api/status").status_code == 401
+    late[0] = 7201.0
+    assert working.get("/api/status").status_code == 401
+    late[0] = 0.0
+    again = signed_in()
+    assert again.get("/api/status").status_code == 200
+    assert gateway.index.sessions_end("root", "admin") >= 1 and again.get("/api/status").status_code == 401
+    last = signed_in()
+    gateway.keys.rotate("token")
+    assert last.get("/api/status").status_code == 401
+    with gateway.index.read() as conn:
+        kept = str(conn.exec_driver_sql("SELECT * FROM session").all())
+    assert last.cookies["palimpsest"] not in kept
+
+
+def test_without_an_identity_provider_production_says_so(make: Make) -> None:
+    gateway = make(profile="production")
+    web = client(gateway)
+    page = web.get("/login").text
+    assert "PALIMPSEST_OIDC_ISSUER" in page and "<textarea" not in page and "/login/start" not in page
+    told = web.get("/api/status", headers={"Authorization": "Bearer x.y.z"})
+    assert told.status_code == 401 and "PALIMPSEST_OIDC_ISSUER" in told.json()["detail"]
+    assert web.post("/login", data={"token": "x"}).status_code == 401
+    assert web.get("/login/start").json()["reason"] == "no-identity-provider"
+    assert web.get("/healthz").status_code == 200
+
+
+def test_pages_and_answers_carry_their_policy(make: Make) -> None:
+    web = client(make())
+    for path, script in (("/login", False), ("/admin/style.css", True), ("/healthz", False), ("/nowhere", False)):
+        policy = web.get(path).headers["content-security-policy"]
+        assert ("script-src 'self'" in policy) == script and "frame-ancestors 'none'" in policy, path
+        assert "unsafe" not in policy
+    headers = web.get("/healthz").headers
+    assert headers["referrer-policy"] == "no-referrer" and headers["x-content-type-options"] == "nosniff"
+    assert "strict-transport-security" not in headers
+
+
+def test_https_with_a_certificate_that_is_renewed_and_a_proxy_that_is_believed(make: Make, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    first = authority.issue("pacs")
+    gateway = make(
+        profile="production", http_tls_cert=first.certificate, http_tls_key=first.key, http_proxy="trusted",
+        http_proxy_addresses="127.0.0.1",
+    )  # fmt: skip
+    app = create_app(gateway)
+    config = uvicorn.Config(app, port=0, log_config=None, **proxy_options(gateway.settings))
+    serve_https(config, gateway.settings)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        assert until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        trusting = ssl.create_default_context(cafile=str(authority.file))
+        answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=trusting)
+        assert answer.status_code == 200 and answer.headers["strict-transport-security"].startswith("max-age=")
+
+        def serial() -> int:
+            with (
+                socket.create_connection(("127.0.0.1", port)) as plain,
+                trusting.wrap_socket(plain, server_hostname="127.0.0.1") as secure,
+            ):
+                assert secure.version() in ("TLSv1.2", "TLSv1.3")
+                return int(secure.getpeercert()["serialNumber"], 16)  # type: ignore[index, arg-type]
+
+        before = serial()
+        authority.issue("pacs")  # the same files
+        assert serial() != before
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(authority.file)
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"https://127.0.0.1:{port}/healthz", verify=old)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_forwarded_headers_count_from_the_trusted_proxy_alone() -> None:
+    for settings, believed in (
+        (load_settings(), False),
+        (load_settings(http_proxy="trusted", http_proxy_addresses="192.0.2.1"), False),
+        (load_settings(http_proxy="trusted"), True),
+    ):
+        heard: list[Any] = []
+
+        async def app(scope: Any, receive: Any, send: Any, heard: list[Any] = heard) -> None:
+            heard.append((scope["client"][0], scope["scheme"]))
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None, **proxy_options(settings))
+        config.load()
+        scope = {
+            "type": "http", "client": ("127.0.0.1", 1), "scheme": "http", "path": "/", "method": "GET",
+            "headers": [(b"x-forwarded-for", b"198.51.100.7"), (b"x-forwarded-proto", b"https")],
+        }  # fmt: skip
+        asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
+        assert heard == [("198.51.100.7", "https") if believed else ("127.0.0.1", "http")]
