@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from gateway.errors import PalimpsestError
 from palimpsest import (
+    cli_access,
     cli_audit,
     cli_care,
     cli_certify,
@@ -73,6 +74,7 @@ app = typer.Typer(
 )  # fmt: skip
 cli_keys.register(app)
 cli_audit.register(app)
+cli_access.register(app)
 cli_codec.register(app)
 cli_policy.register(app)
 cli_payload.register(app)

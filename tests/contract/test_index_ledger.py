@@ -315,6 +315,14 @@ def test_a_note_hides_what_it_names_now_and_later_until_it_is_revoked(index: Ind
         index.rejection_revoke(note.id, "admin")
 
 
+def test_a_note_of_who_may_not_reject_hides_nothing_and_raises_an_alert(index: Index) -> None:
+    receive(index, 1, PatientID="A")
+    note = receive(index, 9, PatientID="A")
+    assert index.rejection_add(note.id, "113037", [("1.1", "1.9.1")], quality="hide", allowed=False) == 1
+    assert index.by_sop("1.9.1") is not None and [each["hidden"] for each in index.rejections()] == [0]
+    assert [alert.kind for alert in index.alerts()] == ["rejection-refused"]
+
+
 def test_what_was_rejected_for_quality_reasons_is_hidden_by_choice(index: Index) -> None:
     receive(index, 1, PatientID="A")
     note = receive(index, 9, PatientID="A")

@@ -23,7 +23,7 @@ COMMANDS = {
     "keys export-public", "audit verify", "audit export", "audit search", "codec bench", "codec escrow", "codec train",
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
     "payload inspect", "payload rebind", "payload bench", "certify", "check", "probe", "replay", "viewer install",
-    "import", "studies", "reconcile", "healthy", "warm", "rebuild", "backup", "restore", "scrub", "export",
+    "import", "studies", "sessions", "reconcile", "healthy", "warm", "rebuild", "backup", "restore", "scrub", "export",
 }  # fmt: skip
 
 
