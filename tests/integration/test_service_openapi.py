@@ -47,7 +47,9 @@ def test_the_document_tells_of_every_route_for_programs() -> None:
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     queue = Working()
-    queue.gateway = build(load_settings(home=tmp_path_factory.mktemp("home"), watermark_bytes=1), queue=queue)
+    home = tmp_path_factory.mktemp("home")
+    unhurried = {f"rate_{kind}": "1000000/second" for kind in ("requests", "logins", "refused")}
+    queue.gateway = build(load_settings(home=home, watermark_bytes=1, **unhurried), queue=queue)
     take_in(queue.gateway, changed("CT_small.dcm", StudyInstanceUID="1.2", SeriesInstanceUID="1.2.3"))
     yield queue.gateway
     queue.gateway.close()
