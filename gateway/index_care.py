@@ -155,6 +155,11 @@ class Care(Database):
         with self.read() as conn:
             return conn.execute(query).first() is not None
 
+    def is_superseded(self, key: str) -> bool:
+        """Whether the instance of an archive object has a newer one."""
+        with self.read() as conn:
+            return conn.execute(sa.select(superseded.c.at).where(superseded.c.archive_key == key)).first() is not None
+
     def superseded_of(self, instance_id: int) -> list[ArchivedObject]:
         """Older archive objects of an instance, newest first."""
         query = sa.select(superseded).where(superseded.c.instance_id == instance_id).order_by(superseded.c.at.desc())

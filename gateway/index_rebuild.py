@@ -182,6 +182,7 @@ def _place(conn: Connection, found: FoundInstance, actor: str, now: float) -> Pl
     )
     if found.new.dataset_digest and (row := _find(conn, same)) is not None:
         put_superseded(conn, row.id, found.archive_key, found.archive_digest, found.archived_size, now)
+        _share(conn, row.id, found)
         return "duplicate"
     values: dict[str, Any] = {name: getattr(found.new, name) for name in NewInstance.__slots__}
     values |= {"received_at": found.received_at, "attempts": 0, "conflict": False, "queued_at": now}
@@ -203,6 +204,7 @@ def _join(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, 
     if row.state not in UNFINISHED:
         if found.generation == 0:
             put_superseded(conn, row.id, found.archive_key, found.archive_digest, found.archived_size, now)
+            _share(conn, row.id, found)
             return "superseded"
         put_superseded(conn, row.id, str(row.archive_key), str(row.archive_digest), row.archived_size or 0, now)
     # whoever holds its lease loses it: what it is about to archive is in the archive already
@@ -231,7 +233,7 @@ def _archived(found: FoundInstance, now: float) -> dict[str, Any]:
 def _record(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, now: float) -> None:
     """Proof, attributes and forwards."""
     conn.execute(sa.delete(superseded).where(superseded.c.archive_key == found.archive_key))  # a group's, for others
-    facts = dict(found.facts)
+    facts = {**found.facts, "shared_with": _readers(conn, row.id, found)}
     if found.shredded_at is None:
         event = AuditEvent("verified", actor, instance_id=row.id, detail={"source": "archive"})
         facts["verified_seq"] = audit.append(conn, event, now)
@@ -249,6 +251,20 @@ def _record(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str
             conn.execute(forward.insert().values(instance_id=row.id, destination=name, priority=row.priority, **values))
         elif name not in known:
             put_forward(conn, row, name, now)
+
+
+def _readers(conn: Connection, instance_id: int, found: FoundInstance) -> list[str]:
+    """Whoever can read one of the instance's objects, the older ones included."""
+    text = conn.execute(sa.select(proof.c.facts).where(proof.c.instance_id == instance_id)).scalar()
+    known = json.loads(text).get("shared_with") if text is not None else None
+    return sorted({*(known or ()), *(found.facts.get("shared_with") or ())})
+
+
+def _share(conn: Connection, instance_id: int, found: FoundInstance) -> None:
+    """Note who can read an older object: a shredding must not be called whole while they do."""
+    text = conn.execute(sa.select(proof.c.facts).where(proof.c.instance_id == instance_id)).scalar()
+    facts = json.dumps({**json.loads(text or "{}"), "shared_with": _readers(conn, instance_id, found)}, sort_keys=True)
+    conn.execute(sa.update(proof).where(proof.c.instance_id == instance_id).values(facts=facts))
 
 
 def _settle(conn: Connection, sop_uid: str) -> None:

@@ -119,7 +119,8 @@ class Recoding(Database):
             seq = audit.append_many(
                 conn, [AuditEvent("recoded", owner, instance_id=row.id, detail=detail), verified], now
             )
-            facts = json.dumps({**candidate.facts, "verified_seq": seq}, sort_keys=True)
+            shared = {"shared_with": _shared(conn, row.id, candidate)}
+            facts = json.dumps({**candidate.facts, **shared, "verified_seq": seq}, sort_keys=True)
             wraps = json.dumps(candidate.wraps, sort_keys=True)
             conn.execute(sa.update(proof).where(proof.c.instance_id == row.id).values(facts=facts, wraps=wraps))
             if forwards == "send":
@@ -141,6 +142,13 @@ def _owned(conn: Connection, instance_id: int, owner: str) -> InstanceRow:
     if row.lease_owner != owner:
         raise LeaseLost("lease-lost", "another worker owns this instance now")
     return row
+
+
+def _shared(conn: Connection, instance_id: int, candidate: CandidateFacts) -> list[str]:
+    """Whoever can read one of the instance's objects: the older one stays readable for its recipients."""
+    text = conn.execute(sa.select(proof.c.facts).where(proof.c.instance_id == instance_id)).scalar()
+    older = json.loads(text).get("shared_with") if text is not None else None
+    return sorted({*(older or ()), *(candidate.facts.get("shared_with") or ())})
 
 
 def _send_again(conn: Connection, row: InstanceRow, now: float) -> None:

@@ -20,7 +20,7 @@ from gateway.errors import LeaseLost
 from gateway.index_forward import put_forward
 from gateway.index_intake import ENCODE_TASK, INDEX_TASK, fetch, put_outbox
 from gateway.index_rows import CandidateFacts, InstanceRow
-from gateway.index_schema import forward, instance, proof
+from gateway.index_schema import damage, forward, instance, proof
 from gateway.instance import DELIVERED, UNFINISHED, Form, ForwardState, State, check_transition
 
 
@@ -249,13 +249,15 @@ class Work(Database):
         """Archived, indexed instances whose forwards are all sent, and committed to where that is wanted (need_sent),
         or at least not waiting any more.
 
-        archived_before: seconds since the epoch; None: whenever.
+        archived_before: seconds since the epoch; None: whenever. Not while the archive object is known to be damaged:
+        the source may be the last copy.
         """
         lacking = sa.or_(forward.c.state.not_in(DELIVERED), forward.c.commit_due_at.is_not(None))
         blocking = lacking if need_sent else forward.c.state == ForwardState.WAITING
         open_forward = sa.exists().where(forward.c.instance_id == instance.c.id, blocking)
+        broken = sa.exists().where(damage.c.archive_key == instance.c.archive_key, damage.c.mended_at.is_(None))
         query = sa.select(instance).where(
-            instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward
+            instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward, ~broken
         )
         if archived_before is not None:
             query = query.where(instance.c.archived_at < archived_before)

@@ -75,6 +75,7 @@ def _begin(folder: Path) -> None:
             return
         if any(folder.iterdir()):
             raise PolicyRefused("not-an-export", f"{folder} holds something else: name a new folder")
+        folder.chmod(0o700)
         (folder / MARK).write_text(json.dumps({"format": FORMAT, "version": 1}), encoding="utf-8")
 
 

@@ -22,12 +22,13 @@ __all__ = ["mend"]
 SLACK: Final = 1 << 20  # bytes by which a copy may be larger than what is looked for, and is no copy then
 
 
-def mend(gw: Gateway, found: ArchivedObject) -> str:
+def mend(gw: Gateway, found: ArchivedObject, *, bytes_too: bool = True) -> str:
     """Put a damaged object back from a destination; 'destination:NAME', or '' if none has it.
 
-    Then its instances are to be coded anew, as far as they can be. Raises Unavailable (archive).
+    Then its instances are to be coded anew, as far as they can be; so, too, without bytes_too: the recorded bytes are
+    there and do not open, and the same from elsewhere would not either. Raises Unavailable (archive).
     """
-    for name in _places(gw, found):
+    for name in _places(gw, found) if bytes_too else ():
         destination = gw.settings.destination(name)
         data = _fetched(gw, destination, found.key) if destination is not None else None
         if data is not None and sha256(data).hexdigest() == found.digest:

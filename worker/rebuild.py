@@ -172,7 +172,8 @@ def _rejections(gw: Gateway) -> None:
     for row in gw.index.rebuild_of_class(KEY_OBJECT_SELECTION):
         if note := rejected_by(gw.index.metadata(row.id) or "{}"):
             code, named = note
-            gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality)
+            allowed = gw.settings.allows_rejection_ae(row.calling_ae)
+            gw.index.rejection_add(row.id, code, named, quality=gw.settings.rejected_quality, allowed=allowed)
 
 
 def _adopt(gw: Gateway, report: RebuildReport) -> None:

@@ -58,7 +58,8 @@ def recode(gw: Gateway, prover: Prover, instance_id: int, owner: str) -> str:
             gw.index.recode_given_up(row.id, owner, problem)
             return "kept"
         report = prover.check(made.envelope)
-        if not report.ok or {report.recorded_sha256, report.sha256} != {row.digest}:
+        restored = {row.digest, gw.index.facts(row.id).get("restored_sha256")}  # native, if it came compressed
+        if not report.ok or report.recorded_sha256 != row.digest or report.sha256 not in restored:
             message = (
                 f"an object that was coded anew did not restore ({report.reason or 'other-object'}); it is dropped"
             )
@@ -76,7 +77,7 @@ def recode(gw: Gateway, prover: Prover, instance_id: int, owner: str) -> str:
         told = candidate_facts(digest, made, weights, *facts)
         proven: dict[str, Any] = {**told.facts, **proof_facts(report, made.form), "software": software()}
         gw.index.recode_done(row.id, owner, replace(told, facts=proven), key, forwards=gw.settings.recode_forward)
-    if damaged:
+    if damaged and not _needed(gw, str(row.archive_key)):
         gw.index.damage_mended(str(row.archive_key), "source", owner)
     return "recoded"
 
@@ -145,9 +146,15 @@ def _generation(gw: Gateway, row: InstanceRow) -> int:
     raise Unsupported("recoded-too-often", "this instance was coded anew so often that something must be wrong")
 
 
+def _needed(gw: Gateway, key: str) -> bool:
+    """Whether instances still have that object: others of a group, whose sources are not coded anew yet."""
+    found = gw.index.archived_object(key)
+    return found is not None and bool(found.rows)
+
+
 def _unfit(row: InstanceRow, made: Candidate, damaged: bool) -> str:
     """Why the new object does not take the older one's place, '' if it may."""
-    if made.form is not Form.CODED and row.form is Form.CODED:
+    if made.form is not Form.CODED and row.form is Form.CODED and not damaged:
         return made.reason or "not-coded"
     if made.patient_key != row.patient_key:
         return "other-key"

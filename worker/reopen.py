@@ -27,6 +27,7 @@ from gateway.index_rows import NewInstance
 from gateway.instance import Form
 from gateway.keystate import UnknownKey
 from gateway.part10 import peek, pixel_digest
+from gateway.patientkeys import PREFIX
 from stego.errors import SealError
 from stego.recipients import is_ring_wrap, recipient_of
 from stego.seal import wrap_kek_id
@@ -155,7 +156,7 @@ def _known(
     return FoundInstance(
         new, _moment(record.received_at), found.key, found.digest, _share(found, member), found.uid, member,
         rebuilt.form, "+".join(coders) or None, _carrier(sections), _payload(sections), _coded(sections, blobs),
-        rebuilt.pixel_bytes, key_id, tuple(wrap.hex() for wrap in wraps),
+        rebuilt.pixel_bytes, _of_patient(key_id), tuple(wrap.hex() for wrap in wraps),
         facts=_facts(found, sections, rebuilt, wraps, len(blobs)),
         attributes={**described.attributes, **accession_of(gw, described.attributes)},
         metadata_json=described.metadata_json,
@@ -228,6 +229,11 @@ def _pseudonyms(data: bytes) -> tuple[str | None, str | None, list[tuple[str, st
         return str(header.StudyInstanceUID), str(header.SeriesInstanceUID), named
     except ODD:
         return None, None, []
+
+
+def _of_patient(key_id: str | None) -> str | None:
+    """A patient key's id; None for a master key, from before there were patient keys: no shredding destroys that."""
+    return key_id if key_id is not None and key_id.startswith(PREFIX) else None
 
 
 def _destroyed(gw: Gateway, key_id: str) -> bool:

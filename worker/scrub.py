@@ -35,6 +35,8 @@ PAGE: Final = 50  # objects between two notes of where it stands
 LOOK_SECONDS: Final = 60.0
 LOWEST: Final = 19  # nice(2)
 ACTOR: Final = "scrub"
+#: what is wrong where the bytes are not those that were recorded: the recorded ones, from elsewhere, mend it
+OF_THE_BYTES: Final = frozenset({"missing", "digest-mismatch", "archive-read-back"})
 #: what the proving process may fail of under a load that has it starve: no sign of damage
 UNDECIDED: Final = frozenset({"verifier-timeout", "verifier-crashed", "memory"})
 
@@ -110,14 +112,24 @@ def _check(gw: Gateway, verifier: Verifier, found: ArchivedObject, report: Scrub
         gw.index.alert_raise("scrub-undecided", found.key[-64:], message, "warning")
         return
     now = gw.index.archived_object(found.key)
-    if now is None or now.digest != found.digest:  # coded anew, or shredded, while it was looked at
+    if now is None or now.digest != found.digest:  # coded anew while it was looked at
+        return
+    if problem not in OF_THE_BYTES and _forgotten(gw, found):  # shredded while it was looked at: it opens no more
         return
     report.damaged.append((found.key, problem))
     gw.index.damage_found(found.key, problem, ACTOR)
-    source = mend(gw, found)
+    source = mend(gw, now, bytes_too=problem in OF_THE_BYTES)
+    if not source and not now.rows and gw.index.is_superseded(found.key):
+        source = "newer-object"  # the instance has another one, which was proven
     if source:
         report.mended.append((found.key, source))
         gw.index.damage_mended(found.key, source, ACTOR)
+
+
+def _forgotten(gw: Gateway, found: ArchivedObject) -> bool:
+    """Whether a key of a living instance of that object was destroyed meanwhile."""
+    key_ids = {row.patient_key for row in found.rows if row.shredded_at is None and row.patient_key is not None}
+    return any(gw.keys.patients.destroyed(each) for each in key_ids)
 
 
 def problem_of(gw: Gateway, verifier: Verifier, found: ArchivedObject) -> str | None:

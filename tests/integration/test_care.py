@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,21 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.bootstrap import Gateway, build
-from gateway.errors import LeaseLost
+from gateway.errors import LeaseLost, PolicyRefused
 from gateway.index import ENCODE_TASK, RECODE_TASK, InstanceRow
-from gateway.index_schema import forward, instance
+from gateway.index_schema import forward, instance, proof
 from gateway.instance import ForwardState, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, Settings
 from tests.fakes import NoStego, take_in
 from tests.object_makers import image, noisy, packaged
 from tests.proving import InProcess
+from tests.unit.test_worker_grouping import slice_file
 from worker import recode as recoding
 from worker.backlog import in_a_hurry, recode_when_idle
 from worker.candidate import QUICK_CODERS
 from worker.delivery import forward_instance
+from worker.grouping import process_series
 from worker.indexing import index_instance
 from worker.pipeline import process_instance
 from worker.rebuild import rebuild
@@ -203,3 +206,63 @@ def test_damage_is_found_listed_and_mended_from_where_another_copy_is(gw: Gatewa
     assert [each.archive_key for each in gw.index.damages()] == [alone.archive_key]
     assert gw.index.care_report().damaged == 1 and gw.index.care_report().mended == 3
     assert whole.archive_key not in damaged
+
+
+def test_a_source_stays_until_what_is_damaged_is_made_anew(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    rule = 'version = 1\n[[archive]]\nname = "slices"\nmodality = "MR"\ngroup = "series"\n'
+    (home / "policy.toml").write_text(rule)
+    gw = opened(home)
+    prover = InProcess(gw.keys)
+    slices = [slice_file(number, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4") for number in (1, 2, 3)]
+    rows = [take_in(gw, data).row for data in slices]
+    for row in rows:
+        process_series(gw, prover, row.id, "test")  # type: ignore[arg-type]
+        index_instance(gw, row.id)
+    compressed = archived(gw, packaged("MR_small_RLE.dcm"), forward=False)
+    rows = [gw.index.get(row.id) for row in rows]
+    assert [row.member for row in rows] == [0, 1, 2]
+    damage(gw, rows[0])
+    damage(gw, compressed)
+    with gw.index.write() as conn:
+        conn.execute(sa.delete(forward))  # nothing but the damage keeps the sources from now on
+    assert len(scrub(gw, prover, "whole").damaged) == 2  # type: ignore[arg-type]
+    assert release_spool(gw) == 0
+    for row in rows[:2]:
+        assert recode(gw, prover, row.id, "test") == "recoded"
+    assert [each.archive_key for each in gw.index.damages()] == sorted([rows[0].archive_key, compressed.archive_key])
+    assert release_spool(gw) == 2 and gw.spool.exists(rows[2].digest)
+    assert recode(gw, prover, rows[2].id, "test") == recode(gw, prover, compressed.id, "test") == "recoded"
+    assert gw.index.damages() == [] and release_spool(gw) == 2
+    assert [original_bytes(gw, gw.index.get(row.id)) for row in rows] == slices
+    assert original_bytes(gw, gw.index.get(compressed.id))
+    again = scrub(gw, prover, "whole")  # type: ignore[arg-type]
+    assert again.ok and {source for _, source in again.mended} == {"newer-object"}  # superseded ones are no loss
+    gw.close()
+
+
+def test_bytes_that_are_right_and_do_not_open_are_not_called_mended(gw: Gateway) -> None:
+    row, goes = archived(gw, picture(20)), archived(gw, picture(21, PatientID="GOES"))
+    release_spool(gw)
+
+    class Refusing(InProcess):
+        def check(self, envelope: bytes, member: int | None = None) -> VerifyReport:
+            if gw.index.get(goes.id).shredded_at is None:
+                shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")  # while the page is looked at
+            return VerifyReport(False, "seal-refused")
+
+    found = scrub(gw, Refusing(gw.keys), "whole")  # type: ignore[arg-type]
+    assert found.damaged == [(row.archive_key, "seal-refused")] and not found.mended and not found.ok
+
+
+def test_who_could_read_the_older_object_is_not_forgotten(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = archived(gw, picture(22, PatientID="GOES"))
+    facts = json.dumps({**gw.index.facts(row.id), "shared_with": ["recipient:lab"]})
+    with gw.index.write() as conn:
+        conn.execute(sa.update(proof).where(proof.c.instance_id == row.id).values(facts=facts))
+    gw.index.recode_want(row.id)
+    monkeypatch.setattr(recoding, "_unfit", lambda *_: "")
+    assert recode(gw, InProcess(gw.keys), row.id, "test") == "recoded"
+    with pytest.raises(PolicyRefused, match="shared"):
+        shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")
