@@ -39,10 +39,11 @@ class Corrections(Database):
         patient_id: str | None = None,
         issuer: str | None = None,
         study: str | None = None,
+        patient: str | None = None,
     ) -> int:
         """Record a correction of one study or of one Patient ID; its id. It is in force once `corrections_run` is done.
 
-        study: keyed pseudonym for the trail. Raises InvalidInstance ``bad-correction``.
+        study, patient: keyed pseudonyms for the trail. Raises InvalidInstance ``bad-correction``.
         """
         if (study_uid is None) == (not patient_id):
             raise InvalidInstance("bad-correction", "a correction is of one study or of one Patient ID")
@@ -60,7 +61,7 @@ class Corrections(Database):
             assert made.inserted_primary_key is not None
             kind = "merge" if patient_id and "PatientID" in wanted else "patient" if patient_id else "study"
             detail: Detail = {"kind": kind, "count": len(wanted)}
-            audit.append(conn, AuditEvent("corrected", actor, study=study, detail=detail), now)
+            audit.append(conn, AuditEvent("corrected", actor, study=study, detail=detail, patient=patient), now)
             return int(made.inserted_primary_key[0])
 
     def correction_revoke(self, correction_id: int, actor: str) -> None:

@@ -98,17 +98,17 @@ class Shredding(Database):
             merged=tuple(merged),
         )
 
-    def shred_begin(self, actor: str, count: int, reason: str, study: str | None) -> None:
-        """Commit the intent to the trail, before anything is destroyed. study: keyed pseudonym of the patient."""
+    def shred_begin(self, actor: str, count: int, reason: str, patient: str | None) -> None:
+        """Commit the intent to the trail, before anything is destroyed. patient: keyed pseudonym."""
         with self.write() as conn:
             detail: Detail = {"count": count, "reason": reason}
-            audit.append(conn, AuditEvent("shred-begun", actor, study=study, detail=detail), self.now())
+            audit.append(conn, AuditEvent("shred-begun", actor, patient=patient, detail=detail), self.now())
 
-    def shred_done(self, actor: str, count: int, reason: str, study: str | None, *, partial: bool) -> None:
+    def shred_done(self, actor: str, count: int, reason: str, patient: str | None, *, partial: bool) -> None:
         """Commit that nothing here opens the identity any more; with `partial`, that others still may."""
         with self.write() as conn:
             detail: Detail = {"count": count, "reason": reason, "outcome": "partial" if partial else "whole"}
-            audit.append(conn, AuditEvent("shredded", actor, study=study, detail=detail), self.now())
+            audit.append(conn, AuditEvent("shredded", actor, patient=patient, detail=detail), self.now())
 
     def forget(
         self,

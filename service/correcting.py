@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from gateway.bootstrap import Gateway
 from gateway.errors import InvalidInstance
-from gateway.pseudonym import pseudonym_uid
+from gateway.pseudonym import pseudonym_patient, pseudonym_uid
 from gateway.uids import parse_uid
 from service.access import RouteSpec, principal_of
 from service.problems import HttpProblem
@@ -42,10 +42,12 @@ async def correct(request: Request) -> Response:
     actor = principal_of(request).subject
 
     def work() -> tuple[int, int]:
-        name = pseudonym_uid(uid, gateway.keys.pseudonym_key()) if uid else None
+        key = gateway.keys.pseudonym_key()
         number = gateway.index.correction_add(
-            actor, changes, study_uid=uid, patient_id=patient, issuer=issuer, study=name
-        )
+            actor, changes, study_uid=uid, patient_id=patient, issuer=issuer,
+            study=pseudonym_uid(uid, key) if uid else None,
+            patient=pseudonym_patient(patient, "", key) if patient else None,
+        )  # fmt: skip
         return number, gateway.index.corrections_run()
 
     number, looked = await run_in_threadpool(work)

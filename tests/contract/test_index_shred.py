@@ -99,7 +99,7 @@ def test_intent_and_end_are_in_the_trail(index: Index) -> None:
     index.shred_done("admin", 2, "erasure-request", "P0PSEUDONYM", partial=True)
     done, begun = tail(index, 2)
     assert (begun["event"], done["event"], done["detail"]["outcome"]) == ("shred-begun", "shredded", "partial")
-    assert begun["study"] == "P0PSEUDONYM"
+    assert begun["patient"] == "P0PSEUDONYM"
 
 
 def test_a_log_that_could_not_be_emptied_is_said_so(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
