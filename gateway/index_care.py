@@ -40,7 +40,8 @@ class ArchivedObject:
 
 @dataclass(frozen=True, slots=True)
 class DamageRow:
-    """An archive object that was not as recorded. mended_from: 'spool', 'destination:NAME', ...; times in s."""
+    """An archive object that was not as recorded. mended_from: 'destination:NAME', 'source',
+    'newer-object', 'found-whole'; times in s."""
 
     archive_key: str
     reason: str
@@ -140,6 +141,11 @@ class Care(Database):
             conn.execute(mended.values(mended_at=now, mended_from=source))
             detail: Detail = {"source": source, "envelope_uid": _uid(key)}
             audit.append(conn, AuditEvent("scrub-mended", actor, detail=detail), now)
+
+    def damage_over(self, key: str, actor: str) -> None:
+        """The object was looked at and is whole: brought back by a person, or its key was."""
+        if self.is_damaged(key):
+            self.damage_mended(key, "found-whole", actor)
 
     def damages(self, open_only: bool = True, limit: int = 1000) -> list[DamageRow]:
         """Damaged objects, oldest first; those that were mended too, unless open_only."""

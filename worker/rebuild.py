@@ -122,6 +122,7 @@ def _object(gw: Gateway, key: str, forwards: Forwards, report: RebuildReport) ->
         _unreadable(gw, key, error.reason, report)
         return False
     report.counts["objects"] += 1
+    gw.index.damage_over(key, ACTOR)
     if found.kind == "instances":
         routed = [_routed(each, forwards) for each in found.instances]
         report.counts.update(gw.index.rebuild_add(routed, ACTOR))

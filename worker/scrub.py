@@ -105,6 +105,7 @@ def _check(gw: Gateway, verifier: Verifier, found: ArchivedObject, report: Scrub
     report.checked += 1
     problem = problem_of(gw, verifier, found)
     if problem is None:
+        gw.index.damage_over(found.key, ACTOR)
         return
     if problem in UNDECIDED:
         report.undecided += 1

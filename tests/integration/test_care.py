@@ -254,6 +254,8 @@ def test_bytes_that_are_right_and_do_not_open_are_not_called_mended(gw: Gateway)
 
     found = scrub(gw, Refusing(gw.keys), "whole")  # type: ignore[arg-type]
     assert found.damaged == [(row.archive_key, "seal-refused")] and not found.mended and not found.ok
+    assert scrub(gw, InProcess(gw.keys), "whole").ok  # type: ignore[arg-type]
+    assert gw.index.damages() == []  # its key is back
 
 
 def test_who_could_read_the_older_object_is_not_forgotten(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
