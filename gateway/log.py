@@ -16,6 +16,7 @@ import traceback
 from types import TracebackType
 from typing import Any, Final
 
+from gateway.errors import PalimpsestError
 from gateway.settings import Settings
 
 FIELDS: Final = frozenset(
@@ -69,9 +70,14 @@ def configure_logging(settings: Settings) -> None:
 
 
 def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    """What ends a process or a thread is logged like any exception: Python's own hooks would print its message."""
+    """What ends a process or a thread is logged like any exception: Python's own hooks would print its message.
+
+    Ours say what to do and hold nothing of a patient (`gateway.errors`): a refusal to start must be read.
+    """
     if issubclass(kind, KeyboardInterrupt):
         return
+    if isinstance(error, PalimpsestError):
+        logging.getLogger(__name__).critical(error.message, extra={"reason": error.reason})
     logging.getLogger(__name__).critical("uncaught exception", exc_info=(kind, error or kind(), trace))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from gateway.childsecrets import EVERYTHING, NOTHING
 from gateway.errors import PolicyRefused, Unavailable
 from gateway.settings import child_environment, load_settings, python_environment
 from gateway.transport import check_backends, check_http, database_problem
+from tests.running import ROOT
 
 SOCKET = "postgresql://pacs@/pacs?host=/run/postgresql"
 SECRETS = {
@@ -117,3 +121,10 @@ def test_production_names_who_may_query_and_reject(tmp_path: Path) -> None:
     assert named.allows_query_ae("WS ") and named.allows_rejection_ae("WS") and not named.allows_rejection_ae("CT1")
     apart = load_settings(home=tmp_path, query_ae_allow="WS", rejection_ae_allow="QC, ris")
     assert apart.allows_rejection_ae("QC") and apart.allows_rejection_ae("ris") and not apart.allows_rejection_ae("WS")
+
+
+def test_a_refusal_to_start_is_said_in_words(tmp_path: Path) -> None:
+    env = {**os.environ, "PALIMPSEST_HOME": str(tmp_path), "PALIMPSEST_PROFILE": "production"}
+    env |= {"PALIMPSEST_HTTP_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "service.api"], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "PALIMPSEST_HTTP_PROXY=trusted" in done.stderr and "insecure-http" in done.stderr
