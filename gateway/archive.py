@@ -5,11 +5,13 @@ Keys are pseudonymous: <two hex digits>/<envelope UID>.dcm, the envelope UID bei
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
@@ -94,11 +96,8 @@ class FilesystemArchive:
 
     def read_unchecked(self, key: str) -> bytes:
         """See ArchiveStore."""
-        with storage_errors():
-            try:
-                return self.path(key).read_bytes()
-            except FileNotFoundError:
-                raise NotFound("not-archived", "there is no archive object of that key") from None
+        with storage_errors(), _of_an_object():
+            return self.path(key).read_bytes()
 
     def get(self, key: str, digest: str) -> bytes:
         """See ArchiveStore."""
@@ -109,15 +108,10 @@ class FilesystemArchive:
 
     def map(self, key: str, digest: str) -> memoryview:
         """See ArchiveStore. Nobody writes to an object under its key: what was checked stays what is mapped."""
-        with storage_errors():
-            try:
-                file = self.path(key).open("rb")
-            except FileNotFoundError:
-                raise NotFound("not-archived", "there is no archive object of that key") from None
-            with file:
-                if file_digest(file) != digest:
-                    raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with its last view
+        with storage_errors(), _of_an_object(), self.path(key).open("rb") as file:
+            if file_digest(file) != digest:
+                raise IntegrityError("digest-mismatch", "an archive object is not what was recorded")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # unmapped with its last view
 
     def mend(self, key: str, data: bytes, digest: str) -> None:
         """See ArchiveStore. The damaged file gets the name <key>.damaged-<its first digest digits>, which is no key."""
@@ -126,8 +120,11 @@ class FilesystemArchive:
         target = self.path(key)
         with storage_errors():
             if target.exists():
-                with target.open("rb") as file:
-                    found = file_digest(file)
+                try:
+                    with _of_an_object(), target.open("rb") as file:
+                        found = file_digest(file)
+                except IntegrityError as error:
+                    found = error.reason
                 if found == digest:
                     return
                 target.replace(target.with_name(f"{target.name}.damaged-{found[:8]}"))
@@ -169,3 +166,16 @@ class FilesystemArchive:
             self.get(key, digest)
         except IntegrityError:
             raise IntegrityError("write-once", "other bytes lie under that key already") from None
+
+
+@contextmanager
+def _of_an_object() -> Iterator[None]:
+    """What is wrong with one object, and not with the archive: nothing there, or a sector that cannot be read (EIO)."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound("not-archived", "there is no archive object of that key") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise IntegrityError("unreadable", "the disk fails where an archive object lies") from None

@@ -36,7 +36,7 @@ LOOK_SECONDS: Final = 60.0
 LOWEST: Final = 19  # nice(2)
 ACTOR: Final = "scrub"
 #: what is wrong where the bytes are not those that were recorded: the recorded ones, from elsewhere, mend it
-OF_THE_BYTES: Final = frozenset({"missing", "digest-mismatch", "archive-read-back"})
+OF_THE_BYTES: Final = frozenset({"missing", "digest-mismatch", "archive-read-back", "unreadable"})
 #: what the proving process may fail of under a load that has it starve: no sign of damage
 UNDECIDED: Final = frozenset({"verifier-timeout", "verifier-crashed", "memory"})
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import sqlalchemy as sa
 
+from gateway.blobs import file_digest
 from gateway.bootstrap import Gateway, build
 from gateway.errors import LeaseLost, PolicyRefused
 from gateway.index import ENCODE_TASK, RECODE_TASK, InstanceRow
@@ -268,3 +271,28 @@ def test_who_could_read_the_older_object_is_not_forgotten(gw: Gateway, monkeypat
     assert recode(gw, InProcess(gw.keys), row.id, "test") == "recoded"
     with pytest.raises(PolicyRefused, match="shared"):
         shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")
+
+
+def test_a_sector_that_cannot_be_read_is_damage_of_one_object(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [archived(gw, picture(30)), archived(gw, picture(31))]
+    release_spool(gw)
+    bad = gw.settings.archive_dir / str(rows[0].archive_key)
+    inode, reads, digests = bad.stat().st_ino, Path.read_bytes, file_digest
+
+    def read(path: Path) -> bytes:
+        if path == bad and path.stat().st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return reads(path)
+
+    def digest(file: BinaryIO, start: int = 0) -> str:
+        if os.fstat(file.fileno()).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        return digests(file, start)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr("gateway.archive.file_digest", digest)
+    found = scrub(gw, InProcess(gw.keys), "whole")  # type: ignore[arg-type]
+    assert found.checked == 2 and found.damaged == [(rows[0].archive_key, "unreadable")]
+    assert found.mended == [(rows[0].archive_key, "destination:nas")]
+    assert bad.with_name(f"{bad.name}.damaged-unreadab").stat().st_ino == inode
+    assert [original_bytes(gw, row) for row in rows] == [picture(30), picture(31)]
