@@ -139,7 +139,7 @@ class _Walk:
         self._signed = {head.seq: head.hash for head in self._heads.heads}
         self._found: list[Finding] = []
         self._previous, self._good, self._last = GENESIS, 0, 0
-        self._chain_holds = self._heads_hold = True
+        self._chain_holds = self._heads_hold = self._ring_holds = True
 
     def step(self, row: Row) -> None:
         """The next event."""
@@ -158,6 +158,9 @@ class _Walk:
         if self._heads_hold and self._signed.get(seq, kept) != kept:
             self._heads_hold = False
             self._found.append(Finding("heads", "the trail is not the one that was signed", seq))
+        if self._ring_holds and self._heads.remembered.get(seq, kept) != kept:
+            self._ring_holds = False
+            self._found.append(Finding("key ring", "the trail is not the one that was signed", seq))
         self._last = max(self._last, seq)
 
     def report(self) -> AuditReport:
@@ -165,6 +168,8 @@ class _Walk:
         newest = max(self._heads.heads, key=lambda head: head.seq, default=None)
         if newest is not None and newest.seq > self._last:
             self._found.append(Finding("heads", "the end of the trail was cut off", self._last + 1))
+        if max(self._heads.remembered, default=0) > self._last:
+            self._found.append(Finding("key ring", "the end of the trail was cut off", self._last + 1))
         found = (*self._found, *self._heads.findings)
         first = found[0] if found else Finding("", "")
         return AuditReport(

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -66,10 +66,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class HeadsRead:
-    """Heads whose signature holds, in order, and what is wrong with the others."""
+    """Heads whose signature holds, in order, and what is wrong with the others. remembered: event -> its hash, as the
+    key ring's folder knows it of series of which no head is here.
+    """
 
     heads: tuple[Head, ...] = ()
     findings: tuple[Finding, ...] = ()
+    remembered: Mapping[int, str] = field(default_factory=dict)
 
 
 def sign_head(before: Head | None, seq: int, digest: str, *, now: float, issuer: str, keys: Sequence[Key]) -> bytes:
@@ -210,6 +213,8 @@ def _document(line: bytes) -> dict[str, Any] | None:
 
 def _head(document: Mapping[str, Any]) -> Head:
     said = document["statement"]
+    if datetime.fromisoformat(said["at"]).tzinfo is None:  # who looks for the newest head asks how old it is
+        raise ValueError("a time without its zone")
     return Head(
         series=str(said["series"]),
         number=int(said["number"]),

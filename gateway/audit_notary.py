@@ -1,7 +1,8 @@
 """Signs heads of the trail while it grows, and checks the trail against them; who holds the key ring can do both.
 
-The key ring's folder remembers the newest head. So who can write the database and the folder of heads, but not the key
-ring, can neither forge heads nor take the newest ones away unnoticed.
+The key ring's folder remembers the newest head of each series, and what it said of the trail. So who can write the
+database and the folder of heads, but not the key ring, can neither forge heads, nor take the newest ones away
+unnoticed, nor have us sign another trail by taking all of them away.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +51,8 @@ def keep_head(gw: Gateway) -> int:
         if _lost_some(gw, last):
             message = "signed heads of the audit trail are missing: restore them from the syslog server's copy"
             gw.index.alert_raise("audit-heads-lost", "audit", message, "critical")
-            last = None  # what was lost stays lost, and `check_trail` says so; from here on there are heads again
+            last = None  # a new series begins, but only over the trail that the lost one was about
+        _check_remembered(gw)
         seq, digest = _walk(gw, last.seq, last.hash, LARGEST_STEP) if last else _walk(gw, 0, GENESIS, LARGEST_STEP)
         if seq == 0 or (last is not None and seq == last.seq and age is not None and age < IDLE_SECONDS):
             return 0
@@ -108,6 +111,10 @@ def check_trail(
         )
     except OSError as error:
         raise Unavailable("audit-heads-unreadable", f"signed heads cannot be read ({error.strerror})") from None
+    if heads is None:
+        here = {head.series for head in read.heads}
+        remembered = {seq: said for series, (seq, said) in _remembered(gw).items() if series not in here}
+        read = replace(read, remembered=remembered)
     return verify(gw.index, read)
 
 
@@ -144,10 +151,28 @@ def _lost_some(gw: Gateway, last: Head | None) -> bool:
     return number > last.number or (number == last.number and digest != last.digest)
 
 
+def _check_remembered(gw: Gateway) -> None:
+    """Raise _Broken if an event that was the last one under a head is gone or another one."""
+    for seq, said in _remembered(gw).values():
+        if gw.index.audit_hash(seq) != said:
+            raise _Broken(seq)
+
+
 def _anchors(gw: Gateway) -> dict[str, tuple[int, str]]:
+    """series -> (number, digest) of its newest head."""
+    return _kept(gw, "series")
+
+
+def _remembered(gw: Gateway) -> dict[str, tuple[int, str]]:
+    """series -> (number, hash) of the event that its newest head ends with; none from before this was kept."""
+    return _kept(gw, "trail")
+
+
+def _kept(gw: Gateway, what: str) -> dict[str, tuple[int, str]]:
     try:
         kept: Any = json.loads((gw.keys.folder / ANCHORS).read_bytes())
-        return {str(series): (int(number), str(digest)) for series, (number, digest) in kept["series"].items()}
+        found = kept["series"] if what == "series" else kept.get(what, {})
+        return {str(series): (int(number), str(digest)) for series, (number, digest) in found.items()}
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -157,4 +182,5 @@ def _anchors(gw: Gateway) -> dict[str, tuple[int, str]]:
 def _anchor(gw: Gateway, head: Head) -> None:
     with keyfile.locked(gw.keys.folder, "audit-heads.lock"):  # other hosts may share the folder
         series = {**_anchors(gw), head.series: (head.number, head.digest)}
-        keyfile.write_atomic(gw.keys.folder / ANCHORS, json.dumps({"series": series}).encode())
+        trail = {**_remembered(gw), head.series: (head.seq, head.hash)}
+        keyfile.write_atomic(gw.keys.folder / ANCHORS, json.dumps({"series": series, "trail": trail}).encode())

@@ -107,6 +107,13 @@ def sign_anew(gw: Gateway, keys: tuple[object, ...]) -> None:
     append_head(heads_folder(gw), sign_head(None, seq, digest, now=gw.index.now(), issuer="X", keys=keys))  # type: ignore[arg-type]
 
 
+def change_time(gw: Gateway) -> bytes:
+    """A line like the last head whose time is none."""
+    found = json.loads(heads_file(gw).read_text().splitlines()[-1])
+    found["statement"]["at"] = "yesterday"
+    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
 def edit(seq: int) -> str:
     return f"UPDATE audit SET actor = 'nobody' WHERE seq = {seq};"
 
@@ -255,14 +262,34 @@ def test_heads_begin_again_after_a_loss_and_the_loss_stays_seen(trail: Gateway) 
     trail.index.now.advance(61)  # type: ignore[attr-defined]
     assert keep_head(trail) == 1 and keep_head(trail) == 0
     assert "audit-heads-lost" in [each.kind for each in trail.index.alerts()]
-    assert {each.by for each in check_trail(trail).findings} <= {"key ring"}
     head = last_head(heads_folder(trail))
     assert head is not None and (head.number, head.seq) == (1, 9)
+    recompute(trail, edit(8))
+    shutil.rmtree(heads_folder(trail))
+    assert {each.by for each in check_trail(trail).findings} == {"key ring"}
+
+
+@pytest.mark.parametrize("script", [edit(2), "DELETE FROM audit WHERE seq > 5", "DELETE FROM audit WHERE seq = 9"])
+def test_taking_all_heads_away_has_no_other_trail_signed(trail: Gateway, script: str) -> None:
+    recompute(trail, script)
+    shutil.rmtree(heads_folder(trail))
+    trail.index.now.advance(61)  # type: ignore[attr-defined]
+    assert keep_head(trail) == 0 and last_head(heads_folder(trail)) is None
+    assert "audit-broken" in [each.kind for each in trail.index.alerts()]
+    assert {each.by for each in check_trail(trail).findings} == {"key ring"}
+
+
+def test_heads_of_a_folder_that_is_not_here_still_count(trail: Gateway) -> None:
+    shutil.rmtree(heads_folder(trail))
+    trail.index.now.advance(61)  # type: ignore[attr-defined]
+    assert keep_head(trail) == 1 and check_trail(trail).ok  # as where each host has a folder of its own
+    (anchors := trail.keys.folder / ANCHORS).write_text(anchors.read_text().replace('"trail"', '"older release"'))
+    assert check_trail(trail).ok
 
 
 def test_a_line_torn_by_a_power_loss_is_no_attack(trail: Gateway) -> None:
     with heads_file(trail).open("ab") as file:
-        file.write(b'{"keys":[{"created":')
+        file.write(change_time(trail) + b'{"keys":[{"created":')
     trail.index.audit(AuditEvent("retrieved", "late"))
     trail.index.now.advance(61)  # type: ignore[attr-defined]
     assert keep_head(trail) == 1
