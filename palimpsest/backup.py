@@ -36,6 +36,11 @@ __all__ = ["Restored", "make_backup", "read_manifest", "restore_backup"]
 
 MANIFEST, DATABASE, KEYS = "manifest.json", "database.jsonl.zst", "keys.backup"
 FORMAT: Final = "palimpsest-backup"
+#: what was shown under another identity is shown under its own again: somebody must know
+LOST: Final = (
+    "the database is that of a backup ({}): corrections, merges, revoked rejections and choices between versions that "
+    "are newer are gone, enter them again"
+)
 VERSION: Final = 1
 
 
@@ -154,6 +159,7 @@ def restore_backup(
         detail = {"count": rows.get("instance", 0), "sha256": manifest["files"][DATABASE]["sha256"]}
         gw.index.audit(AuditEvent("backup-restored", actor, detail=detail))
         forgotten = shred_again(gw, actor)
+        gw.index.alert_raise("index-restored", "index", LOST.format(str(manifest["created"])[:32]), "warning")
         report = rebuild(gw, add=True, progress=progress) if catch_up else None
     finally:
         gw.close()

@@ -33,6 +33,11 @@ Forwards = Literal["auto", "done", "again"]
 ACTOR: Final = "rebuild"
 JUDGED: Final = 500  # studies judged at once
 MAX_NAMED: Final = 1000  # unreadable objects in a report; all of them are counted, and listed by `scrub --list`
+#: what was shown under another identity is shown under its own again: somebody must know
+LOST: Final = (
+    "the database was made anew from the archive: corrections, merges, revoked rejections and choices between versions "
+    "are gone, enter them again; originals are shown as they were received"
+)
 #: errors of one object: the others go on
 OF_AN_OBJECT: Final = (IntegrityError, InvalidInstance, NotFound)
 
@@ -96,6 +101,7 @@ def rebuild(
         _adopt(gw, report)
         if not add:
             _ledger(gw)
+            gw.index.alert_raise("index-rebuilt", "index", LOST, "warning")
         gw.index.rebuild_end(ACTOR, report.counts["added"] + report.counts["attached"], report.failed)
     progress(report)
     return report

@@ -211,6 +211,7 @@ def test_a_rebuild_that_was_killed_goes_on_and_a_full_index_is_refused(
     assert done.exit_code == 0, done.output
     assert "added 2" in done.output and "known 2" in done.output
     gw = opened(home)
+    assert [alert.kind for alert in gw.index.alerts()] == ["index-rebuilt"]  # corrections are gone: somebody must know
     assert len(rows_of(gw)) == 4 and {row.form for row in rows_of(gw).values()} == {Form.CODED}
     gw.close()
 

@@ -98,6 +98,7 @@ def test_a_restore_brings_all_back_and_no_shredded_name(home: Path, passfile: Pa
         [row] = [row for row in gw.index.every_instance() if row.shredded_at is not None]
         with pytest.raises(Gone):
             original_bytes(gw, row)
+    assert "index-restored" in {alert.kind for alert in gw.index.alerts()}
     report = verify(gw.index)
     assert report.ok, report
     found = gw.index.by_digest(sha256(late).hexdigest())
