@@ -221,7 +221,7 @@ def test_a_source_stays_until_what_is_damaged_is_made_anew(tmp_path: Path) -> No
     slices = [slice_file(number, Modality="MR", SOPClassUID="1.2.840.10008.5.1.4.1.1.4") for number in (1, 2, 3)]
     rows = [take_in(gw, data).row for data in slices]
     for row in rows:
-        process_series(gw, prover, row.id, "test")  # type: ignore[arg-type]
+        process_series(gw, prover, row.id, "test")
         index_instance(gw, row.id)
     compressed = archived(gw, packaged("MR_small_RLE.dcm"), forward=False)
     rows = [gw.index.get(row.id) for row in rows]
@@ -234,7 +234,7 @@ def test_a_source_stays_until_what_is_damaged_is_made_anew(tmp_path: Path) -> No
     assert release_spool(gw) == 0
     for row in rows[:2]:
         assert recode(gw, prover, row.id, "test") == "recoded"
-    assert [each.archive_key for each in gw.index.damages()] == sorted([rows[0].archive_key, compressed.archive_key])
+    assert {each.archive_key for each in gw.index.damages()} == {rows[0].archive_key, compressed.archive_key}
     assert release_spool(gw) == 2 and gw.spool.exists(rows[2].digest)
     assert recode(gw, prover, rows[2].id, "test") == recode(gw, prover, compressed.id, "test") == "recoded"
     assert gw.index.damages() == [] and release_spool(gw) == 2
