@@ -24,6 +24,7 @@ COMMANDS = {
     "policy check", "policy explain", "policy schema", "payload capacity", "payload embed", "payload extract",
     "payload inspect", "payload rebind", "payload bench", "certify", "check", "probe", "replay", "viewer install",
     "import", "studies", "sessions", "reconcile", "healthy", "warm", "rebuild", "backup", "restore", "scrub", "export",
+    "selftest", "exporter", "shadow",
 }  # fmt: skip
 
 
