@@ -42,7 +42,10 @@ class Settings(
 ):  # fmt: skip
     """All that can be chosen from outside; built once by `load_settings` and handed down."""
 
-    model_config = SettingsConfigDict(env_prefix="PALIMPSEST_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="PALIMPSEST_", frozen=True, extra="ignore", populate_by_name=True,
+        hide_input_in_errors=True,  # a check of several fields would quote all of them, secrets too
+    )  # fmt: skip
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -28,6 +28,7 @@ from service.board import FRESH_SECONDS, Board, Picture
 from service.pages import page_of, rendered, template_text
 from service.problems import HttpProblem
 from service.status import row_number
+from service.trail import log_used
 from service.words import count
 
 __all__ = ["ADMIN", "PAGES", "ROUTES", "SEE_OTHER", "board_of", "shown"]
@@ -166,6 +167,8 @@ async def audit(request: Request) -> Response:
     gateway: Gateway = request.app.state.gateway
     query = dict(request.query_params)
     found = await run_in_threadpool(trail, gateway, query)
+    asked = [query["patient"].strip()] if query.get("patient") else []
+    await run_in_threadpool(log_used, gateway, principal_of(request).subject, "page", asked)
     standing = await run_in_threadpool(audit_standing, gateway)
     return await shown(request, "audit", "admin_audit.html", found=found, query=query, standing=standing)
 

@@ -27,13 +27,14 @@ from gateway.errors import NotFound
 from gateway.index_audit import MAX_FOUND, AuditQuery
 from service.access import RouteSpec, principal_of
 from service.problems import HttpProblem
-from service.trail import record
+from service.trail import log_used
 from service.wado_resource import base_url
 
 __all__ = ["ROUTES"]
 
 FHIR_JSON: Final = "application/fhir+json"
 DEFAULT_COUNT: Final = 100
+MAX_PATIENTS: Final = 16  # each is an event of its own
 SEARCH: Final = frozenset({"patient", "study", "user", "event", "outcome", "instance", "from", "to", "before", "limit"})
 #: FHIR search parameter -> ours
 FHIR_SEARCH: Final[Mapping[str, str]] = {
@@ -143,10 +144,9 @@ async def fhir_read(request: Request) -> Response:
 
 
 def _used(request: Request, kind: str, *, form: str | None = None, query: AuditQuery | None = None) -> None:
-    """Who uses the log is in the log (PS3.15 A.5.3.2), before anything is shown; with the patient looked for."""
-    patient = query.patients[0][:64] if query and query.patients else None
-    actor = principal_of(request).subject
-    record(request.app.state.gateway, "audit-used", actor=actor, patient=patient, kind=kind, form=form)
+    """Before anything is shown; with the patients looked for."""
+    asked = query.patients if query else ()
+    log_used(request.app.state.gateway, principal_of(request).subject, kind, asked, form)
 
 
 def _parameters(request: Request, known: frozenset[str]) -> dict[str, list[str]]:
@@ -169,6 +169,8 @@ def _query(gateway: Gateway, given: Parameters) -> AuditQuery:
     events, outcomes = tuple(given.get("event", ())), tuple(given.get("outcome", ()))
     if not (set(events) <= set(EVENTS) and set(outcomes) <= set(OUTCOMES)):
         raise HttpProblem(400, "bad-event", "There is no event or outcome of this name.")
+    if len(given.get("patient", ())) > MAX_PATIENTS:
+        raise HttpProblem(400, "too-many-patients", f"At most {MAX_PATIENTS} patients at once.")
     limit = _number(one("limit", str(DEFAULT_COUNT)), "limit")
     return AuditQuery(
         patients=tuple(given.get("patient", ())),

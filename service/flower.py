@@ -36,13 +36,17 @@ async def flower(request: Request) -> Response:
     """GET /admin/flower/...: what Flower answers. NotFound where it is off, Unavailable where it is not there."""
     settings: Settings = request.app.state.gateway.settings
     path = request.url.path.removeprefix(PREFIX)
-    if not settings.flower or path.strip("/").partition("/")[0] in CLOSED:
+    parts = path.strip("/").split("/")
+    if not settings.flower or parts[0] in CLOSED or {".", ".."} & set(parts):  # a client would fold /x/../api
         raise NotFound("no-flower", "Flower is off, or has nothing for people here (PALIMPSEST_FLOWER).")
     if not path:
         return RedirectResponse(PREFIX + "/", 307)
     headers = {name: value for name in ASKED if (value := request.headers.get(name))}
     transport = httpx.AsyncHTTPTransport(uds=str(settings.flower_socket))
-    target = httpx.URL("http://flower", raw_path=_raw_target(request))
+    try:
+        target = httpx.URL("http://flower", raw_path=_raw_target(request))
+    except (httpx.InvalidURL, UnicodeDecodeError):
+        raise NotFound("no-flower", "Flower has nothing of that name.") from None
     try:
         async with (
             httpx.AsyncClient(transport=transport, timeout=ANSWER_SECONDS, trust_env=False) as client,

@@ -7,6 +7,9 @@ ring, and the trail itself tells nobody whose study it was.
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
+from typing import Final
 
 from gateway import metrics
 from gateway.audit import AuditEvent, AuditOutcome
@@ -14,8 +17,9 @@ from gateway.bootstrap import Gateway
 from gateway.errors import PalimpsestError
 from gateway.pseudonym import pseudonym_uid
 
-__all__ = ["record", "refused"]
+__all__ = ["log_used", "record", "refused"]
 
+_PSEUDONYM: Final = re.compile(r"[PS][0-9A-HJKMNP-TV-Z]{15}")  # `pseudonym_patient`
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,16 @@ def record(
     study = pseudonym_uid(study_uid, gateway.keys.pseudonym_key()) if study_uid else None
     given = {name: value for name, value in detail.items() if value is not None}
     gateway.index.audit(AuditEvent(event, actor, outcome, instance_id, study, given, patient))
+
+
+def log_used(gateway: Gateway, actor: str, kind: str, patients: Iterable[str] = (), form: str | None = None) -> None:
+    """Who uses the log is in the log (PS3.15 A.5.3.2): an event for each patient that was looked for, or one.
+
+    Only what can be a pseudonym is written down: somebody may have typed a name.
+    """
+    named = [each if _PSEUDONYM.fullmatch(each) else None for each in patients]
+    for patient in dict.fromkeys(named) or (None,):
+        record(gateway, "audit-used", actor=actor, patient=patient, kind=kind, form=form)
 
 
 def refused(gateway: Gateway, error: PalimpsestError, *, actor: str, source: str) -> None:

@@ -83,7 +83,14 @@ def test_search_by_patient_study_user_event_and_time(
     assert (first["study"], first["patient"]) == (study, patient)
     used = [each for each in audit.tail(gateway.index) if each["event"] == "audit-used"]
     assert used[0]["actor"] == "a-auditor" and used[0]["patient"] == patient
-    for wrong in ("event=nothing", "from=yesterday", "limit=x", "name=Doe", "patient=%00", "outcome=0", "before=-1"):
+    two = f"patient=P{'0' * 15}&patient={patient}&patient=Doe^Jane"
+    assert len(ask(web, gateway, f"/api/audit/search?{two}")["events"]) > 1
+    web.get("/admin/audit?patient=Doe", headers={"Authorization": f"Bearer {mint_token(gateway, 'admin', 'root')}"})
+    used = [each for each in audit.tail(gateway.index, 4) if each["event"] == "audit-used"]
+    assert [each.get("patient") for each in used] == [None, None, patient, f"P{'0' * 15}"]
+    assert web.get("/admin/audit").status_code == 401 and audit.tail(gateway.index, 1)[0]["actor"] == "root"
+    many = "patient=P&" * 17
+    for wrong in (many, "event=nothing", "from=yesterday", "limit=x", "x=Doe", "patient=%00", "outcome=0", "before=-1"):
         headers = {"Authorization": f"Bearer {mint_token(gateway, 'admin', 'root')}"}
         assert web.get(f"/api/audit/search?{wrong}", headers=headers).status_code == 400
 

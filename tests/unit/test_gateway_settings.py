@@ -56,6 +56,12 @@ def test_settings_are_frozen_and_checked(settings: Settings) -> None:
         load_settings(max_attempts=0)
 
 
+def test_an_error_quotes_no_secret() -> None:
+    with pytest.raises(ValidationError) as found:
+        Settings(redis_password="hush-hush", audit_syslog_host="log.example")
+    assert "PALIMPSEST_AUDIT_SYSLOG_CA" in str(found.value) and "hush" not in str(found.value)
+
+
 def test_destinations_from_environment_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"name": "pacs", "host": "10.0.0.1", "port": 104, "ae_title": "PACS"}
     (tmp_path / "destinations.json").write_text(json.dumps([row]))
