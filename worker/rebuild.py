@@ -26,6 +26,7 @@ from gateway.errors import IntegrityError, InvalidInstance, NotFound, Palimpsest
 from gateway.index_rebuild import FoundExport, FoundInstance
 from worker.indexing import KEY_OBJECT_SELECTION, rejected_by
 from worker.reopen import UNKNOWN_PLACE, reopen
+from worker.reshred import shred_again
 
 __all__ = ["Forwards", "Progress", "RebuildReport", "rebuild"]
 
@@ -87,6 +88,7 @@ def rebuild(
                 message = "the index is not empty: say --add to add what the archive has beyond it"
                 raise PolicyRefused("index-not-empty", message)
             restart_trail(gw, ACTOR, "database-rebuilt")
+        shred_again(gw, ACTOR)  # a restore that was killed may have left names of patients that are shredded
         gw.index.rebuild_begin(ACTOR)
         with tempfile.TemporaryFile("w+", dir=gw.settings.run_dir) as later:
             for key in gw.archive.keys():  # noqa: SIM118 - an archive is no mapping

@@ -25,6 +25,7 @@ from palimpsest.export import export_all
 from tests.fakes import take_in
 from tests.integration.test_care import archived, opened, picture
 from tests.object_makers import packaged
+from worker.rebuild import rebuild
 from worker.retrieve import original_bytes
 from worker.shred import find_patient, shred
 from worker.sweep import release_spool
@@ -199,3 +200,28 @@ def test_everything_is_exported_as_it_was_received(home: Path, tmp_path: Path, m
     (tmp_path / "full" / "x").write_text("something else")
     code, said = run("export", "--all", tmp_path / "full", "--home", home)
     assert code == 1 and "something else" in said
+
+
+def test_a_restore_that_was_killed_before_it_shredded_again_leaves_no_name_behind_a_rebuild(
+    home: Path, passfile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gw = opened(home)
+    archived(gw, picture(9, PatientID="GOES", PatientName="Gone^Soon"))
+    assert run("backup", home.parent / "copy", "--passphrase-file", passfile, "--home", home)[0] == 0
+    release_spool(gw)
+    shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")
+    gw.close()
+    lose(home, keys=False)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsest.backup.shred_again", killed)
+    run("restore", home.parent / "copy", "--passphrase-file", passfile, "--home", home)
+    gw = opened(home)
+    assert "Gone" in json.dumps(gw.index.search("study", {}, limit=10))
+    assert rebuild(gw, add=True).ok
+    assert "Gone" not in json.dumps(gw.index.search("study", {}, limit=10))
+    [row] = gw.index.every_instance()
+    assert row.shredded_at is not None
+    gw.close()
