@@ -186,7 +186,8 @@ def job_bytes(job: Job) -> int:
     period, steps = geometry(rows, columns)[2:]
     around = (job.upper is not None) + (job.previous is not None)
     words = (3 if encoding else 2) * rows * columns
-    slow = period * LATE_ROOM + 2 * CELLS + MASTER_ROOM + encoding * 2 * LANES * steps
+    heads = MASTER_ROOM * (1 + (job.head is not None))  # one that goes on is in the pool, too
+    slow = period * LATE_ROOM + 2 * CELLS + heads + encoding * 2 * LANES * steps
     return int(4 * (rows * columns + words + around * steps * AROUND_STRIDE + slow))
 
 
