@@ -6,6 +6,7 @@ without one (the sweep sends its message later); it is shown as degraded.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -88,8 +89,12 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """GET /readyz: 200 or 503, with each dependency by name."""
-    ready, report = await run_in_threadpool(readiness, request.app.state.gateway)
+    """GET /readyz: 200 or 503, with each dependency by name. Anybody may ask, so all who ask at once share one look."""
+    state = request.app.state
+    look: asyncio.Future[tuple[bool, dict[str, dict[str, Any]]]] | None = getattr(state, "look", None)
+    if look is None or look.done():
+        look = state.look = asyncio.ensure_future(run_in_threadpool(readiness, state.gateway))
+    ready, report = await asyncio.shield(look)
     degraded = [name for name, entry in report.items() if not entry["ok"]]
     status = "ready" if ready and not degraded else "degraded" if ready else "unavailable"
     return JSONResponse({"status": status, "dependencies": report}, 200 if ready else 503)

@@ -36,6 +36,7 @@ PAGE: Final = 100
 MOST: Final = 500
 SSE: Final = "text/event-stream"
 MAX_STREAMS: Final = 64
+MAX_OF_ONE: Final = 16  # of one subject: nobody keeps all others out
 STREAM_SECONDS: Final = 900.0
 HEARTBEAT_SECONDS: Final = 15.0
 RETRY_MS: Final = 2000
@@ -99,11 +100,12 @@ async def events(request: Request) -> Response:
 
 
 async def _stream(request: Request, gateway: Gateway, after: int, kinds: list[str]) -> AsyncIterator[bytes]:
-    streams: set[object] = request.app.state.streams
-    if len(streams) >= MAX_STREAMS:
+    streams: set[tuple[str, object]] = request.app.state.streams
+    who = principal_of(request).subject
+    if len(streams) >= MAX_STREAMS or sum(each == who for each, _ in streams) >= MAX_OF_ONE:
         yield f"retry: {RETRY_MS * 10}\n\n".encode()
         return
-    mine = object()
+    mine = (who, object())
     streams.add(mine)
     until, heard = time.monotonic() + STREAM_SECONDS, time.monotonic()
     try:

@@ -84,6 +84,48 @@ def test_bad_tokens_are_counted_and_cost_one_line(make: Make) -> None:
     assert sorted(failed(gateway)) == [("role-not-allowed", 1), ("token-invalid", 1), ("token-invalid", 39)]
 
 
+def test_who_asks_at_once_whether_we_are_ready_shares_one_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, go = make(), threading.Event()
+    looks: list[int] = []
+    app = create_app(gateway)
+
+    def slow() -> None:
+        looks.append(1)
+        go.wait(30)
+
+    monkeypatch.setattr(gateway.index, "ping", slow)
+
+    async def ask() -> list[int]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as web:
+            asked = [asyncio.ensure_future(web.get("/readyz")) for _ in range(20)]
+            while not looks:
+                await asyncio.sleep(0.01)
+            asked[0].cancel()  # who goes away takes nobody's answer along
+            go.set()
+            return [each.status_code for each in await asyncio.gather(*asked[1:])]
+
+    assert asyncio.run(ask()) == [200] * 19 and len(looks) < 4
+    assert client(gateway).get("/readyz").status_code == 200
+
+
+def test_one_subject_holds_no_more_than_its_share_of_streams(make: Make) -> None:
+    gateway = make()
+    web = client(gateway)
+    web.app.state.streams.update(("me", object()) for _ in range(16))  # type: ignore[attr-defined]
+    for path in ("/admin/events?page=overview", "/api/events"):
+        answer = web.get(path, headers={**bearer(gateway), "Accept": "text/event-stream"})
+        assert (answer.status_code, answer.text) == (200, "retry: 20000\n\n"), path
+
+
+def test_flower_is_asked_by_straight_paths_alone(make: Make) -> None:
+    gateway = make(flower=True)
+    web, mine = client(gateway), bearer(gateway)
+    for path in ("api/workers", "/api/workers", "x/%2e%2e/api/workers", "%2e/login"):
+        assert web.get(f"/admin/flower/{path}", headers=mine).status_code == 404, path
+    assert web.get("/admin/flower/workers", headers=mine).status_code == 503  # there is none
+
+
 def test_limits_of_several_processes_without_redis_are_each_ones_own(make: Make) -> None:
     throttle = Throttle(make(rate_requests="2/hour", http_processes=2).settings)  # nobody serves that socket
     throttle.count("request", "a")
