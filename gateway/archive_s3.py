@@ -43,7 +43,7 @@ class S3Archive:
         """See ArchiveStore."""
         if sha256(data).hexdigest() != digest:
             raise IntegrityError("digest-mismatch", "the bytes to archive are not what their digest says")
-        if not (self._place.conditional or not self.exists(key)) or not self._put(key, data, self._place.conditional):
+        if not self._put(key, data, conditional=True):
             self._check_same(key, digest)
 
     def get(self, key: str, digest: str) -> bytes:

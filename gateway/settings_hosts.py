@@ -32,6 +32,14 @@ class HostSettings(BaseSettings):
     def _bucket(cls, value: Any) -> Any:
         return {"name": "archive", **value, "kind": "s3"} if isinstance(value, dict) else value or None
 
+    @field_validator("archive_s3", mode="after")
+    @classmethod
+    def _written_once(cls, value: Destination | None) -> Destination | None:
+        """Between a look and a put another host may put: only the bucket can keep an object from being overwritten."""
+        if value is not None and not value.conditional:
+            raise ValueError("an archive needs an endpoint that honours If-None-Match: conditional cannot be false")
+        return value
+
     @field_validator("redis_ca_file", "redis_cert_file", "redis_key_file", mode="before")
     @classmethod
     def _no_file(cls, value: Any) -> Any:

@@ -147,7 +147,7 @@ def audit_search(
     event: Annotated[list[str] | None, typer.Option(help="Names of events; may be repeated.")] = None,
     since: Annotated[datetime | None, typer.Option("--from", help="UTC.")] = None,
     until: Annotated[datetime | None, typer.Option("--to", help="UTC, excluded.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Of the newest.")] = 100,
     as_json: Annotated[bool, typer.Option("--json", help="Events as JSON lines, as `audit export` has them.")] = False,
     home: Home = None,
 ) -> None:

@@ -46,15 +46,20 @@ def s3_archive(home: Path, **more: Any) -> S3Archive:
     return store
 
 
-@pytest.fixture(params=["filesystem", "memory", "s3", "s3-unconditional"])
+@pytest.fixture(params=["filesystem", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArchiveStore:
     if request.param == "memory":
         return MemoryArchive()
-    if request.param.startswith("s3"):
+    if request.param == "s3":
         request.getfixturevalue("bucket")
-        return s3_archive(tmp_path, conditional=request.param == "s3")
+        return s3_archive(tmp_path)
     (tmp_path / "archive").mkdir()
     return FilesystemArchive(tmp_path / "archive")
+
+
+def test_a_bucket_that_cannot_put_once_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="If-None-Match"):
+        s3_archive(tmp_path, conditional=False)
 
 
 def test_put_then_get(store: ArchiveStore) -> None:
