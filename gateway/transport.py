@@ -29,9 +29,13 @@ def database_problem(url: str) -> str:
     made = sa.make_url(url)
     if made.get_backend_name() == "sqlite":
         return ""
-    query = {name: value if isinstance(value, str) else value[-1] for name, value in made.query.items()}
-    host = made.host or query.get("host", "") or query.get("hostaddr", "")
-    if not host or host.startswith(("/", "@")):
+    query = {name: value if isinstance(value, str) else ",".join(value) for name, value in made.query.items()}
+    if "service" in query:
+        return "DATABASE_URL must say itself where the database is, not name a service"
+    # libpq: lists are tried in turn, hostaddr is where it connects to, and without a host PGHOST decides
+    named = [made.host or "", query.get("host", ""), query.get("hostaddr", "")]
+    hosts = [each.strip() for text in named for each in text.split(",") if each.strip()]
+    if hosts and all(host.startswith(("/", "@")) for host in hosts):
         return ""
     if query.get("sslmode") != "verify-full":
         return "DATABASE_URL must be a unix socket (?host=/run/postgresql), or say sslmode=verify-full and sslrootcert"

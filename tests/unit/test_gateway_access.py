@@ -40,6 +40,12 @@ PEER = {"name": "peer", "kind": "stow", "url": "https://peer.example/dicomweb", 
         ("postgresql://pacs:pw@db/pacs?sslmode=require", "verify-full"),
         ("postgresql://pacs:pw@/pacs?host=10.0.0.1", "verify-full"),
         ("postgresql://pacs@db/pacs?sslmode=verify-full", "password"),
+        ("postgresql://pacs:pw@/pacs?host=/run/pg&hostaddr=10.0.0.1", "verify-full"),
+        ("postgresql://pacs:pw@/pacs?host=/run/pg,db.example", "verify-full"),
+        ("postgresql://pacs:pw@db.example/pacs?host=/run/pg", "verify-full"),
+        ("postgresql://pacs:pw@/pacs?host=/run/a&host=/run/b", ""),
+        ("postgresql:///pacs", "unix socket"),
+        ("postgresql:///pacs?service=x&host=/run/pg", "service"),
     ],
 )
 def test_the_way_to_the_database(url: str, problem: str) -> None:
