@@ -170,20 +170,22 @@ def test_unknown_queues_are_refused(bench: Bench) -> None:
         bench.queue.send(ENCODE_TASK, [1], "elsewhere")
 
 
-def test_queued_messages_survive_a_killed_broker(tmp_path: Path) -> None:
+def test_a_killed_broker_starts_empty_and_the_queue_goes_on(tmp_path: Path) -> None:
+    """It keeps nothing on disk, where a torn file would keep it down: rows are the truth, the sweep sends again."""
     made = celery_bench(tmp_path)
     settings = load_settings(home=tmp_path)
     try:
-        for number in range(20):
-            made.queue.send(ENCODE_TASK, [number], "encode")
-        time.sleep(1.2)  # appendfsync everysec: a kill of the process alone loses nothing, but a second makes it plain
+        made.queue.send(ENCODE_TASK, [1], "encode")
         made.stop_broker()
         settings.redis_socket.unlink()
         made.children.append(subprocess.Popen(server_command(settings), stdout=subprocess.DEVNULL))
         until(settings.redis_socket.exists)
         again = CeleryQueue(settings)
-        assert again.depths()["encode"] == 20
+        assert again.depths()["encode"] == 0
+        again.send(ENCODE_TASK, [1], "encode")
+        assert again.depths()["encode"] == 1
         again.close()
+        assert not list(settings.local_run_dir.glob("*.aof*")) and not list(settings.local_run_dir.glob("*.rdb"))
     finally:
         made.queue.close()
         for child in made.children:

@@ -134,6 +134,7 @@ def test_small_frames_may_be_48_bytes_over() -> None:
 
 
 def test_a_frame_before_counts_only_if_it_is_of_the_same_kind_and_not_too_long_ago() -> None:
+    from codec.frame import EncodedFrame
     from codec.pixelformat import PixelFormat
 
     context, fmt = Context(), PixelFormat(4, 4, 1, 8, 8, 7, False)
@@ -141,10 +142,10 @@ def test_a_frame_before_counts_only_if_it_is_of_the_same_kind_and_not_too_long_a
     used = []
     for _ in range(40):
         before = context.before(fmt)
-        used.append(before is not None)
-        context.coded(words, fmt)
+        used.append(before[0] is not None)
+        context.coded(EncodedFrame(b"", "raw", {}), words, fmt)
     assert [place for place, each in enumerate(used) if not each] == [0, 16, 32]
-    assert context.before(PixelFormat(4, 4, 1, 8, 7, 6, False)) is None
+    assert context.before(PixelFormat(4, 4, 1, 8, 7, 6, False)) == (None, None)
 
 
 def manifest(folder: Path) -> Path:
