@@ -71,9 +71,7 @@ class Journey:
                 f" ({self.row.last_error})" if self.row.last_error else ""
             )
         late = [
-            f"{f.destination}: {f.state} {f.reason or ''}".strip()
-            for f in self.forwards
-            if f.state not in DELIVERED
+            f"{f.destination}: {f.state} {f.reason or ''}".strip() for f in self.forwards if f.state not in DELIVERED
         ]
         if late:
             return "not forwarded: " + ", ".join(late)

@@ -102,9 +102,7 @@ class _Sender(threading.Thread):
 class Modality(_Sender):
     """C-STORE, one association as long as it lasts, or for `renew_every` objects."""
 
-    def __init__(
-        self, name: str, ledger: Ledger, source: Iterator[Generated], port: int, renew_every: int = 0
-    ) -> None:
+    def __init__(self, name: str, ledger: Ledger, source: Iterator[Generated], port: int, renew_every: int = 0) -> None:
         super().__init__(name, ledger, source)
         self._renew_every, self._stored = renew_every, 0
         _config.STORE_SEND_CHUNKED_DATASET = True  # the data set's bytes as they lie in the file
