@@ -96,7 +96,7 @@ class Selftest:
         api = f"http://127.0.0.1:{under.to_api.port}"
         for sender in (
             Modality("modality", ledger, objects, under.settings.dicom_port),
-            Modality("shaky", ledger, objects, under.to_listener.port, renew_every=8),
+            Modality("shaky", ledger, objects, under.to_listener.port, renew_every=1),
             Uploader("uploader", ledger, objects, api, token),
             Reader(ledger, under.url, token, self._seed),
         ):

@@ -65,7 +65,7 @@ STEPS: Final[dict[str, tuple[tuple[Operation, str, str], ...]]] = {
         (Operation.FSYNC, WAL, "commit"),
     ),
     "sweep": ((Operation.UNLINK, "/spool/", "release of the spool's copy"), (Operation.FSYNC, WAL, "commit")),
-    "broker": ((Operation.SEND, "", "send"), (Operation.WRITE, "", "write")),
+    "broker": ((Operation.WRITE, "", "write"),),
 }  # fmt: skip
 COMMITS: Final = {"encode worker": 8, "forward worker": 4, "sweep": 2}  # struck one after the other; 1 elsewhere
 FAILING: Final = ("listener", "api", "index worker", "encode worker", "retrieve worker", "forward worker", "sweep")
@@ -235,19 +235,20 @@ def _kills_at(role: str) -> Iterator[Break]:
 def _io(role: str) -> Iterator[Break]:
     """EIO and ENOSPC, from where this role writes."""
     words, home = ROLES[role], "/home/"
+    names = "/nas/" if role == "forward worker" else home
     for name, rule in (
         ("fsync fails with EIO", Rule(words, Operation.FSYNC, Action.EIO, home, times=3)),
         ("fsync of folders fails with EIO", Rule(words, Operation.FOLDER, Action.EIO, home, times=2)),
         ("commit fails with EIO", Rule(words, Operation.FSYNC, Action.EIO, WAL, times=2)),
         ("writes fail with EIO", Rule(words, Operation.WRITE, Action.EIO, home, skip=3, times=3)),
         ("writes find the disk full", Rule(words, Operation.WRITE, Action.ENOSPC, home, skip=3, times=5)),
-        ("rename fails with EIO", Rule(words, Operation.RENAME, Action.EIO, home, times=1)),
+        ("rename fails with EIO", Rule(words, Operation.RENAME, Action.EIO, names, times=1)),
     ):
         if role in ("index worker",) and "commit" not in name:
             continue
         if role in ("retrieve worker",) and name not in ("writes find the disk full", "rename fails with EIO"):
             continue
-        if role == "sweep" and "folders" in name:
+        if role in ("sweep", "forward worker") and "folders" in name:  # they sync none here
             continue
         if role in ("listener", "index worker") and name == "writes fail with EIO":
             rule = Rule(words, Operation.WRITE, Action.EIO, home, times=3)
