@@ -114,6 +114,7 @@ def test_sentinel_names_the_master_and_after_a_failover_the_next_one(
     queue, client = CeleryQueue(settings), RedisLink.of(settings).client()
     trace = tmp_path / "trace"
     serve(settings, trace, as_environment(values), made)
+    until(lambda: bool(client.ping()))  # a Sentinel that has just started names nobody for a moment
     assert queue.call(RETRIEVE_TASK, [7, "original"], "retrieve", 40) == {"number": 7, "kind": "original"}
     queue.send(ENCODE_TASK, [1], "encode")
     until(lambda: trace.exists() and "1" in trace.read_text().split())
