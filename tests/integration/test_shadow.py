@@ -266,6 +266,8 @@ def test_a_reset_is_passed_on_as_a_reset_and_an_absent_pacs_closes() -> None:
         with relaying(server.getsockname()[1], copies, relayed) as port:
             with socket.create_connection(("127.0.0.1", port)) as end:
                 there, _ = server.accept()
+                end.sendall(b"x")
+                assert there.recv(1) == b"x"  # else the reset may come before the relay has its connection
                 there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 there.close()
                 with pytest.raises(ConnectionResetError):
