@@ -91,7 +91,7 @@ class FilesystemArchive:
         with storage_errors():
             make_durable(target.parent, self._durable)
             if not self._link(target, data):
-                self._check_same(key, digest)
+                check_same(self, key, digest)
             sync_folder(target.parent)
 
     def read_unchecked(self, key: str) -> bytes:
@@ -161,11 +161,13 @@ class FilesystemArchive:
             Path(name).unlink(missing_ok=True)
         return True
 
-    def _check_same(self, key: str, digest: str) -> None:
-        try:
-            self.get(key, digest)
-        except IntegrityError:
-            raise IntegrityError("write-once", "other bytes lie under that key already") from None
+
+def check_same(archive: ArchiveStore, key: str, digest: str) -> None:
+    """What lies under the key already is what was to be put there. Raises IntegrityError ``write-once``."""
+    try:
+        archive.get(key, digest)
+    except IntegrityError:
+        raise IntegrityError("write-once", "other bytes lie under that key already") from None
 
 
 @contextmanager

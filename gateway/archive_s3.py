@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.archive import check_key, is_key
+from gateway.archive import check_key, check_same, is_key
 from gateway.blobs import CHUNK, storage_errors
 from gateway.destination import Destination
 from gateway.errors import IntegrityError, NotFound, OutOfResources, Unavailable
@@ -44,7 +44,7 @@ class S3Archive:
         if sha256(data).hexdigest() != digest:
             raise IntegrityError("digest-mismatch", "the bytes to archive are not what their digest says")
         if not self._put(key, data, conditional=True):
-            self._check_same(key, digest)
+            check_same(self, key, digest)
 
     def get(self, key: str, digest: str) -> bytes:
         """See ArchiveStore."""
@@ -136,12 +136,6 @@ class S3Archive:
             with body:
                 while piece := bytes(body.read(CHUNK)):
                     yield piece
-
-    def _check_same(self, key: str, digest: str) -> None:
-        try:
-            self.get(key, digest)
-        except IntegrityError:
-            raise IntegrityError("write-once", "other bytes lie under that key already") from None
 
 
 @contextmanager
