@@ -94,6 +94,27 @@ def prepared(rig: Rig, files: dict[str, list[bytes]]) -> httpx.Client:
     return http
 
 
+def started_orthanc(
+    stack: ExitStack, folder: Path, http: httpx.Client, files: dict[str, list[bytes]]
+) -> Orthanc | None:
+    """An Orthanc that has taken the same files in and ends with `stack`; None where there is none."""
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None:
+        return None
+    orthanc = Orthanc(folder)
+    stack.enter_context(
+        contextmanager(run_peer)([program, str(orthanc.file)], folder / "orthanc.log", orthanc.http_port)
+    )
+    for slices in files.values():
+        store(http, dicom_web(orthanc), slices)
+    return orthanc
+
+
+def dicom_web(orthanc: Orthanc) -> str:
+    """The root of its DICOMweb service."""
+    return f"http://127.0.0.1:{orthanc.http_port}/dicom-web"
+
+
 def is_hot(rig: Rig, number: int) -> bool:
     """Whether the copy of an instance is in the cache."""
     return cache_of(rig.settings).find(cache_key(rig.gw.index.get(number).digest, HOT_KIND)) is not None
@@ -127,14 +148,8 @@ def main() -> int:
             ("cache", ours, lambda: None),
             ("archive", ours, lambda: forget(rig)),
         ]
-        if shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin"):
-            orthanc = Orthanc(folder)
-            program = [shutil.which("Orthanc") or "/usr/sbin/Orthanc", str(orthanc.file)]
-            stack.enter_context(contextmanager(run_peer)(program, folder / "orthanc.log", orthanc.http_port))
-            theirs = f"http://127.0.0.1:{orthanc.http_port}/dicom-web"
-            for slices in files.values():
-                store(http, theirs, slices)
-            measures.append(("Orthanc", theirs, lambda: None))
+        if orthanc := started_orthanc(stack, folder, http, files):
+            measures.append(("Orthanc", dicom_web(orthanc), lambda: None))
         for _ in range(arguments.rounds):
             for source, root, before in measures:
                 for name in names:

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -36,8 +35,7 @@ from pynetdicom.sop_class import (
 from gateway.settings import use_numba_cache
 from service.multipart import parse_media_type
 from tests import viewer_studies
-from tests.acceptance.first_image import forget, percentiles, prepared, store
-from tests.integration.test_orthanc_roundtrip import Orthanc, run_peer
+from tests.acceptance.first_image import dicom_web, forget, percentiles, prepared, started_orthanc
 from tests.running import Rig
 
 PART = f'multipart/related; type="application/dicom"; transfer-syntax={ExplicitVRLittleEndian}'
@@ -144,14 +142,8 @@ def main() -> int:
         http = stack.enter_context(closing(prepared(rig, files)))
         ours = (f"http://127.0.0.1:{rig.settings.http_port}/dicomweb", rig.settings.dicom_port, rig.settings.ae_title)
         servers = [Server("archive", *ours, before=lambda: forget(rig)), Server("cache", *ours)]
-        if shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin"):
-            orthanc = Orthanc(folder)
-            program = [shutil.which("Orthanc") or "/usr/sbin/Orthanc", str(orthanc.file)]
-            stack.enter_context(contextmanager(run_peer)(program, folder / "orthanc.log", orthanc.http_port))
-            theirs = f"http://127.0.0.1:{orthanc.http_port}/dicom-web"
-            for slices in files.values():
-                store(http, theirs, slices)
-            servers.append(Server("Orthanc", theirs, orthanc.dicom_port, "ORTHANC"))
+        if orthanc := started_orthanc(stack, folder, http, files):
+            servers.append(Server("Orthanc", dicom_web(orthanc), orthanc.dicom_port, "ORTHANC"))
         for _ in range(arguments.rounds):
             for name in names:
                 for server in servers:
