@@ -30,6 +30,9 @@ def selftest(
     power_loss: Annotated[
         int, typer.Option("--power-loss", min=0, metavar="N", help="Instead: so many power losses on a lossy disk.")
     ] = 0,
+    calm: Annotated[
+        int, typer.Option(min=0, metavar="MINUTES", help="Instead: break nothing; with --memory, is it flat?")
+    ] = 0,
     database: Annotated[
         str | None, typer.Option(help="An empty PostgreSQL database. Default: SQLite.", metavar="URL")
     ] = None,
@@ -51,9 +54,11 @@ def selftest(
     turns the clock. Needs a C compiler. Exit 0 only if nothing was lost, wrong, stuck or double, and all of it struck.
     """
     from palimpsest.selftest import run_plan
-    from palimpsest.selftest_plan import full_plan, power_plan, short_plan
+    from palimpsest.selftest_plan import calm_plan, full_plan, power_plan, short_plan
 
-    plan = power_plan(power_loss) if power_loss else short_plan() if short else full_plan(restart_database)
+    plan = short_plan() if short else full_plan(restart_database)
+    if power_loss or calm:
+        plan = power_plan(power_loss) + calm_plan(calm)
     place = folder or Path(tempfile.mkdtemp(prefix="palimpsest-selftest-"))
     place.mkdir(parents=True, exist_ok=True)
     chosen = random.SystemRandom().randrange(1, 10**6) if seed is None else seed

@@ -63,8 +63,9 @@ class Outcome:
 
     @property
     def missed(self) -> list[str]:
-        """Faults that did not strike."""
-        return [row.name for row in self.rows if row.struck == 0]
+        """Faults that never struck."""
+        struck = {(row.group, row.name) for row in self.rows if row.struck != 0}
+        return [row.name for row in self.rows if (row.group, row.name) not in struck]
 
     @property
     def clean(self) -> bool:
@@ -131,20 +132,24 @@ class Selftest:
                 self._memory.setdefault(role, []).append((round(since, 1), used))
 
     def carry_out(self, plan: Sequence[Break], instances: int) -> list[Row]:
-        """Break everything in turn while at least `instances` objects come in."""
+        """Break everything in turn while at least `instances` objects come in; what did not strike, once more."""
         rows = []
         for number, each in enumerate(plan):
             self.ledger.quota = max(self.ledger.quota, instances * (number + 1) // (len(plan) + 1))
-            row = Row(each.group, each.name, round(time.monotonic() - self._began, 1))
-            before = len(self.ledger.acknowledged)
-            row.under_way = max(0, before - self.under.archived())
-            row.struck = each.act(self)
-            row.promised = len(self.ledger.acknowledged) - before
-            row.seconds = round(time.monotonic() - self._began - row.at, 1)
-            rows.append(row)
-            self._say(f"{row.at:7.1f} s  {each.group}: {each.name}  struck {row.struck}, {row.promised} acknowledged")
+            rows.append(self._break(each))
+        rows += [self._break(each) for each, row in zip(plan, rows, strict=True) if row.struck == 0]
         self.ledger.quota = max(self.ledger.quota, instances)
         return rows
+
+    def _break(self, each: Break) -> Row:
+        row = Row(each.group, each.name, round(time.monotonic() - self._began, 1))
+        before = len(self.ledger.acknowledged)
+        row.under_way = max(0, before - self.under.archived())
+        row.struck = each.act(self)
+        row.promised = len(self.ledger.acknowledged) - before
+        row.seconds = round(time.monotonic() - self._began - row.at, 1)
+        self._say(f"{row.at:7.1f} s  {each.group}: {each.name}  struck {row.struck}, {row.promised} acknowledged")
+        return row
 
     def settle(self, patience: float) -> None:
         """All that was begun is acknowledged, and everything came to rest, or nothing moved for `patience` seconds."""

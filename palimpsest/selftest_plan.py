@@ -22,7 +22,7 @@ from palimpsest.faultproxy import FaultProxy, In
 from palimpsest.selftest_gateway import ROLES, NotRunning, UnderTest
 from palimpsest.supervisor import environment
 
-__all__ = ["Break", "Site", "full_plan", "power_plan", "short_plan"]
+__all__ = ["Break", "Site", "calm_plan", "full_plan", "power_plan", "short_plan"]
 
 STRIKE_SECONDS: Final = 120.0  # that a fault is waited for: work must come by first
 WAL: Final = "palimpsest.db-wal"
@@ -121,6 +121,11 @@ def _kill(role: str, site: Site) -> int:
     if role == "supervisor":
         site.under.wait_ready()
     return struck
+
+
+def _nothing(seconds: float, site: Site) -> int:
+    site.pause(seconds)
+    return 1
 
 
 def _watermark(seconds: float, site: Site) -> int:
@@ -325,6 +330,11 @@ def short_plan() -> list[Break]:
     ahead, _, _, true = _clocks(1.0)
     watermark = Break("disk", "free bytes under the watermark, 1 s", partial(_watermark, 1.0))
     return [ahead, *(named[name] for name in telling), true, watermark, power_plan(2)[1]]
+
+
+def calm_plan(minutes: int) -> list[Break]:
+    """Nothing breaks: what a long run under load does to memory."""
+    return [Break("calm", f"nothing, minute {minute + 1}", partial(_nothing, 60.0)) for minute in range(minutes)]
 
 
 def power_plan(times: int) -> list[Break]:
