@@ -15,6 +15,7 @@ from gateway import metrics, steps
 from gateway.audit import AuditEvent
 from gateway.blobs import storage_errors, sync_folder
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
+from gateway.index_intake import BEING_SHREDDED
 from gateway.index_rows import Accepted, NewInstance
 from gateway.instance import State
 from gateway.jobs import flush_outbox
@@ -77,7 +78,8 @@ def accept_instance(
 def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     """Give a spooled file that has no row its row: a process died, or the database failed, between the two.
 
-    None if there is nothing to do. Files that cannot be understood any more raise InvalidInstance and stay.
+    None if there is nothing to do, or not before a shredding is done. Files that cannot be understood any more raise
+    InvalidInstance and stay.
     """
     if gw.index.by_digest(digest) is not None or not gw.spool.exists(digest):
         return None
@@ -86,7 +88,12 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     stored = gw.spool.measure(path, found.dataset_offset)
     with storage_errors():
         sync_folder(path.parent)  # its receipt may have failed just there
-    accepted = _store_again(gw, _new(stored, found, "sweep", "sweep", 5))
+    try:
+        accepted = _store_again(gw, _new(stored, found, "sweep", "sweep", 5))
+    except Unavailable as error:
+        if error.reason != BEING_SHREDDED:
+            raise
+        return None
     wake_up(gw, accepted.row.id)
     return accepted
 
@@ -118,11 +125,15 @@ def _new(stored: StoredFile, found: Peek, source: str, calling_ae: str, priority
 
 def _store_again(gw: Gateway, new: NewInstance) -> Accepted:
     """Row for a spooled file whose UID may be known: a duplicate, a version, a conflict, or new after all."""
-    accepted = gw.index.add_received(replace(new, pixel_digest=_pixels_if_known_uid(gw, new)))
+    accepted = gw.index.add_received(
+        replace(new, pixel_digest=_pixels_if_known_uid(gw, new)),
+        spooled=gw.spool.exists,
+        destroyed=gw.keys.patients.destroyed,
+    )
     row = accepted.row
     # A duplicate with another file meta lies under a digest that no row names, and a released one needs no spool.
     if row.digest != new.digest or row.state is State.RELEASED:
-        gw.spool.remove(new.digest)
+        gw.index.let_go(new.digest, gw.spool.remove)
     return accepted
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -12,12 +12,13 @@ from sqlalchemy import Connection
 from gateway import audit
 from gateway.audit import AuditEvent
 from gateway.database import Database
-from gateway.errors import NotFound
+from gateway.errors import NotFound, Unavailable
 from gateway.index_rows import Accepted, InstanceRow, NewInstance, Outcome
 from gateway.index_schema import instance, outbox
 from gateway.index_visible import visible
-from gateway.instance import State
+from gateway.instance import UNFINISHED, State
 
+BEING_SHREDDED: Final = "being-shredded"
 INDEX_TASK: Final = "palimpsest.index"
 ENCODE_TASK: Final = "palimpsest.encode"
 FORWARD_TASK: Final = "palimpsest.forward"
@@ -42,16 +43,30 @@ INSERT_OUTBOX: Final = outbox.insert()
 class Intake(Database):
     """Making instances known, and finding them."""
 
-    def add_received(self, new: NewInstance) -> Accepted:
+    def add_received(
+        self,
+        new: NewInstance,
+        *,
+        spooled: Callable[[str], bool] = lambda _: True,
+        destroyed: Callable[[str], bool] = lambda _: False,
+    ) -> Accepted:
         """Record a file that lies durably in the spool; on return row, audit event and wake-ups are committed.
 
         duplicate: same UID, syntax and data set: nothing is made, the existing row is given back.
         version: same UID and same pixel bytes under another header: made, and served from now on.
         conflict: same UID, other (or unknown) pixel bytes: made and flagged, the earlier one stays served.
+        spooled: whether the spool has the file of a digest (SHA-256 in hex); destroyed: whether a patient key is. Both
+        are asked with the writers' lock held, see `let_go`. Raises Unavailable ``being-shredded`` for a duplicate of
+        what nobody can open any more, ``not-spooled`` where no file is left to stand for the row.
         """
         now = self.now()
         with self.write() as conn:
             known = self._known(conn, new)
+            if known is not None and known.patient_key is not None and destroyed(known.patient_key):
+                message = "what this repeats is being shredded: send it again when that is done, and it is taken as new"
+                raise Unavailable(BEING_SHREDDED, message)
+            if not (spooled(new.digest) if known is None else known.state not in UNFINISHED or spooled(known.digest)):
+                raise Unavailable("not-spooled", "the received file was removed before it had a row: send it again")
             if known is not None:
                 self._audit_receipt(conn, known.id, new, "duplicate", now)
                 return Accepted(known, "duplicate")
@@ -62,10 +77,13 @@ class Intake(Database):
                 put_outbox(conn, task, [row.id], row.priority, now)
         return Accepted(row, outcome)
 
-    def add_received_many(self, news: Sequence[NewInstance]) -> list[InstanceRow | None]:
+    def add_received_many(
+        self, news: Sequence[NewInstance], *, spooled: Callable[[str], bool] = lambda _: True
+    ) -> list[InstanceRow | None]:
         """`add_received` for many files whose UIDs are new here, in one transaction and with one fsync.
 
-        None, and nothing made, where the UID is known already (or comes twice): such a file wants `add_received`.
+        None, and nothing made, where the UID is known already (or comes twice), or the file is gone: such a file wants
+        `add_received`, which says why.
         """
         now = self.now()
         with self.write() as conn:
@@ -73,7 +91,7 @@ class Intake(Database):
             known = set(conn.scalars(KNOWN_UIDS, {"wanted": wanted}))
             fresh: list[NewInstance] = []
             for new in news:
-                if new.sop_uid not in known:
+                if new.sop_uid not in known and spooled(new.digest):
                     known.add(new.sop_uid)
                     fresh.append(new)
             made = {new.sop_uid: (new, row) for new, row in zip(fresh, _insert_many(conn, fresh, now), strict=True)}
@@ -84,6 +102,19 @@ class Intake(Database):
                 now,
             )
         return [made[new.sop_uid][1] if made.get(new.sop_uid, (None,))[0] is new else None for new in news]
+
+    def let_go(self, digest: str, remove: Callable[[str], None]) -> bool:
+        """Have a file of the spool removed, unless a row that is not RELEASED needs it; whether it was.
+
+        Every removal comes through here: it holds the writers' lock, and a receipt looks for its file with that lock
+        held. So the receipt was committed before, and its file stays; or it comes later, and finds the file gone.
+        """
+        with self.write(durable=False) as conn:
+            state = conn.scalar(sa.select(instance.c.state).where(instance.c.digest == digest))
+            if state is not None and state != State.RELEASED:
+                return False
+            remove(digest)
+            return True
 
     def find_duplicate(self, sop_uid: str, transfer_syntax: str, dataset_digest: str) -> InstanceRow | None:
         """The row of the same UID, syntax and data set, if there is one."""

@@ -31,6 +31,6 @@ def receipts(spool: Spool, index: Index) -> GroupCommit[Receipt, InstanceRow | N
 
     def store(batch: Sequence[Receipt]) -> list[InstanceRow | None]:
         spool.place_many([(each.temporary, each.new.digest) for each in batch])
-        return index.add_received_many([each.new for each in batch])
+        return index.add_received_many([each.new for each in batch], spooled=spool.exists)
 
     return GroupCommit(store, shared=(OutOfResources, Unavailable))

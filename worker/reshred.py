@@ -33,7 +33,7 @@ def _forget(gw: Gateway, key_ids: list[str], actor: str) -> int:
     for row in rows:
         if row.state is State.ARCHIVED:
             gw.index.set_released(row.id, actor)
-        gw.spool.remove(row.digest)
+        gw.index.let_go(row.digest, gw.spool.remove)
     pseudonyms = gw.keys.pseudonym_key()
     cache_of(gw.settings).drop_instances(row.digest for row in rows)
     gw.index.forget(

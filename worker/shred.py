@@ -187,7 +187,7 @@ def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
             continue
         if row.state is State.ARCHIVED:
             gw.index.set_released(row.id, "shred")
-        gw.spool.remove(row.digest)
+        gw.index.let_go(row.digest, gw.spool.remove)
     _drop_cached(gw, rows)
 
 

@@ -151,7 +151,7 @@ def release_spool(gw: Gateway) -> int:
     rows = [row for row in rows if row.patient_key is None or not gw.keys.patients.destroyed(row.patient_key)]
     for row in rows:
         gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
-        gw.spool.remove(row.digest)
+        gw.index.let_go(row.digest, gw.spool.remove)
     return len(rows)
 
 
@@ -162,7 +162,7 @@ def adopt_orphans(gw: Gateway) -> int:
         row = gw.index.by_digest(digest)
         if row is not None:
             if row.state == State.RELEASED:
-                gw.spool.remove(digest)
+                gw.index.let_go(digest, gw.spool.remove)
             continue
         try:
             adopted += adopt_orphan(gw, digest) is not None

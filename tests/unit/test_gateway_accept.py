@@ -53,12 +53,12 @@ def test_file_and_folder_are_synced_before_the_row(gw: Gateway, monkeypatch: pyt
         order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
         real_fsync(fd)
 
-    def add(new: object) -> object:
+    def add(_self: object, new: object, **asked: object) -> object:
         order.append("row")
-        return real_add(new)  # type: ignore[arg-type]
+        return real_add(new, **asked)  # type: ignore[arg-type]
 
     monkeypatch.setattr(blobs.os, "fsync", fsync)
-    monkeypatch.setattr(type(gw.index), "add_received_many", lambda _self, new: add(new))
+    monkeypatch.setattr(type(gw.index), "add_received_many", add)
     take_in(gw, part10())
     assert order[0] == "file" and order[-1] == "row" and "folder" in order[1:-1]
 
@@ -219,7 +219,7 @@ def test_watermark_and_size_bound(tmp_path: Path) -> None:
 def test_orphans_are_adopted_once(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     data = part10()
 
-    def down(*_: object) -> None:
+    def down(*_: object, **__: object) -> None:
         raise Unavailable("database-unavailable")
 
     monkeypatch.setattr(type(gw.index), "add_received_many", down)

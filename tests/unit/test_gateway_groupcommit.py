@@ -115,7 +115,7 @@ def test_the_same_uid_with_other_pixels_in_one_moment_is_a_conflict(gw: Gateway)
 
 
 def test_a_failed_commit_keeps_the_files_for_the_sweep(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    def down(*_: object) -> None:
+    def down(*_: object, **__: object) -> None:
         raise Unavailable("database-unavailable")
 
     monkeypatch.setattr(type(gw.index), "add_received_many", down)
