@@ -129,6 +129,11 @@ class Batcher:
     def __str__(self) -> str:
         return str(self._device)
 
+    @property
+    def uuid(self) -> str:
+        """How the driver's tools call the device, '' where it has no such name."""
+        return str(getattr(self._device, "uuid", ""))
+
     def encode(self, jobs: Sequence[Any]) -> list[Any]:
         """See Device."""
         return self._ask("encode", jobs)

@@ -94,6 +94,7 @@ class CudaDevice:
         with _found_out(number), self._cuda.gpus[number]:
             from numba import types
 
+            self.uuid = str(getattr(self._cuda.get_current_device(), "uuid", ""))
             encode, decode = kernels(self._cuda)
             encode_types, decode_types = signatures(types)
             self._encode, self._decode = self._cuda.jit(encode_types)(encode), self._cuda.jit(decode_types)(decode)

@@ -42,6 +42,10 @@ class Alive:
         """The device is known by its name now."""
         self._row = replace(self._row, device=device[:128])
 
+    def load(self, memory_used: int | None, memory_total: int | None, busy: int | None) -> None:
+        """What the device is used for, by everybody: bytes, bytes, percent; None: not known."""
+        self._row = replace(self._row, memory_used=memory_used, memory_total=memory_total, busy=busy)
+
     def close(self) -> None:
         """Say goodbye: what ends as it should is not missed."""
         self._stop.set()

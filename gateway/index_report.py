@@ -66,18 +66,23 @@ class Report(Database):
         From the rows, not from the messages: a queue that lost everything still shows what waits.
         """
         i, f, now = instance.c, forward.c, self.now()
-        free, due = (
-            sa.and_(sa.or_(c.lease_until.is_(None), c.lease_until < now), sa.or_(c.due_at.is_(None), c.due_at <= now))
+        free, due = (  # each in the order of a partial index, one walk for each priority and destination
+            sa.and_(c.due_at.is_not(None), c.due_at <= now, sa.or_(c.lease_until.is_(None), c.lease_until < now))
             for c in (i, f)
         )
-        oldest = {
-            "index": sa.select(sa.func.min(i.received_at)).where(i.indexed_at.is_(None)),
-            "encode": sa.select(sa.func.min(i.received_at)).where(i.state.in_(UNFINISHED), free),
-            "forward": sa.select(sa.func.min(f.created_at)).where(f.state == ForwardState.WAITING, due),
-        }
+        tally, rows = instance_tally.c, row_tally.c
+        priorities = sa.select(tally.priority).where(tally.priority >= 0).distinct()
+        waiting = sa.select(rows.a).where(rows.topic == "forward", rows.b == ForwardState.WAITING)
+        unindexed = sa.select(sa.func.min(i.received_at)).where(i.indexed_at.is_(None))
+        encode = sa.select(sa.func.min(i.received_at)).where(free, i.priority == sa.bindparam("name"))
+        send = sa.select(sa.func.min(f.created_at)).where(due, f.destination == sa.bindparam("name"))
         with self.read() as conn:
-            found = {queue: conn.execute(query).scalar() for queue, query in oldest.items()}
-        return {queue: 0.0 if at is None else max(0.0, now - at) for queue, at in found.items()}
+            found = {
+                "index": [conn.execute(unindexed).scalar()],
+                "encode": [conn.execute(encode, {"name": n}).scalar() for n in conn.execute(priorities).scalars()],
+                "forward": [conn.execute(send, {"name": n}).scalar() for n in conn.execute(waiting).scalars()],
+            }
+        return {queue: max([0.0, *(now - at for at in ats if at is not None)]) for queue, ats in found.items()}
 
     def anything_archived(self) -> bool:
         """True once an object was archived or is about to be: from then on the key ring must not be lost."""

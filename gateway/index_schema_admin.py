@@ -62,6 +62,7 @@ worker = Table(
     Column("seen_at", Double, nullable=False),
     Column("done", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
+    *(Column(name, BigInteger) for name in ("memory_used", "memory_total", "busy")),
 )
 
 disk_sample = Table(

@@ -1,4 +1,4 @@
-"""Who works, and on what: heartbeats that worker processes write, and the leases on rows."""
+"""Who works, and on what: heartbeats that every process writes, and the leases on rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from gateway.database import Database
 from gateway.index_schema import forward, instance
 from gateway.index_schema_admin import worker
 
-__all__ = ["BEAT_SECONDS", "Beating", "Lease", "WorkerRow"]
+__all__ = ["BEAT_SECONDS", "DOORS", "Beating", "Lease", "WorkerRow"]
 
 BEAT_SECONDS: Final = 5.0
 FORGOTTEN_SECONDS: Final = 24 * 3600.0
+#: Names of the processes that take in and give back; they beat, and work on nothing that waits.
+DOORS: Final = frozenset({"listener", "api"})
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerRow:
-    """One worker process. owner: the name in its leases; device: the GPU it codes on, ''; task: what it does, '' for
+    """One process. owner: the name in its leases; device: the GPU it codes on, ''; task: what it does, '' for
     nothing, on the instance or forward `subject` since `task_since`; done, failed: tasks of this process.
+    memory_used, memory_total: bytes of that GPU, all its users together; busy: percent; None: not known.
     """
 
     owner: str
@@ -35,6 +38,9 @@ class WorkerRow:
     seen_at: float
     done: int
     failed: int
+    memory_used: int | None = None
+    memory_total: int | None = None
+    busy: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

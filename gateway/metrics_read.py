@@ -19,6 +19,7 @@ from gateway.audit_standing import audit_standing
 from gateway.circuit import read_circuit
 from gateway.errors import PalimpsestError
 from gateway.index_rows import Counts
+from gateway.index_worker import BEAT_SECONDS
 from gateway.instance import ForwardState, State
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Collector:
             {name: int(up) for name, up in self._dependencies().items()},
         )  # fmt: skip
         yield from _host(self._gw)
-        for part in (_index, _ages, _keys, _destinations, _care, _audit):
+        for part in (_index, _ages, _gpus, _keys, _destinations, _care, _audit):
             try:
                 yield from part(self._gw)
             except (PalimpsestError, OSError):
@@ -156,6 +157,22 @@ def _ages(gw: Gateway) -> Iterator[Metric]:
         "palimpsest_queue_age_seconds", "Age of the oldest work that is due and that nobody does yet; 0: none.",
         "queue", gw.index.queue_ages(),
     )  # fmt: skip
+
+
+def _gpus(gw: Gateway) -> Iterator[Metric]:
+    """Of workers that beat; what the driver does not tell is left out."""
+    labels = ["host", "worker"]
+    memory = GaugeMetricFamily("palimpsest_gpu_memory_bytes", "Of a worker's GPU.", labels=[*labels, "kind"])
+    busy = GaugeMetricFamily("palimpsest_gpu_busy_ratio", "Utilisation of a worker's GPU, 0 to 1.", labels=labels)
+    for row in gw.index.workers():
+        if not row.device or gw.index.now() - row.seen_at > 6 * BEAT_SECONDS:
+            continue
+        for kind, value in (("used", row.memory_used), ("total", row.memory_total)):
+            if value is not None:
+                memory.add_metric([row.host, row.name, kind], value)
+        if row.busy is not None:
+            busy.add_metric([row.host, row.name], row.busy / 100)
+    yield from (memory, busy)
 
 
 def _keys(gw: Gateway) -> Iterator[Metric]:

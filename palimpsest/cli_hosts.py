@@ -139,12 +139,13 @@ def _listener(settings: Settings) -> str:
 
 def _worker(settings: Settings) -> str:
     from gateway.index import Index
-    from gateway.index_worker import BEAT_SECONDS
+    from gateway.index_worker import BEAT_SECONDS, DOORS
 
     index = Index(settings.database)
     try:
         here, limit = socket.gethostname()[:64], index.now() - BEATS_MISSED * BEAT_SECONDS
-        alive = any(each.host == here and each.seen_at >= limit for each in index.workers())
+        found = [each for each in index.workers() if each.host == here and each.name not in DOORS]
+        alive = any(each.seen_at >= limit for each in found)
     finally:
         index.close()
     return "" if alive else f"no worker of this host was seen within {BEATS_MISSED * BEAT_SECONDS:g} s"

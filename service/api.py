@@ -22,8 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import steps
+from gateway.alive import Alive
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError
+from gateway.jobs import new_owner
 from gateway.lifecycle import announced
 from gateway.log import configure_logging
 from gateway.settings import Settings, load_settings
@@ -177,7 +179,10 @@ def _serve(settings: Settings, listening: socket.socket | None) -> None:
     )
     serve_https(config, settings)
     server = uvicorn.Server(config)
+    alive = Alive(gateway.index, new_owner("api"), "api")
+    alive.start()
     server.run(sockets=[listening] if listening is not None else None)
+    alive.close()
     if not server.started:
         raise SystemExit(START_FAILED)
     steps.unwatch()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from gateway.index_worker import DOORS
 from gateway.settings import Settings
 from service.words import count, long
 
@@ -67,7 +68,7 @@ def _work(view: Mapping[str, Any], now: float) -> Iterator[Trouble]:
         level: Level = "bad" if now - oldest > VERY_LATE else "warn"
         yield Trouble(level, f"The oldest instance has waited for {long(now - oldest)}.", "/admin#backlog")
     alive = {each.row.name for each in view["workers"] if each.state != "silent"}
-    if view["backlog"] and not alive - {"sweep", "listener"}:
+    if view["backlog"] and not alive - DOORS - {"sweep"}:
         yield Trouble("bad", "Instances wait and no worker is alive.", f"{SYSTEM}#workers")
     silent: dict[str, list[Any]] = {}
     for each in view["workers"]:

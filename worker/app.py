@@ -21,6 +21,7 @@ from gateway.jobs import celery_app
 from gateway.log import configure_logging
 from gateway.metrics_read import ROLES
 from gateway.settings import Settings
+from worker.device_load import watch_load
 from worker.process import die_with_parent, limit_memory
 from worker.tasks import Runtime, register
 
@@ -41,6 +42,7 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         app.conf.worker_proc_alive_timeout = DEVICE_START_SECONDS
     parent = os.getpid()
     runtime = Runtime(settings, name, device, leave=lambda: os.kill(parent, signal.SIGTERM))
+    ended = Event()
 
     def child_started(**_: object) -> None:
         die_with_parent(parent)
@@ -51,8 +53,10 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         steps.watch(settings, role_of(name))
         if device is not None:
             runtime.alive.on(str(runtime.batcher))  # compiled before the first object waits for it
+            watch_load(runtime.alive, runtime.batcher.uuid, ended)
 
     def child_ended(**_: object) -> None:
+        ended.set()
         runtime.close()
         steps.unwatch()
 

@@ -240,3 +240,31 @@ def test_an_instance_is_found_by_what_a_person_has_in_hand(index: Index) -> None
     for text in ("", "A-78", "%", "1.2.3.", "x" * 65, "\0", "9" * 18, "' OR 1=1 --", "1.2.3.4.5"):
         assert index.instances_found(text) == [], text
     assert index.accession_pseudonym(row.id) == "DABCDEFGHIJKLMNO" and index.accession_pseudonym(other.id) is None
+
+
+def test_the_oldest_work_is_found_by_an_index_however_much_waits(index: Index, clock: FakeClock) -> None:
+    for number, priority in enumerate((5, 0, 5)):
+        add(index, number, priority=priority)
+        clock.advance(100)
+    ids = [row.id for row in index.instances_page(9)][::-1]
+    assert index.queue_ages() == {"index": 300.0, "encode": 300.0, "forward": 0.0}
+    index.set_attributes(ids[0], {}, "{}")
+    index.claim(ids[0], "w", 60)  # held by somebody; the urgent one is the oldest now
+    assert index.queue_ages() == {"index": 200.0, "encode": 200.0, "forward": 0.0}
+    index.claim(ids[1], "w", 60)
+    index.release_claim(ids[1], "w", due_at=clock.now + 50, reason="busy")
+    assert index.queue_ages()["encode"] == 100.0
+    archive(index, index.get(ids[2]), ("pacs", "nas"))
+    clock.advance(40)
+    forward = index.forwards(ids[2])[0]
+    index.forward_claim(forward.id, "f", 60)
+    assert index.queue_ages()["forward"] == 40.0
+    with index.read() as conn:
+        sqlite = conn.dialect.name == "sqlite"
+        if not sqlite:
+            conn.execute(sa.text("SET enable_seqscan = off"))  # three rows are read faster without an index
+        query = "SELECT min(received_at) FROM instance WHERE indexed_at IS NULL"
+        plan = conn.execute(sa.text(("EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN ") + query)).all()
+        assert "ix_instance_unindexed" in str(plan)
+        if not sqlite:
+            conn.execute(sa.text("RESET enable_seqscan"))

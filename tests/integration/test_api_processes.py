@@ -32,6 +32,7 @@ def test_processes_share_a_port_and_outlive_one_another(tmp_path: Path) -> None:
         assert unhealthy(rig.settings, Role.API) == ""
         parent = psutil.Process(rig.pid("api"))
         assert until(lambda: len(parent.children()) == 2)
+        assert until(lambda: beating(rig.gw) >= {child.pid for child in parent.children()})
         victims = [child.pid for child in parent.children()][:1]
         token = mint_token(rig.gw, "clinician", "viewer")
         headers = {"Authorization": f"Bearer {token}"}
@@ -42,21 +43,29 @@ def test_processes_share_a_port_and_outlive_one_another(tmp_path: Path) -> None:
             assert answer.status_code in (200, 204), answer.text
         assert until(lambda: len(parent.children()) == 2 and not set(victims) & {c.pid for c in parent.children()})
         assert rig.gw.index.get(row.id).sop_uid == row.sop_uid
+        assert until(lambda: beating(rig.gw) >= {child.pid for child in parent.children()})
         children = parent.children()
         parent.terminate()
         assert until(lambda: not any(each.is_running() and each.status() != "zombie" for each in children))
         assert rig.children["api"].process.wait(20) == 0
         assert "does not answer" in unhealthy(rig.settings, Role.API)
+        assert beating(rig.gw) == set(victims), "whoever ends in order says goodbye"
 
 
 def test_a_worker_is_healthy_while_it_beats_on_this_host(gw: Gateway) -> None:
     alive = Alive(gw.index, "encode-1", "encode")
+    assert "no worker" in unhealthy(gw.settings, Role.WORKER)
+    gw.index.worker_beat(Alive(gw.index, "api-1", "api")._row)
     assert "no worker" in unhealthy(gw.settings, Role.WORKER)
     alive.start()
     assert until(lambda: not unhealthy(gw.settings, Role.WORKER))
     alive.close()
     assert "no worker" in unhealthy(gw.settings, Role.WORKER)
     assert "port" in unhealthy(gw.settings.model_copy(update={"dicom_port": free_port()}), Role.LISTENER)
+
+
+def beating(gw: Gateway) -> set[int]:
+    return {each.pid for each in gw.index.workers() if each.name == "api"}
 
 
 def answers(url: str) -> bool:
