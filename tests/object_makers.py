@@ -25,7 +25,7 @@ IDENTITY = {
     "PatientBirthDate": "19410923",
     "AccessionNumber": "ACC9938812",
     "StudyDate": "20190817",
-    "StudyTime": "131517",
+    "StudyTime": "131517.123456",
     "InstitutionName": "Hospital of Nowhere-upon-Sea",
     "StudyDescription": "Thorax mit KM",
     "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.11111111111111111111",

@@ -285,7 +285,7 @@ def dates(profile: Profile, **changes: object) -> Dataset:
 
 def test_full_dates_stay_when_they_are_dates() -> None:
     out = dates(Profile(retain_full_dates=True), AcquisitionDateTime="20190817131517.000000+0200")
-    assert (out.StudyDate, out.StudyTime) == ("20190817", "131517")
+    assert (out.StudyDate, out.StudyTime) == ("20190817", "131517.123456")
     assert out.AcquisitionDateTime == "20190817131517.000000+0200" and not out.PatientBirthDate
 
 
@@ -295,7 +295,7 @@ def test_modified_dates_keep_intervals_within_a_patient_and_differ_between_patie
     out = dates(profile, SeriesDate="20190820", **moment)
     first, *others = (day_of(d) for d in (out.StudyDate, out.SeriesDate, str(out.AcquisitionDateTime)))
     assert [(day - first).days for day in others] == [3, 1]
-    assert first < date(2019, 8, 17) and out.StudyTime == "131517" and out.TimezoneOffsetFromUTC == "+0200"
+    assert first < date(2019, 8, 17) and out.StudyTime == "131517.123456" and out.TimezoneOffsetFromUTC == "+0200"
     assert str(out.AcquisitionDateTime)[8:] == "000001.5+0200"
     again = dates(profile, StudyDate="20200817", StudyInstanceUID="1.2.3.4")
     assert (day_of(again.StudyDate) - first).days == 366, "one patient, two studies: the interval stays"
