@@ -24,26 +24,41 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 RUN python3 -m venv /opt/build \
  && /opt/build/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt build \
  && PIP_CONSTRAINT=/wheels/constraints.txt /opt/build/bin/python -m build --wheel --outdir /wheels .
-# What the service needs is what the wheel needs, less the codec's libraries: read from the wheel, so that it cannot go
-# stale. Every image can use Vault, KMS, S3 and what else is an extra without a codec in it.
+# What each image installs beside the wheel is what the wheel names, so it cannot go stale: the service without the codec's
+# libraries, the workers with them, and both with every extra that a gateway may be set to use.
 RUN python3 -m zipfile -e /wheels/*.whl /wheels/unpacked \
- && sed -n 's/^Requires-Dist: //p' /wheels/unpacked/*.dist-info/METADATA \
-  | sed -E 's/; extra == "(vault|aws)"//' \
-  | sed -E '/extra ==/d; /^(numba|llvmlite|imagecodecs|python-gdcm|zstandard|pillow)\b/d' > /wheels/service.txt
+ && sed -n 's/^Requires-Dist: //p' /wheels/unpacked/*.dist-info/METADATA > /wheels/all.txt \
+ && sed -E 's/; extra == "(vault|aws|tracing|flower)"//; /extra ==/d' /wheels/all.txt > /wheels/worker.txt \
+ && sed -E '/^(numba|llvmlite|imagecodecs|python-gdcm|zstandard|pillow)\b/d' /wheels/worker.txt > /wheels/service.txt \
+ && sed -nE 's/; extra == "gpu"//p' /wheels/all.txt > /wheels/gpu.txt
 
-FROM wheel AS service-venv
-RUN python3 -m venv /opt/palimpsest \
- && /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --requirement /wheels/service.txt \
- && /opt/palimpsest/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+# Libraries first, in layers that stay as they are while only our code changes.
+FROM ${BASE} AS venv
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+RUN python3 -m venv /opt/palimpsest
+COPY deploy/constraints.txt /wheels/
+
+FROM venv AS service-venv
+COPY --from=wheel /wheels/service.txt /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --requirement /wheels/service.txt
+COPY --from=wheel /wheels/*.whl /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
  && /opt/palimpsest/bin/pip uninstall --yes pip
 
-FROM wheel AS worker-venv
-RUN python3 -m venv /opt/palimpsest \
- && /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt \
-    "$(ls /wheels/*.whl)[vault,aws]"
+FROM venv AS worker-libraries
+COPY --from=wheel /wheels/worker.txt /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --requirement /wheels/worker.txt
 
-FROM worker-venv AS worker-gpu-venv
-RUN /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt "$(ls /wheels/*.whl)[gpu]" \
+FROM worker-libraries AS worker-venv
+COPY --from=wheel /wheels/*.whl /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
+ && /opt/palimpsest/bin/pip uninstall --yes pip
+
+FROM worker-libraries AS worker-gpu-venv
+COPY --from=wheel /wheels/gpu.txt /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --constraint /wheels/constraints.txt --requirement /wheels/gpu.txt
+COPY --from=wheel /wheels/*.whl /wheels/
+RUN /opt/palimpsest/bin/pip install --no-cache-dir --no-deps /wheels/*.whl \
  && /opt/palimpsest/bin/pip uninstall --yes pip
 
 FROM ${BASE} AS base

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "deploy" / "constraints.txt"
-EXTRAS = ("vault", "aws", "gpu", "tracing", "traces", "otel")
+EXTRAS = ("vault", "aws", "gpu", "tracing", "flower")
 BUILD = ("build", "setuptools", "wheel")
 
 
