@@ -25,11 +25,12 @@ from codec.wave import geometry
 from codec.wavecontext import CELLS
 from codec.wavetables import AROUND_STRIDE
 
-__all__ = ["CudaDevice", "kernels", "main"]
+__all__ = ["CudaDevice", "kernels", "main", "signatures"]
 
 # Groups of 16 lanes that share a tile's network and head: as many as the registers of one multiprocessor leave room for
 # when this many tiles come to it (docs/gpu.md).
 GROUPS = ((3, 8), (6, 4))
+REGISTERS = 168  # of a thread, at most: with more, a multiprocessor has room for a tile less
 FEWEST_GROUPS = 2
 INSTALL = "an NVIDIA driver and CUDA's compiler are needed: pip install 'palimpsest[gpu]'"
 MASTER_ROOM = 1 << 13  # int32 of a tile: more than its master weights take
@@ -97,7 +98,8 @@ class CudaDevice:
             self.uuid = str(getattr(self._cuda.get_current_device(), "uuid", ""))
             encode, decode = kernels(self._cuda)
             encode_types, decode_types = signatures(types)
-            self._encode, self._decode = self._cuda.jit(encode_types)(encode), self._cuda.jit(decode_types)(decode)
+            self._encode = self._cuda.jit(encode_types, max_registers=REGISTERS)(encode)
+            self._decode = self._cuda.jit(decode_types, max_registers=REGISTERS)(decode)
 
     def __str__(self) -> str:
         return f"CUDA device {self._number}: {self._name}"

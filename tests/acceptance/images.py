@@ -7,6 +7,9 @@ runs as the image says: its own mount, PID, IPC and UTS namespace, user 10001, n
 read-only root, tmpfs on /tmp, two volumes, its default or compose's command. PostgreSQL and Valkey are real ones from
 wheels, the network is this host's. The sample study goes in by STOW-RS, must be archived, and comes back
 equal: bit for bit, or, what was received compressed without loss, in every pixel and every other byte.
+
+No device is needed: in the CUDA image the kernels are compiled to machine code, its worker must refuse to start and say
+why, and everything else runs as if it were there (PALIMPSEST_GPU_DEVICES=0), so that the CPU workers must take over.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ from palimpsest.samples import write_samples
 from tests.postgres import postgres_server
 from tests.running import ROOT, free_port
 
-TARGETS = ("service", "worker")
+TARGETS = ("service", "worker", "worker-gpu")
 PACKAGES = "python3,python3-venv,ca-certificates"
 UID = 10001
+CAPABILITIES = ("8.0", "9.0", "10.0", "12.0")  # compute capabilities: A100; H100, H200; B200; RTX 50
 BOUNDARY = "images-boundary"
 WAIT_SECONDS = 600.0
 #: What an engine does, by hand; $1 root of the image, $2 and $3 volumes, then environment and command.
@@ -60,8 +64,9 @@ def run(*command: str | Path) -> str:
     return done.stdout.strip()
 
 
-def build(arguments: argparse.Namespace, work: Path) -> dict[str, Path]:
-    """Target -> the image's root, mounted."""
+def build(arguments: argparse.Namespace, work: Path, stack: ExitStack) -> dict[str, Path]:
+    """Target -> the image's root, mounted until the stack ends. Built again, an image takes up what has not changed."""
+    print("source:", run("git", "-C", ROOT, "describe", "--always", "--dirty"), flush=True)
     base = arguments.base
     if base is None and not arguments.built:
         base = work / "base"
@@ -69,7 +74,7 @@ def build(arguments: argparse.Namespace, work: Path) -> dict[str, Path]:
     if not arguments.built:
         empty = run("buildah", "from", "scratch")
         run("buildah", "add", "-q", empty, base, "/")
-        run("buildah", "commit", "-q", "--rm", empty, "localhost/palimpsest-base")
+        run("buildah", "commit", "-q", "--rm", "--timestamp", "0", empty, "localhost/palimpsest-base")
     more = ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]
     if arguments.pip_conf is not None:
         more += ["--volume", f"{arguments.pip_conf.resolve()}:/etc/pip.conf:ro"]
@@ -81,6 +86,7 @@ def build(arguments: argparse.Namespace, work: Path) -> dict[str, Path]:
             options = ["--isolation", "chroot", "--layers", "--format", "docker", *more, "--target", target]
             run("buildah", "bud", *options, "--build-arg", "BASE=localhost/palimpsest-base", "-t", name, ROOT)
         made = run("buildah", "from", name)
+        stack.callback(run, "buildah", "rm", made)
         roots[target] = Path(run("buildah", "mount", made))
         size = run("du", "-sm", roots[target]).split()[0]
         took = "as it was" if arguments.built else f"built in {time.monotonic() - began:.0f} s"
@@ -191,7 +197,7 @@ def main() -> None:
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="palimpsest-images-")))
         os.chmod(work, 0o755)
-        roots = build(arguments, work)
+        roots = build(arguments, work, stack)
         pg_port = free_port()
         stack.enter_context(postgres_server("127.0.0.1", pg_port))
         redis_url = stack.enter_context(valkey(work))
@@ -200,11 +206,21 @@ def main() -> None:
             "PALIMPSEST_PROFILE": "demo", "REDIS_URL": redis_url, "PALIMPSEST_WATERMARK_BYTES": "0",
             "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{pg_port}/postgres",
             "PALIMPSEST_HTTP_PORT": str(http_port), "PALIMPSEST_DICOM_PORT": str(dicom_port),
-            "PALIMPSEST_HTTP_PROCESSES": "2",
+            "PALIMPSEST_HTTP_PROCESSES": "2", "PALIMPSEST_GPU_DEVICES": "0",
         })  # fmt: skip
         stack.callback(containers.stop)
         hardened(containers)
         judge(containers, work, f"http://127.0.0.1:{http_port}")
+
+
+def gpu(containers: Containers, command: list[str]) -> None:
+    """What the CUDA image can show without a device: its compiler compiles, its worker says why it does not start."""
+    code = (ROOT / "tests/device_code.py").read_text("utf-8")
+    print(containers.once("worker-gpu", "python3", "-c", code, *CAPABILITIES), flush=True)
+    contained = containers.command("worker-gpu", "worker-gpu", "palimpsest", *command)
+    done = subprocess.run(contained, capture_output=True, text=True, check=False, timeout=WAIT_SECONDS)
+    print(f"palimpsest {' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}", flush=True)
+    assert done.returncode == 1 and "driver" in done.stderr and "CPU workers do its work" in done.stderr
 
 
 def judge(containers: Containers, work: Path, base: str) -> None:
@@ -213,7 +229,9 @@ def judge(containers: Containers, work: Path, base: str) -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))["services"]
     for name, service in services.items():
         image = str(service["image"]).removeprefix("palimpsest-")
-        if image in TARGETS and name != "migrate":
+        if image == "worker-gpu":
+            gpu(containers, service["command"])
+        elif image in TARGETS and name != "migrate":
             containers.start(image, name, *service["command"])
     token = containers.once("service", "palimpsest", "token", "--role", "service")
     http = httpx.Client(base_url=base, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False)
