@@ -71,8 +71,8 @@ class Sessions(Database):
             conn.execute(session.insert().values(id=session_id(cookie), **values, **times))
             audit.append(conn, event, now)
 
-    def session_of(self, cookie: str, idle_seconds: float) -> SessionRow | None:
-        """The session, unless its time is over or it was not used for `idle_seconds`; now it was."""
+    def session_of(self, cookie: str, idle_seconds: float, *, used: bool = True) -> SessionRow | None:
+        """The session, unless its time is over or it was not used for `idle_seconds`; now it was, if `used`."""
         now, key = self.now(), session_id(cookie)
         c = session.c
         query = sa.select(c.subject, c.roles, c.issuer, c.created_at, c.seen_at, c.expires_at)
@@ -80,7 +80,7 @@ class Sessions(Database):
             row = conn.execute(query.where(c.id == key)).first()
         if row is None or row.expires_at <= now or row.seen_at + idle_seconds <= now:
             return None
-        if row.seen_at + min(SEEN_EVERY_SECONDS, idle_seconds / 4) <= now:
+        if used and row.seen_at + min(SEEN_EVERY_SECONDS, idle_seconds / 4) <= now:
             with self.write(durable=False) as conn:
                 conn.execute(sa.update(session).where(c.id == key).values(seen_at=now))
         return SessionRow(

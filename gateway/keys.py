@@ -167,6 +167,10 @@ class KeyRing:
         """(id, 32 bytes) that sign new bearer tokens."""
         return self._noted("token", self._state().current("token"))
 
+    def token_keys(self) -> tuple[bytes, ...]:
+        """All token keys, newest first: under one of them a browser's cookie was made."""
+        return tuple(self._noted("token", key)[1] for key in self._state().of_kind("token"))
+
     def find_token_key(self, key_id: str) -> bytes:
         """The token key of this id (a token's `kid`), 32 bytes. Raises UnknownKey."""
         return self._noted("token", self._find(key_id, "token"))[1]

@@ -23,7 +23,8 @@ from service.pages import form_of, sent_from_here
 
 __all__ = [
     "PUBLIC", "READERS", "RULES", "Guard", "Handler", "RouteSpec", "address_of", "check_csrf", "cookie_name",
-    "cookie_of", "csrf_of", "guard_for", "identity_of", "install", "principal_of", "secure_cookies",
+    "cookie_of", "csrf_of", "guard_for", "identity_of", "install", "may_go_on", "opens_page", "principal_of",
+    "secure_cookies",
 ]  # fmt: skip
 
 CSRF_HEADER: Final = "x-csrf-token"
@@ -144,7 +145,7 @@ _SAFE: Final = frozenset({"GET", "HEAD"})
 class Guard:
     """FastAPI dependency of one route: who asks, may he, how often, and is it really one of our pages that asks?
 
-    Leaves the principal in `request.state`.
+    Leaves the principal, and the roles that the route wants, in `request.state`.
     """
 
     def __init__(self, roles: frozenset[Role], *, counted: bool = True) -> None:
@@ -168,7 +169,7 @@ class Guard:
         if not principal.roles & self.roles:
             identity.refuse("role-not-allowed", address, principal.subject)
             raise PolicyRefused("role-not-allowed", "Your role may not do that.")
-        request.state.principal = principal
+        request.state.principal, request.state.roles = principal, self.roles
         return None
 
     def _principal(self, request: Request, identity: Identity, address: str) -> Principal:
@@ -178,9 +179,46 @@ class Guard:
         cookie = cookie_of(request)
         principal = identity.session(cookie) if cookie and _asked_by_us(request) else None
         if principal is None:
+            _nobody(request, identity, address, cookie)
             raise TokenRefused("token-missing", "Send a bearer token (RFC 6750), or sign in.")
         request.state.session = cookie
         return principal
+
+
+def _nobody(request: Request, identity: Identity, address: str, cookie: str) -> None:
+    """Count a request of nobody; one that opens a page is led to the sign-in, which is no refusal. Raises TooMany."""
+    sent = cookie_name(request) in request.cookies
+    if sent and not identity.made(cookie):
+        return identity.refuse("session-forged", address)
+    if not opens_page(request):
+        reason = "token-missing" if not sent else "session-over" if _asked_by_us(request) else "cross-site"
+        identity.refusals.refuse_login(reason, address)
+    return identity.throttle.count("request", cookie or address)
+
+
+def opens_page(request: Request) -> bool:
+    """A browser that asks for a page to show."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+async def may_go_on(request: Request) -> bool:
+    """Whether who asked still may: an event stream asks again and again, for people sign out and tokens end.
+
+    Raises Unavailable.
+    """
+    return await run_in_threadpool(_may_go_on, request)
+
+
+def _may_go_on(request: Request) -> bool:
+    identity, cookie = identity_of(request), getattr(request.state, "session", None)
+    roles = request.state.roles
+    if cookie:
+        principal = identity.session(cookie, used=False)
+        return principal is not None and bool(principal.roles & roles)
+    try:
+        return bool(identity.verified(request.headers["authorization"].partition(" ")[2].strip()).roles & roles)
+    except TokenRefused:
+        return False
 
 
 def _asked_by_us(request: Request) -> bool:

@@ -19,10 +19,11 @@ from starlette.concurrency import run_in_threadpool
 
 from gateway.audit_standing import audit_standing
 from gateway.bootstrap import Gateway
+from gateway.errors import Unavailable
 from gateway.instance import State
 from gateway.study_state import STATES
 from gateway.tokens import Role
-from service.access import RouteSpec, csrf_of, principal_of
+from service.access import RouteSpec, csrf_of, may_go_on, principal_of
 from service.admin_find import life, listing, trail
 from service.board import FRESH_SECONDS, Board, Picture
 from service.pages import page_of, rendered, template_text
@@ -197,6 +198,8 @@ async def _stream(request: Request, names: tuple[str, ...]) -> AsyncIterator[str
     try:
         yield f"retry: {RETRY_MS}\n\n"
         while time.monotonic() < until and not await request.is_disconnected():
+            if not await _may_go_on(request):
+                break
             picture = await run_in_threadpool(board_of(request).picture)
             for name in names if not picture.down else (PULSE,):
                 html = await run_in_threadpool(part, request, picture, name)
@@ -209,6 +212,14 @@ async def _stream(request: Request, names: tuple[str, ...]) -> AsyncIterator[str
             await asyncio.sleep(FRESH_SECONDS)
     finally:
         streams.discard(mine)
+
+
+async def _may_go_on(request: Request) -> bool:
+    """While the database is away nobody knows, and nothing is shown but that it is away."""
+    try:
+        return await may_go_on(request)
+    except Unavailable:
+        return True
 
 
 def _event(kind: str, data: Mapping[str, object]) -> str:

@@ -49,7 +49,7 @@ from service import (
     wado,
     wado_uri,
 )
-from service.access import RouteSpec, guard_for, install
+from service.access import RouteSpec, guard_for, install, opens_page
 from service.frames import FrameShelf
 from service.headers import SecurityHeaders
 from service.https import proxy_options, serve_https
@@ -134,7 +134,7 @@ def _to_login(otherwise: ErrorHandler) -> ErrorHandler:
 
     async def handler(request: Request, error: Exception) -> Response:
         status = getattr(error, "http_status", 500)
-        opened = request.method == "GET" and "text/html" in request.headers.get("accept", "")
+        opened = opens_page(request)
         if opened and status == 401:
             query = f"?{request.url.query}" if request.url.query else ""
             return RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", 303)

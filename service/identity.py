@@ -6,8 +6,11 @@ are rows of the database (`gateway.index_session`).
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
+import secrets
 from typing import Final
 
 import jwt
@@ -21,6 +24,7 @@ from service.throttle import Throttle
 __all__ = ["Identity"]
 
 _LOCAL: Final = local_issuer("")
+DRAWN_BYTES, MARK_BYTES = 20, 12
 
 
 class Identity:
@@ -44,7 +48,7 @@ class Identity:
         Good ones are never held up by others' bad ones: behind one proxy everybody has the same address.
         """
         try:
-            return self._verified(token)
+            return self.verified(token)
         except TokenRefused as error:
             self.refuse(error.reason, address)
             raise
@@ -54,7 +58,8 @@ class Identity:
         self.refusals.refuse_login(reason, address, who)
         self.throttle.count("refused", who or address)
 
-    def _verified(self, token: str) -> Principal:
+    def verified(self, token: str) -> Principal:
+        """The same; nothing is counted."""
         if self.provider is None or (self.local and _algorithm(token) == ALGORITHM):
             return verify_token(self._gateway, token)
         return self.provider.machine(token)
@@ -69,10 +74,32 @@ class Identity:
             self.refuse(error.reason, address)
             raise
 
-    def session(self, cookie: str) -> Principal | None:
-        """Who signed in; None for a session that is over, or whose issuer's word counts no longer."""
+    def new_cookie(self) -> str:
+        """A session's value: 20 random bytes and 12 of their HMAC, so that a guessed one costs the database nothing."""
+        drawn = secrets.token_bytes(DRAWN_BYTES)
+        return _text(drawn + self._mark(self._gateway.keys.token_key()[1], drawn))
+
+    def made(self, cookie: str) -> bool:
+        """Whether `new_cookie` made it, under a key of this ring."""
+        try:
+            value = base64.b64decode(f"{cookie}=", b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        drawn, mark = value[:DRAWN_BYTES], value[DRAWN_BYTES:]
+        return any(hmac.compare_digest(mark, self._mark(key, drawn)) for key in self._gateway.keys.token_keys())
+
+    def _mark(self, key: bytes, drawn: bytes) -> bytes:
+        return hmac.digest(key, b"session/v1:" + drawn, "sha256")[:MARK_BYTES]
+
+    def session(self, cookie: str, *, used: bool = True) -> Principal | None:
+        """Who signed in; None for a session that is over, or whose issuer's word counts no longer.
+
+        used: by a person, whose session does not go idle then.
+        """
         settings = self._gateway.settings
-        row = self._gateway.index.session_of(cookie, settings.session_idle_seconds)
+        if not self.made(cookie):
+            return None
+        row = self._gateway.index.session_of(cookie, settings.session_idle_seconds, used=used)
         if row is None:
             return None
         if row.issuer.startswith(_LOCAL):  # rotating the token key ends what it signed
@@ -93,6 +120,10 @@ class Identity:
     def _signed(self, purpose: str, what: str) -> str:
         _, key = self._gateway.keys.token_key()
         return hmac.new(key, f"{purpose}:{what}".encode(), hashlib.sha256).hexdigest()
+
+
+def _text(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def _algorithm(token: str) -> str:

@@ -22,7 +22,7 @@ from gateway.bootstrap import Gateway
 from gateway.errors import NotFound, PalimpsestError, Unavailable
 from gateway.study_state import EVENT_KINDS, STATES, StudyEvent
 from gateway.uids import parse_uid
-from service.access import RouteSpec, principal_of
+from service.access import RouteSpec, may_go_on, principal_of
 from service.problems import HttpProblem
 from service.status import row_number
 from service.stow_answer import Outcome
@@ -110,7 +110,7 @@ async def _stream(request: Request, gateway: Gateway, after: int, kinds: list[st
     until, heard = time.monotonic() + STREAM_SECONDS, time.monotonic()
     try:
         yield f"retry: {RETRY_MS}\n\n".encode()
-        while time.monotonic() < until and not await request.is_disconnected():
+        while time.monotonic() < until and not await request.is_disconnected() and await may_go_on(request):
             for event in await run_in_threadpool(gateway.index.study_events, after, MOST, kinds):
                 after, heard = event.id, time.monotonic()
                 yield _frame(event)

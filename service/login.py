@@ -105,7 +105,7 @@ async def login(request: Request) -> Response:
 async def _signed_in(request: Request, principal: Principal, after: str, hint: str) -> Response:
     """A new session and its cookie; a new value each time, so that none can be planted (session fixation)."""
     gateway: Gateway = request.app.state.gateway
-    settings, cookie = gateway.settings, secrets.token_urlsafe(32)
+    settings, cookie = gateway.settings, await run_in_threadpool(identity_of(request).new_cookie)
     seconds = settings.session_seconds
     if identity_of(request).local and not hint:
         seconds = min(seconds, max(1, int(principal.until - time.time())))
@@ -218,8 +218,10 @@ def _redeemed(provider: Provider, kept: Mapping[str, Any], query: Mapping[str, s
 async def logout(request: Request) -> Response:
     """POST /logout: the session ends here, and at the identity provider where it offers that (RP-Initiated Logout 1.0).
 
-    Raises PolicyRefused ``csrf``.
+    Raises PolicyRefused ``csrf``: another site's page may not even take the cookie away.
     """
+    if not sent_from_here(request):
+        raise PolicyRefused("csrf", "The form was not sent by this page; reload it.")
     identity, cookie = identity_of(request), cookie_of(request)
     hint, known = "", await run_in_threadpool(identity.session, cookie) if cookie else None
     if known is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import socket
 import ssl
 import threading
@@ -16,6 +18,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
+from gateway import metrics
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
 from gateway.errors import TooMany
@@ -26,6 +29,7 @@ from service.api import create_app
 from service.https import proxy_options, serve_https
 from service.throttle import Throttle
 from tests.certificates import Authority
+from tests.integration.test_service_api import serving
 from tests.running import until
 
 pytestmark = pytest.mark.integration
@@ -82,6 +86,69 @@ def test_bad_tokens_are_counted_and_cost_one_line(make: Make) -> None:
         assert web.get("/api/audit", headers=bearer(gateway)).status_code == 403
         assert until(lambda: len(failed(gateway)) == 2)
     assert sorted(failed(gateway)) == [("role-not-allowed", 1), ("token-invalid", 1), ("token-invalid", 39)]
+
+
+def test_requests_of_nobody_are_counted_and_forged_cookies_read_nothing(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = make(rate_refused="20/hour")
+    read: list[str] = []
+    known = gateway.index.session_of
+    monkeypatch.setattr(
+        gateway.index, "session_of", lambda cookie, *_, **more: read.append(cookie) or known(cookie, 60)
+    )
+    page = {"Accept": "text/html"}
+    with client(gateway) as web:
+        before = metrics.REFUSED.labels(source="http", reason="token-missing")._value.get()
+        for _ in range(30):
+            assert web.get("/api/status").json()["reason"] == "token-missing"
+        assert metrics.REFUSED.labels(source="http", reason="token-missing")._value.get() == before + 30
+        assert web.get("/admin", headers=page).headers["location"].startswith("/login")  # led there: no refusal
+        forged = [secrets.token_urlsafe(32) for _ in range(18)] + ["x", "not one of ours"]
+        for value in forged:
+            web.cookies.set("palimpsest", value)
+            assert web.get("/api/status").status_code == 401
+        assert web.get("/api/status").status_code == 429 and read == []
+        web.cookies.clear()
+        assert web.post("/login", data={"token": mint_token(gateway, "admin", "root")}).status_code == 303
+        assert web.get("/api/status").status_code == 200 and len(read) == 1, "from the same address"
+        assert web.get("/api/status", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 401
+        gateway.index.sessions_end("root", "admin")
+        assert web.get("/api/status").status_code == 401
+        assert until(lambda: len(failed(gateway)) == 4)
+    found = {reason: sum(count for each, count in failed(gateway) if each == reason) for reason, _ in failed(gateway)}
+    assert found == {"token-missing": 30, "session-forged": 21, "cross-site": 1, "session-over": 1}
+    assert len(failed(gateway)) == 6, "the first of a kind, and the rest as one"
+
+
+def test_another_sites_page_cannot_sign_anybody_out(make: Make) -> None:
+    web = client(make())
+    for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://other"}):
+        told = web.post("/logout", headers=headers)  # a browser sends no Lax cookie along, and would take a new one
+        assert (told.status_code, told.json()["reason"]) == (403, "csrf") and "set-cookie" not in told.headers
+    assert web.post("/logout").status_code == 303
+
+
+@pytest.mark.parametrize("path", ["/admin/events?page=overview", "/api/events"])
+def test_a_stream_ends_when_its_session_does(make: Make, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr("service.admin.FRESH_SECONDS", 0.1)
+    gateway = make()
+    with serving(gateway) as base, httpx.Client(base_url=base, timeout=60) as web:
+
+        def stream(end: Callable[[], object], **headers: str) -> None:
+            with web.stream("GET", path, headers={"Accept": "text/event-stream", **headers}) as answer:
+                assert answer.status_code == 200
+                lines = answer.iter_lines()
+                assert next(lines).startswith("retry")
+                end()
+                list(lines)  # to its end, long before STREAM_SECONDS
+
+        assert web.post("/login", data={"token": mint_token(gateway, "admin", "root")}).status_code == 303
+        csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', web.get("/login").text)
+        assert csrf is not None
+        stream(lambda: httpx.post(f"{base}/logout", data={"csrf": csrf[1]}, cookies=dict(web.cookies)))
+        web.cookies.clear()
+        stream(lambda: gateway.keys.rotate("token"), **bearer(gateway))
 
 
 def test_who_asks_at_once_whether_we_are_ready_shares_one_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
