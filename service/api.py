@@ -52,7 +52,7 @@ from service import (
 from service.access import RouteSpec, guard_for, install, opens_page
 from service.frames import FrameShelf
 from service.headers import SecurityHeaders
-from service.https import proxy_options, serve_https
+from service.https import proxy_options, serve_https, serve_the_proxy
 from service.login import LOGIN
 from service.pages import page_of
 from service.prefetch import Prefetch
@@ -178,6 +178,7 @@ def _serve(settings: Settings, listening: socket.socket | None) -> None:
         timeout_graceful_shutdown=STOP_GRACE_SECONDS,
     )
     serve_https(config, settings)
+    serve_the_proxy(config, settings)
     server = uvicorn.Server(config)
     alive = Alive(gateway.index, new_owner("api"), "api")
     alive.start()

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from ipaddress import ip_address, ip_network
+from typing import Any, Final
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway import metrics
 from gateway.errors import Unavailable
 from gateway.settings import Settings
 from gateway.tls import FreshContext, harden
+from service.problems import problem_response
 
-__all__ = ["proxy_options", "serve_https"]
+__all__ = ["proxy_options", "serve_https", "serve_the_proxy"]
+
+#: What orchestrators ask for from wherever they run; it holds nothing.
+HEALTH: Final = frozenset({"/healthz", "/readyz"})
+NOT_BY_PROXY: Final = (
+    "This address is not that of a trusted proxy, and without one HTTP would cross the network in clear: come by the "
+    "proxy, or have PALIMPSEST_HTTP_PROXY_ADDRESSES name its address."
+)
 
 
 def proxy_options(settings: Settings) -> dict[str, Any]:
@@ -35,6 +46,33 @@ def serve_https(config: uvicorn.Config, settings: Settings) -> None:
     context.sni_callback = renew  # called for every client hello, with a name or without
     config.load()
     config.ssl = context
+
+
+def serve_the_proxy(config: uvicorn.Config, settings: Settings) -> None:
+    """Where a trusted proxy ends TLS, answer nobody but it and this machine; others get 403, or health."""
+    if settings.http_proxy != "trusted" or settings.listens_https:
+        return
+    if not config.loaded:
+        config.load()
+    networks = [ip_network(each, strict=False) for each in settings.http_proxy_addresses]
+    app: ASGIApp = config.loaded_app  # with uvicorn's own middleware inside, which puts X-Forwarded-For for the peer
+
+    async def by_proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in HEALTH or _is_one(scope, networks):
+            return await app(scope, receive, send)
+        metrics.REFUSED.labels(source="http", reason="not-by-proxy").inc()
+        return await problem_response(403, "not-by-proxy", NOT_BY_PROXY)(scope, receive, send)
+
+    config.loaded_app = by_proxy
+
+
+def _is_one(scope: Scope, networks: list[Any]) -> bool:
+    """Whether the TCP peer is in one of the networks, or is this machine."""
+    try:
+        peer = ip_address((scope.get("client") or ("",))[0])
+    except ValueError:
+        return False
+    return peer.is_loopback or any(peer in network for network in networks)
 
 
 def _context(settings: Settings) -> ssl.SSLContext:

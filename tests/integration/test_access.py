@@ -26,7 +26,7 @@ from gateway.jobs import MemoryQueue
 from gateway.settings import load_settings
 from gateway.tokens import mint_token
 from service.api import create_app
-from service.https import proxy_options, serve_https
+from service.https import proxy_options, serve_https, serve_the_proxy
 from service.throttle import Throttle
 from tests.certificates import Authority
 from tests.integration.test_service_api import serving
@@ -313,3 +313,32 @@ def test_forwarded_headers_count_from_the_trusted_proxy_alone() -> None:
         }  # fmt: skip
         asyncio.run(config.loaded_app(scope, None, None))  # type: ignore[arg-type]
         assert heard == [("198.51.100.7", "https") if believed else ("127.0.0.1", "http")]
+
+
+def test_behind_a_trusted_proxy_nobody_else_is_answered_in_clear(make: Make) -> None:
+    gateway = make(profile="production", http_host="0.0.0.0", http_proxy="trusted", http_proxy_addresses="192.0.2.0/28")
+    headers = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"}
+
+    def asked(peer: str, path: str, **changes: Any) -> httpx.Response:
+        settings = gateway.settings.model_copy(update=changes)
+        config = uvicorn.Config(create_app(gateway), lifespan="off", log_config=None, **proxy_options(settings))
+        config.load()
+        serve_the_proxy(config, settings)
+
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(config.loaded_app, client=(peer, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as web:
+                return await web.get(path, headers=headers)
+
+        return asyncio.run(ask())
+
+    for peer in ("192.0.2.9", "127.0.0.1", "::1"):
+        assert asked(peer, "/login").status_code == 200, peer
+    for peer in ("192.0.2.16", "203.0.113.9", "2001:db8::1", "no address"):
+        for path in ("/login", "/api/status", "/healthz/x"):
+            told = asked(peer, path)
+            assert (told.status_code, told.json()["reason"]) == (403, "not-by-proxy"), peer
+            assert "PALIMPSEST_HTTP_PROXY_ADDRESSES" in told.json()["detail"]
+        assert asked(peer, "/healthz").status_code == 200, "a probe of the orchestrator"
+        assert asked(peer, "/login", http_tls_cert=Path("c.pem")).status_code == 200, "over TLS of our own"
+        assert asked(peer, "/login", http_proxy="").status_code == 200
