@@ -10,14 +10,14 @@ import mmap
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
 
 from gateway.blobs import file_digest, make_durable, storage_errors, sync_folder
-from gateway.errors import IntegrityError, NotFound, Unavailable
+from gateway.errors import IntegrityError, NotFound, ObjectUnavailable, Unavailable
 from gateway.uids import parse_uid
 
 _KEY: Final = re.compile(r"[0-9a-f]{2}/[0-9.]{1,64}\.dcm")
@@ -70,6 +70,17 @@ class ArchiveStore(Protocol):
 
     def ping(self) -> None:
         """Raise Unavailable unless it can be used."""
+
+
+def read_one(archive: ArchiveStore, read: Callable[[], bytes]) -> bytes:
+    """What `read` gives of one object. Raises ObjectUnavailable where that cannot be read and the archive answers all
+    the same, Unavailable where it does not; what `read` raises else.
+    """
+    try:
+        return read()
+    except Unavailable as error:
+        archive.ping()
+        raise ObjectUnavailable(error.reason, error.message, error.retry_after) from None
 
 
 class FilesystemArchive:
@@ -136,10 +147,11 @@ class FilesystemArchive:
 
     def keys(self) -> Iterator[str]:
         """See ArchiveStore."""
-        for path in self.folder.glob("[0-9a-f][0-9a-f]/*.dcm"):
-            key = f"{path.parent.name}/{path.name}"
-            if is_key(key):
-                yield key
+        for shard in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
+            for path in sorted(shard.glob("*.dcm")):
+                key = f"{shard.name}/{path.name}"
+                if is_key(key):
+                    yield key
 
     def ping(self) -> None:
         """See ArchiveStore."""

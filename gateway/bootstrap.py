@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.archive import ArchiveStore, FilesystemArchive
 from gateway.archive_s3 import S3Archive
 from gateway.blobs import BlobStore, storage_errors
+from gateway.errors import PolicyRefused
 from gateway.groupcommit import GroupCommit
 from gateway.index import Index
 from gateway.index_rows import InstanceRow
@@ -21,6 +23,11 @@ from gateway.receipts import Receipt, receipts
 from gateway.settings import Settings, load_settings
 from gateway.spool import Spool
 from gateway.transport import check_backends
+
+UNFINISHED_RESTORE: Final = (
+    "a restore was stopped before it forgot patients that were shredded after the backup: nothing is shown of it. Move "
+    "the database aside and run `palimpsest restore` again, or finish this one by `palimpsest rebuild --add`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +54,18 @@ class Gateway:
 
 
 def build(
-    settings: Settings | None = None, *, queue: JobQueue | None = None, archive: ArchiveStore | None = None
+    settings: Settings | None = None,
+    *,
+    queue: JobQueue | None = None,
+    archive: ArchiveStore | None = None,
+    restoring: bool = False,
 ) -> Gateway:
     """Make the folders, bring the database up to date, open (or create) the key ring.
 
     The ring is created only while nothing was archived yet: a lost ring must not be replaced unnoticed. Raises
-    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place, insecure transport), BadPolicy (policy
-    file).
+    Unavailable, OutOfResources, PolicyRefused (key ring permissions or place, insecure transport, ``newer-release``),
+    BadPolicy (policy file). A restored backup in which shredded patients may stand again is refused
+    (``restore-unfinished``) but to whoever is restoring.
     """
     settings = settings or load_settings()
     check_backends(settings)
@@ -63,6 +75,9 @@ def build(
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     index = Index(settings.database)
     index.create()
+    if not restoring and index.restore_unfinished():
+        index.close()
+        raise PolicyRefused("restore-unfinished", UNFINISHED_RESTORE)
     keys = KeyRing.load_or_create(
         settings.keys_dir,
         archive_dir=settings.archive_dir,

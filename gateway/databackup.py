@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -24,6 +25,8 @@ from sqlalchemy import Connection
 from gateway.blobs import CHUNK, storage_errors, sync_folder
 from gateway.database import Database
 from gateway.errors import IntegrityError, PolicyRefused
+from gateway.index_care import put_care
+from gateway.index_rebuild import RESTORE
 from gateway.index_schema import HEAD, instance, metadata
 
 __all__ = ["Dumped", "dump_database", "load_database"]
@@ -73,23 +76,31 @@ def digest_of(path: Path) -> tuple[str, int]:
     return hasher.hexdigest(), size
 
 
-def load_database(database: Database, path: Path) -> dict[str, int]:
+def load_database(database: Database, path: Path, *, restoring: bool = False) -> dict[str, int]:
     """Fill an empty database in one transaction; rows by table. The schema is brought up to date afterwards.
 
-    Raises PolicyRefused ``index-not-empty``, IntegrityError ``backup-damaged``, Unavailable.
+    restoring: `Index.restore_unfinished` holds from that commit on, until `Index.restore_over`. Raises PolicyRefused
+    ``index-not-empty``, ``newer-release``; IntegrityError ``backup-damaged``, Unavailable.
     """
     with storage_errors(), path.open("rb") as file:
         lines = _lines(file)
         head = next(lines, None)
-        if not isinstance(head, dict) or head.get("format") != FORMAT or head.get("version") != VERSION:
+        if not isinstance(head, dict) or head.get("format") != FORMAT:
             raise _damaged("it is no copy of a database of this program")
-        database.create(str(head["revision"]))
+        version, revision = head.get("version"), head.get("revision")
+        if isinstance(version, int) and version > VERSION:
+            raise PolicyRefused("newer-release", "this backup is of a newer release: install that one or a newer one")
+        if version != VERSION or not isinstance(revision, str) or not re.fullmatch("[0-9]{4}", revision):
+            raise _damaged("it does not say of which release it is")
+        database.create(revision)
         with database.write() as conn:
             if conn.execute(sa.select(sa.func.count()).select_from(sa.table(instance.name))).scalar_one():
                 message = "the database is not empty: move it aside, or name another one, and restore again"
                 raise PolicyRefused("index-not-empty", message)
             found = _load(conn, lines)
             _continue_numbers(conn)
+            if restoring:
+                put_care(conn, RESTORE, {"state": "running"}, database.now())
     database.create()
     return found
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import IntegrityError as ConstraintError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from gateway.errors import IntegrityError, OutOfResources, PalimpsestError, Unavailable
+from gateway.errors import IntegrityError, OutOfResources, PalimpsestError, PolicyRefused, Unavailable
 from gateway.index_schema import HEAD
 
 BUSY_SECONDS: Final = 30.0
@@ -53,7 +53,8 @@ class Database:
     def create(self, revision: str = HEAD) -> None:
         """Bring the schema up to date (Alembic); safe to call from many processes at once.
 
-        revision: an older one, for rows of an older release; a newer one is never gone back from.
+        revision: an older one, for rows of an older release; a newer one is never gone back from. Raises PolicyRefused
+        ``newer-release`` for one that this release does not know, asked for or found; Unavailable, OutOfResources.
         """
         if self.dialect == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +135,15 @@ class Database:
     def _migrate(self, revision: str) -> None:
         from alembic import command  # 0.3 s of import that only the first start of a release needs
         from alembic.config import Config
+        from alembic.script import ScriptDirectory
 
         config = Config()
         config.set_main_option("script_location", "gateway:migrations")
+        known = {each.revision for each in ScriptDirectory.from_config(config).walk_revisions()}
+        for each in (revision, self._revision() or revision):
+            if each not in known:
+                message = f"the database is of a newer release (schema {each}; this release knows those up to {HEAD})"
+                raise PolicyRefused("newer-release", f"{message}: install that one or a newer one")
         with self._engine.connect().execution_options(palimpsest_migration=True) as conn, conn.begin():
             config.attributes["connection"] = conn
             command.upgrade(config, revision)

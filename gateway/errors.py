@@ -13,6 +13,7 @@
     |- NotFound             nobody's: there is no such thing                 404 / 0x0112
     |- Gone                 was here, and was destroyed on purpose           410 / 0x0112
     |- Unavailable          ours and passing: retry after `retry_after` s    503 / 0xA700
+    |  |- ObjectUnavailable one archive object's, while the archive answers: go on with the others     503 / 0xA700
     |  `- TooMany           the asker's pace: retry after `retry_after` s    429 / 0xA700
     |- IntegrityError       bytes are not what their digest says: never retry, never serve   500 / 0x0110
     |- Unsupported          the codec's: the object goes on as PASSTHROUGH   415 / 0x0122
@@ -137,6 +138,10 @@ class Unavailable(PalimpsestError):
     def problem(self) -> dict[str, Any]:
         """As the parent's, with the seconds to wait."""
         return {**super().problem(), "retry_after": self.retry_after}
+
+
+class ObjectUnavailable(Unavailable):
+    """One archive object cannot be read now, while the archive itself answers."""
 
 
 class TooMany(Unavailable):

@@ -5,7 +5,7 @@ forwards, each object in one transaction, so that a rebuild may be stopped anywh
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -19,13 +19,14 @@ from gateway.index_care import put_care, put_superseded
 from gateway.index_forward import put_forward
 from gateway.index_intake import fetch
 from gateway.index_rows import InstanceRow, NewInstance
-from gateway.index_schema import forward, instance, proof, stego_export, study, superseded
+from gateway.index_schema import care, forward, instance, proof, stego_export, study, superseded
 from gateway.index_search import put_attributes
 from gateway.instance import UNFINISHED, Form, ForwardState, State
 
-__all__ = ["FoundExport", "FoundInstance", "Placed", "Rebuilding"]
+__all__ = ["RESTORE", "FoundExport", "FoundInstance", "Placed", "Rebuilding"]
 
 CURSOR: Final = "rebuild"
+RESTORE: Final = "restore"
 PAGE: Final = 200
 ASSUMED: Final = "assumed"  # proof of a forward that must have been sent, because the source was released
 Placed = Literal["added", "attached", "known", "duplicate", "superseded"]
@@ -96,6 +97,19 @@ class Rebuilding(Database):
         with self.read() as conn:
             return conn.execute(sa.select(instance.c.id).limit(1)).first() is None
 
+    def restore_unfinished(self) -> bool:
+        """Whether this is a restored backup in which patients may stand that were shredded after it was made."""
+        query = sa.select(care.c.value).where(care.c.name == RESTORE)
+        with self.read() as conn:
+            text = conn.execute(query).scalar()
+        return text is not None and json.loads(text).get("state") == "running"
+
+    def restore_over(self) -> None:
+        """They were forgotten again: the gateway may start."""
+        if self.restore_unfinished():
+            with self.write() as conn:
+                put_care(conn, RESTORE, {"state": "done"}, self.now())
+
     def rebuild_begin(self, actor: str) -> None:
         """From now on an index that is not empty is a rebuild that was stopped."""
         with self.write() as conn:
@@ -119,16 +133,19 @@ class Rebuilding(Database):
         with self.read() as conn:
             return any(conn.execute(query.limit(1)).first() is not None for query in queries)
 
-    def rebuild_add(self, found: Sequence[FoundInstance], actor: str) -> list[Placed]:
+    def rebuild_add(
+        self, found: Sequence[FoundInstance], actor: str, generation_of: Callable[[InstanceRow], int]
+    ) -> list[Placed]:
         """Record all instances of one archive object; what became of each.
 
         attached: the instance was known, unfinished or under an older object; superseded: it has a newer one;
-        duplicate: the same data set was archived under another file meta information. Audited as verified, because
+        duplicate: the same data set was archived under another file meta information. generation_of: that of a row's
+        object; the highest is the instance's, in whatever order they come. Audited as verified, because
         each was restored and compared with its signed record.
         """
         now = self.now()
         with self.write() as conn:
-            return [_place(conn, each, actor, now) for each in found]
+            return [_place(conn, each, actor, now, generation_of) for each in found]
 
     def rebuild_export(self, found: FoundExport) -> bool:
         """Record a stego object; False if its instance is not known."""
@@ -173,10 +190,12 @@ class Rebuilding(Database):
             return int(conn.execute(query).scalar_one())
 
 
-def _place(conn: Connection, found: FoundInstance, actor: str, now: float) -> Placed:
+def _place(
+    conn: Connection, found: FoundInstance, actor: str, now: float, generation_of: Callable[[InstanceRow], int]
+) -> Placed:
     row = _find(conn, instance.c.digest == found.new.digest)
     if row is not None:
-        return _join(conn, row, found, actor, now)
+        return _join(conn, row, found, actor, now, older=found.generation <= generation_of(row))
     same = sa.and_(
         instance.c.transfer_syntax == found.new.transfer_syntax, instance.c.dataset_digest == found.new.dataset_digest
     )
@@ -197,12 +216,12 @@ def _place(conn: Connection, found: FoundInstance, actor: str, now: float) -> Pl
     return "added"
 
 
-def _join(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, now: float) -> Placed:
-    """A known instance: this object is its own, or a newer one, or an older one."""
+def _join(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, now: float, *, older: bool) -> Placed:
+    """A known instance: this object is its own, or a newer one, or an older one (or as old: the known one stays)."""
     if row.archive_key == found.archive_key:
         return "known"
     if row.state not in UNFINISHED:
-        if found.generation == 0:
+        if older:
             put_superseded(conn, row.id, found.archive_key, found.archive_digest, found.archived_size, now)
             _share(conn, row.id, found)
             return "superseded"

@@ -35,6 +35,7 @@ from gateway.index_schema import (
     study,
     study_event,
     study_evidence,
+    superseded,
 )
 from gateway.instance import UNFINISHED, Form, ForwardState
 
@@ -153,6 +154,40 @@ class Shredding(Database):
                         "accession_pseudonym": None,
                     }
                     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
+
+    def sealed_after(self, last: int, key_ids: Sequence[str], limit: int) -> list[InstanceRow]:
+        """Archived instances under these patient keys that were not forgotten, by number, behind `last`."""
+        c = instance.c
+        query = sa.select(instance).where(c.id > last, c.patient_key.in_(key_ids), c.archive_key.is_not(None))
+        with self.read() as conn:
+            page = conn.execute(query.where(c.shredded_at.is_(None)).order_by(c.id).limit(limit)).mappings()
+            return [InstanceRow.of(row) for row in page]
+
+    def unfinished_after(self, last: int, limit: int) -> list[tuple[InstanceRow, str | None]]:
+        """Unfinished instances by number, behind `last`, with the Patient ID as received; None: not indexed yet."""
+        joined = instance.outerjoin(attributes, attributes.c.instance_id == instance.c.id)
+        joined = joined.outerjoin(coercion, coercion.c.instance_id == instance.c.id)
+        named = sa.case((attributes.c.instance_id.is_not(None), _original_id())).label("named")
+        query = sa.select(instance, named).select_from(joined).where(instance.c.state.in_(UNFINISHED))
+        with self.read() as conn:
+            page = conn.execute(query.where(instance.c.id > last).order_by(instance.c.id).limit(limit)).mappings()
+            return [(InstanceRow.of(row), row["named"]) for row in page]
+
+    def discard_forgotten(self) -> int:
+        """Delete forgotten instances of which this database knows no archive object, only that they once came; how
+        many. Their sources were shredded: nobody can finish them.
+        """
+        forgotten = sa.and_(instance.c.state.in_(UNFINISHED), instance.c.shredded_at.is_not(None))
+        with self.write() as conn:
+            ids = list(conn.execute(sa.select(instance.c.id).where(forgotten)).scalars())
+            for page in _pages(ids):
+                sent = sa.select(forward.c.id).where(_of(forward, page))
+                conn.execute(sa.delete(commitment_item).where(commitment_item.c.forward_id.in_(sent)))
+                conn.execute(sa.delete(rejection).where(rejection.c.note_id.in_(page)))
+                for table in (forward, proof, attributes, stego_export, coercion, superseded):
+                    conn.execute(sa.delete(table).where(_of(table, page)))
+                conn.execute(sa.delete(instance).where(instance.c.id.in_(page)))
+        return len(ids)
 
     def shredded_keys(self) -> set[str]:
         """Ids of the patient keys that were destroyed, as far as instances name them."""

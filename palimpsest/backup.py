@@ -107,15 +107,18 @@ def _write_durably(path: Path, data: bytes) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a backup whose files are what it says. Raises PolicyRefused ``backup-refused``, IntegrityError
-    ``backup-damaged``.
+    """The manifest of a backup whose files are what it says. Raises PolicyRefused ``backup-refused``,
+    ``newer-release``, IntegrityError ``backup-damaged``.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (str(each["sha256"]), int(each["size"])) for name, each in manifest["files"].items()}
         known = manifest["format"] == FORMAT and manifest["version"] == VERSION and set(files) == {DATABASE, KEYS}
+        newer = manifest["format"] == FORMAT and int(manifest["version"]) > VERSION
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = False
+        known = newer = False
+    if newer:
+        raise PolicyRefused("newer-release", f"{folder} is of a newer release: install that one or a newer one")
     if not known:
         raise PolicyRefused("backup-refused", f"{folder} holds no finished backup of this program")
     for name, expected in files.items():
@@ -135,13 +138,14 @@ def restore_backup(
 ) -> Restored:
     """Bring database and key ring back. A key ring that is here stays: it knows of all later shreddings.
 
-    Raises PolicyRefused ``index-not-empty``, ``backup-refused``; IntegrityError ``backup-damaged``; Unavailable.
+    Raises PolicyRefused ``index-not-empty``, ``backup-refused``, ``newer-release``; IntegrityError ``backup-damaged``;
+    Unavailable.
     """
     manifest = read_manifest(folder)
     open_backup(read_backup(folder / KEYS), passphrase)  # before anything is changed: is this the right passphrase?
     index = Index(settings.database)
     try:
-        rows = load_database(index, folder / DATABASE)
+        rows = load_database(index, folder / DATABASE, restoring=True)
         shredded = index.shredded_keys()
     finally:
         index.close()
@@ -151,7 +155,7 @@ def restore_backup(
             folder / KEYS, passphrase, settings.keys_dir, archive_dir=settings.archive_dir,
             master=open_master(settings), shredded=shredded,
         )  # fmt: skip
-    gw = build(settings)
+    gw = build(settings, restoring=True)
     try:
         head = last_head(heads_folder(gw))
         if head is not None and head.seq > int(manifest["audit_seq"]):

@@ -22,12 +22,12 @@ console = Console()
 
 
 @contextmanager
-def open_gateway(home: Path | None) -> Iterator[Gateway]:
-    """The gateway of a home folder for one command."""
+def open_gateway(home: Path | None, *, restoring: bool = False) -> Iterator[Gateway]:
+    """The gateway of a home folder for one command. restoring: one that finishes what a restore has begun."""
     from gateway.bootstrap import build
     from gateway.settings import load_settings
 
-    gateway = build(load_settings(**({"home": home} if home else {})))
+    gateway = build(load_settings(**({"home": home} if home else {})), restoring=restoring)
     try:
         yield gateway
     finally:

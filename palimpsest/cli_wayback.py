@@ -68,7 +68,7 @@ def rebuild(
     from worker.rebuild import rebuild as run
 
     require_ring(load_settings(**({"home": home} if home else {})))
-    with open_gateway(home) as gateway:
+    with open_gateway(home, restoring=True) as gateway:
         report = run(gateway, add=add, forwards=forwards.value, progress=_progress())
     _tell(report)
     if not report.ok:
@@ -125,7 +125,9 @@ def scrub(
     list_: Annotated[bool, typer.Option("--list", help="Only list what is known to be damaged.")] = False,
     home: Home = None,
 ) -> None:
-    """Read and decode archived objects again; mend what is damaged where another copy is. Exit 1 if damage is left.
+    """Read and decode archived objects again; mend what is damaged where another copy is.
+
+    Exit 1 if damage is left, or an object could not be read.
 
     The sweep does the same all the time, slowly: PALIMPSEST_SCRUB_SAMPLE objects a day, everything every
     PALIMPSEST_SCRUB_WHOLE_DAYS.
@@ -136,19 +138,22 @@ def scrub(
 
     if everything + bool(sample) + list_ != 1:
         raise PolicyRefused("bad-option", "say one of --all, --sample N, --list")
+    unread: list[tuple[str, str]] = []
     with open_gateway(home) as gateway:
         if not list_:
             settings = gateway.settings
             with Verifier(settings.keys_dir, memory_bytes=settings.worker_memory_bytes, settings=settings) as verifier:
                 report = run(gateway, verifier, "whole" if everything else "drawn", count=sample)
-            mended = dict(report.mended)
+            mended, unread = dict(report.mended), report.unread
             console.print(f"{report.checked} objects, {len(report.damaged)} damaged, {len(mended)} mended")
         left = gateway.index.damages()
     for each in left:
         console.print(
             f"[bold red]damaged[/bold red] {each.archive_key}: {each.reason}", highlight=False, soft_wrap=True
         )
-    raise typer.Exit(1 if left else 0)
+    for key, reason in unread:
+        console.print(f"[bold red]not readable now[/bold red] {key}: {reason}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if left or unread else 0)
 
 
 def export(
@@ -198,6 +203,7 @@ def _tell(report: RebuildReport) -> None:
     for name, reason in report.unreadable[:SHOWN]:
         console.print(f"[red]not readable[/red] {name}: {reason}", highlight=False, soft_wrap=True)
     if report.failed:
-        console.print(f"[bold red]{report.failed} could not be read[/bold red]: `palimpsest scrub --list` names them")
+        console.print(f"[bold red]{report.failed} could not be read[/bold red]: `palimpsest scrub --list` names those")
+        console.print("that are damaged; for the others run `palimpsest rebuild --add` when the archive gives them out")
         return
     console.print("Now make a new key backup: outside the demo profile the spool waits for one.", highlight=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -22,10 +22,18 @@ from typing import Final, Literal
 from gateway.accept import adopt_orphan
 from gateway.audit_restart import restart_trail
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, InvalidInstance, NotFound, PalimpsestError, PolicyRefused, Unavailable
+from gateway.errors import (
+    IntegrityError,
+    InvalidInstance,
+    NotFound,
+    ObjectUnavailable,
+    PalimpsestError,
+    PolicyRefused,
+    Unavailable,
+)
 from gateway.index_rebuild import FoundExport, FoundInstance
 from worker.indexing import KEY_OBJECT_SELECTION, rejected_by
-from worker.reopen import UNKNOWN_PLACE, reopen
+from worker.reopen import UNKNOWN_PLACE, generation_of, reopen
 from worker.reshred import shred_again
 
 __all__ = ["Forwards", "Progress", "RebuildReport", "rebuild"]
@@ -33,6 +41,7 @@ __all__ = ["Forwards", "Progress", "RebuildReport", "rebuild"]
 Forwards = Literal["auto", "done", "again"]
 ACTOR: Final = "rebuild"
 JUDGED: Final = 500  # studies judged at once
+MAX_IN_A_ROW: Final = 20  # objects that cannot be read now: then it is the archive
 MAX_NAMED: Final = 1000  # unreadable objects in a report; all of them are counted, and listed by `scrub --list`
 #: what was shown under another identity is shown under its own again: somebody must know
 LOST: Final = (
@@ -91,14 +100,16 @@ def rebuild(
         shred_again(gw, ACTOR)  # a restore that was killed may have left names of patients that are shredded
         gw.index.rebuild_begin(ACTOR)
         with tempfile.TemporaryFile("w+", dir=gw.settings.run_dir) as later:
-            for key in gw.archive.keys():  # noqa: SIM118 - an archive is no mapping
-                exported = _object(gw, key, forwards, report)
-                if exported:
+
+            def read(key: str) -> None:
+                if _object(gw, key, forwards, report):
                     later.write(f"{key}\n")
                 progress(report)
+
+            _each(gw.archive.keys(), read, report)
             later.seek(0)
-            for line in later:
-                _stego(gw, line.strip(), report)
+            _each((line.strip() for line in later), lambda key: _stego(gw, key, report), report)
+        shred_again(gw, ACTOR)  # what a restored database holds unfinished, and the archive shows to be shredded
         _rejections(gw)
         _adopt(gw, report)
         if not add:
@@ -107,6 +118,29 @@ def rebuild(
         gw.index.rebuild_end(ACTOR, report.counts["added"] + report.counts["attached"], report.failed)
     progress(report)
     return report
+
+
+def _each(keys: Iterable[str], work: Callable[[str], None], report: RebuildReport) -> None:
+    """Do that for each key; an object that cannot be read now is passed over, and tried once more at the end.
+
+    Raises ObjectUnavailable where so many fail that it is not theirs.
+    """
+    passed: list[str] = []
+    in_a_row = 0
+    for key in keys:
+        try:
+            work(key)
+            in_a_row = 0
+        except ObjectUnavailable:
+            in_a_row += 1
+            passed.append(key)
+            if in_a_row > MAX_IN_A_ROW or len(passed) > MAX_NAMED:
+                raise
+    for key in passed:
+        try:
+            work(key)
+        except ObjectUnavailable as error:
+            report.fail(key, error.reason)
 
 
 @contextmanager
@@ -133,7 +167,11 @@ def _object(gw: Gateway, key: str, forwards: Forwards, report: RebuildReport) ->
     gw.index.damage_over(key, ACTOR)
     if found.kind == "instances":
         routed = [_routed(each, forwards) for each in found.instances]
-        report.counts.update(gw.index.rebuild_add(routed, ACTOR))
+        report.counts.update(
+            gw.index.rebuild_add(
+                routed, ACTOR, lambda row: generation_of(gw, row.digest, row.patient_key, row.envelope_uid)
+            )
+        )
         report.counts["shredded"] += sum(each.shredded_at is not None for each in routed)
     elif found.kind == "weights":
         report.counts["weights"] += 1

@@ -19,6 +19,7 @@ from typing import Any, Final
 import pydicom
 
 from codec.header import CODERS
+from gateway.archive import read_one
 from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway
 from gateway.errors import IntegrityError, InvalidInstance
@@ -47,7 +48,7 @@ from worker.stegoside import open_restoration, parse_restoration_envelope, stego
 from worker.weightobject import FORMAT_NAME as WEIGHTS_FORMAT
 from worker.weightobject import needed_weights
 
-__all__ = ["TEMPORARY", "Reopened", "reopen"]
+__all__ = ["TEMPORARY", "Reopened", "generation_of", "reopen"]
 
 TEMPORARY: Final = "rebuilding-"  # temporary files in the run folder begin so; after a kill the sweep finds them by it
 RESTORATION: Final = {SectionType.CONTEXT, SectionType.WRAPS, SectionType.RECORD, SectionType.SIDE}
@@ -85,9 +86,9 @@ def reopen(gw: Gateway, key: str) -> Reopened:
     """Read one object of the archive, and restore every instance that it holds.
 
     Raises IntegrityError (``not-an-envelope`` for what is none of ours, ``key-missing``, ``seal-refused``, damage),
-    NotFound, Unavailable (archive or key ring away).
+    NotFound, ObjectUnavailable (this one alone), Unavailable (archive or key ring away).
     """
-    data = gw.archive.read_unchecked(key)
+    data = read_one(gw.archive, lambda: gw.archive.read_unchecked(key))
     if format_of(data) == WEIGHTS_FORMAT:
         return Reopened("weights")
     if format_of(data) != FORMAT_NAME:
@@ -152,7 +153,7 @@ def _known(
         calling_ae=record.calling_ae[:64], priority=5, pixel_digest=pixel_digest(path) if rebuilt.exact else None,
     )  # fmt: skip
     coders, blobs = _coders(sections)
-    generation = _generation(found, record.file_sha256, key_id) if member is None else 0
+    generation = generation_of(gw, record.file_sha256, key_id, found.uid) if member is None else 0
     return FoundInstance(
         new, _moment(record.received_at), found.key, found.digest, _share(found, member), found.uid, member,
         rebuilt.form, "+".join(coders) or None, _carrier(sections), _payload(sections), _coded(sections, blobs),
@@ -251,11 +252,16 @@ def _has(gw: Gateway, key_id: str) -> bool:
     return True
 
 
-def _generation(found: _Object, file_sha256: str, key_id: str | None) -> int:
-    """How often the instance was coded anew, as the object's UID tells; 0 also where it does not tell."""
-    pseudonyms = found.gw.keys.pseudonym_key()
-    names = (envelope_uid(file_sha256, pseudonyms, key_id or "", number) for number in range(1, MAX_GENERATION))
-    return next((number for number, uid in enumerate(names, 1) if uid == found.uid), 0)
+def generation_of(gw: Gateway, file_sha256: str, key_id: str | None, uid: str | None) -> int:
+    """Which of an instance's objects this is, as its UID tells: the newer, the higher; 0: the first, or untold.
+
+    They are counted anew under each pseudonym key (worker/recode.py), so those of a newer key come after all others.
+    """
+    for age, pseudonyms in enumerate(reversed(gw.keys.pseudonym_keys())):
+        for number in range(1, MAX_GENERATION):
+            if envelope_uid(file_sha256, pseudonyms, key_id or "", number) == uid:
+                return age * MAX_GENERATION + number
+    return 0
 
 
 def _moment(text: str) -> float:

@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from itertools import chain
+from typing import Final
 
 from gateway.bootstrap import Gateway
 from gateway.hotcache import cache_of
 from gateway.index import InstanceRow
 from gateway.instance import State
 from gateway.pseudonym import pseudonym_uid
+from worker.sealing import patient_label
 
 __all__ = ["shred_again"]
 
-PAGE = 500
+PAGE: Final = 500  # keys asked for at once, and rows held at once
+SLACK: Final = 1.0  # seconds between the clocks of whoever received and whoever shredded
 
 
 def shred_again(gw: Gateway, actor: str) -> int:
-    """Forget every archived instance whose patient's key is destroyed; how many. Again: nothing happens.
+    """Forget every instance that a shredding took which the database does not know of; how many. Then a restore that
+    was stopped before this is over. Again: nothing happens.
 
-    What is not archived yet stays: it is sealed to another key. Raises Unavailable.
+    What is not archived and still in the spool stays: it is sealed to another key. Raises Unavailable.
     """
+    forgotten = 0
+    for rows in chain(_sealed(gw), _abandoned(gw)):
+        gw.index.shred_begin(actor, len(rows), "restored-backup", None)
+        _forget(gw, rows, actor)
+        forgotten += len(rows)
+    gw.index.discard_forgotten()
+    if forgotten or gw.index.restore_unfinished():
+        gw.index.scrub_freed()
+    if forgotten:
+        gw.index.shred_done(actor, forgotten, "restored-backup", None, partial=False)
+    gw.index.restore_over()
+    return forgotten
+
+
+def _sealed(gw: Gateway) -> Iterator[list[InstanceRow]]:
+    """Archived instances under keys that are destroyed, a page at a time."""
     key_ids = [stone.id for stone in gw.keys.tombstones()]
-    pages = (key_ids[at : at + PAGE] for at in range(0, len(key_ids), PAGE))
-    return sum(_forget(gw, page, actor) for page in pages)
+    for at in range(0, len(key_ids), PAGE):
+        last = 0
+        while rows := gw.index.sealed_after(last, key_ids[at : at + PAGE], PAGE):
+            last = rows[-1].id
+            yield rows
 
 
-def _forget(gw: Gateway, key_ids: list[str], actor: str) -> int:
-    rows = [row for row in gw.index.subject(key_ids, "", "").rows if _remembered(row)]
-    if not rows:
-        return 0
-    gw.index.shred_begin(actor, len(rows), "restored-backup", None)
+def _abandoned(gw: Gateway) -> Iterator[list[InstanceRow]]:
+    """Unfinished instances whose file a shredding took: the database is from before they were archived."""
+    destroyed = {stone.id: _moment(stone.destroyed) for stone in gw.keys.tombstones()}
+    last = 0
+    while page := gw.index.unfinished_after(last, PAGE):
+        last = page[-1][0].id
+        if rows := [
+            row for row, named in page if not gw.spool.exists(row.digest) and _taken(gw, row, named, destroyed)
+        ]:
+            yield rows
+
+
+def _taken(gw: Gateway, row: InstanceRow, patient_id: str | None, destroyed: Mapping[str, float]) -> bool:
+    """Whether its patient was shredded after it came: by its key, by its patient's keys, or, where it was not indexed
+    yet and nothing tells whose it is, by what the archive's object of the same instance says (after a rebuild).
+    """
+    if row.patient_key in destroyed:
+        return True
+    since = row.received_at - SLACK
+    if patient_id is not None:
+        label = patient_label(patient_id, row.study_uid or f"palimpsest/no-study/{row.digest}")
+        if any(destroyed.get(each, 0.0) >= since for each in gw.keys.patient_key_ids(label)):
+            return True
+    names = (pseudonym_uid(row.sop_uid, each) for each in gw.keys.pseudonym_keys())
+    return any((twin.shredded_at or 0.0) >= since for name in names for twin in gw.index.versions(name))
+
+
+def _forget(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:
     for row in rows:
         if row.state is State.ARCHIVED:
             gw.index.set_released(row.id, actor)
@@ -41,10 +90,11 @@ def _forget(gw: Gateway, key_ids: list[str], actor: str) -> int:
         rename=lambda uid: pseudonym_uid(uid, pseudonyms),
         rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
     )
-    gw.index.scrub_freed()
-    gw.index.shred_done(actor, len(rows), "restored-backup", None, partial=False)
-    return len(rows)
 
 
-def _remembered(row: InstanceRow) -> bool:
-    return row.shredded_at is None and row.patient_key is not None and row.archive_key is not None
+def _moment(text: str) -> float:
+    """Seconds since the epoch, 0 for what is no time."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return 0.0

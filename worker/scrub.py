@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, Literal
 
+from gateway.archive import read_one
 from gateway.audit import AuditEvent
 from gateway.bootstrap import Gateway
-from gateway.errors import IntegrityError, NotFound, PalimpsestError
+from gateway.errors import IntegrityError, NotFound, ObjectUnavailable, PalimpsestError
 from gateway.index_care import ArchivedObject
 from gateway.index_rows import InstanceRow
 from gateway.instance import Form
@@ -35,6 +36,8 @@ PAGE: Final = 50  # objects between two notes of where it stands
 LOOK_SECONDS: Final = 60.0
 LOWEST: Final = 19  # nice(2)
 ACTOR: Final = "scrub"
+MAX_IN_A_ROW: Final = 20  # objects that cannot be read now: then it is the archive
+MAX_UNREAD: Final = 1000
 #: what is wrong where the bytes are not those that were recorded: the recorded ones, from elsewhere, mend it
 OF_THE_BYTES: Final = frozenset({"missing", "digest-mismatch", "archive-read-back", "unreadable"})
 #: what the proving process may fail of under a load that has it starve: no sign of damage
@@ -44,18 +47,20 @@ UNDECIDED: Final = frozenset({"verifier-timeout", "verifier-crashed", "memory"})
 @dataclass(slots=True)
 class ScrubReport:
     """checked: objects; damaged: (archive key, reason); mended: (archive key, where from); undecided: the proving
-    process had no time or no memory for them: their digest is right.
+    process had no time or no memory for them: their digest is right. unread: (archive key, reason), twice not to be
+    read while others could: nothing is known of them.
     """
 
     checked: int = 0
     undecided: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
     mended: list[tuple[str, str]] = field(default_factory=list)
+    unread: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """True if nothing is damaged that was not mended."""
-        return len(self.mended) == len(self.damaged)
+        """True if everything was read, and nothing is damaged that was not mended."""
+        return len(self.mended) == len(self.damaged) and not self.unread
 
 
 def scrub(
@@ -73,19 +78,41 @@ def scrub(
         if kind != "whole":
             rows = gw.index.archived_sample(count, gw.index.now())
             state["keys"] = sorted({str(row.archive_key) for row in rows})
+    in_a_row = 0
     for found in _objects(gw, kind, state):
         began = time.monotonic()
-        _check(gw, verifier, found, report)
+        try:
+            _check(gw, verifier, found, report)
+            in_a_row = 0
+        except ObjectUnavailable:
+            in_a_row += 1
+            state["unread"] = [*state.get("unread", ()), found.key]
+            if in_a_row > MAX_IN_A_ROW or len(state["unread"]) > MAX_UNREAD:
+                raise
         state |= {"checked": state["checked"] + 1, "cursor": found.key}
         if not paced(time.monotonic() - began):
             gw.index.care_set(name, {**state, "damaged": state["damaged"] + len(report.damaged)})
             return report
         if report.checked % PAGE == 0:
             gw.index.care_set(name, state)
+    _once_more(gw, verifier, state.pop("unread", []), report)
     gw.index.care_set(name, {**state, "keys": [], "cursor": "", "ended": gw.index.now()})
     outcome: Any = "success" if report.ok else "failure"
     gw.index.audit(AuditEvent("scrubbed", ACTOR, outcome, detail={"kind": kind, "count": state["checked"]}))
     return report
+
+
+def _once_more(gw: Gateway, verifier: Verifier, keys: list[str], report: ScrubReport) -> None:
+    """What could not be read is tried again at the end; what cannot be read then, either, is named."""
+    for key in keys:
+        found = gw.index.archived_object(key)
+        try:
+            if found is not None:
+                _check(gw, verifier, found, report)
+        except ObjectUnavailable as error:
+            report.unread.append((key, error.reason))
+            message = f"the archive does not give out one object ({error.reason}), others it does: look at it there"
+            gw.index.alert_raise("archive-unread", key[-64:], message, "warning")
 
 
 def _objects(gw: Gateway, kind: Kind, state: dict[str, Any]) -> Iterator[ArchivedObject]:
@@ -102,8 +129,8 @@ def _objects(gw: Gateway, kind: Kind, state: dict[str, Any]) -> Iterator[Archive
 
 
 def _check(gw: Gateway, verifier: Verifier, found: ArchivedObject, report: ScrubReport) -> None:
-    report.checked += 1
     problem = problem_of(gw, verifier, found)
+    report.checked += 1
     if problem is None:
         gw.index.damage_over(found.key, ACTOR)
         return
@@ -134,9 +161,9 @@ def _forgotten(gw: Gateway, found: ArchivedObject) -> bool:
 
 
 def problem_of(gw: Gateway, verifier: Verifier, found: ArchivedObject) -> str | None:
-    """Why an archived object is not what was recorded; None if it is. Raises Unavailable."""
+    """Why an archived object is not what was recorded; None if it is. Raises ObjectUnavailable, Unavailable."""
     try:
-        data = gw.archive.get(found.key, found.digest)
+        data = read_one(gw.archive, lambda: gw.archive.get(found.key, found.digest))
         if sha256(data).hexdigest() != found.digest:
             return "archive-read-back"
     except NotFound:

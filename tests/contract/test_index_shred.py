@@ -10,7 +10,7 @@ import pytest
 
 from gateway import database
 from gateway.audit import tail
-from gateway.errors import Unavailable
+from gateway.errors import NotFound, Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
 from gateway.instance import Form
 from tests.fakes import CT, EXPLICIT_LE
@@ -28,19 +28,22 @@ def digest(of: object) -> str:
     return sha256(str(of).encode()).hexdigest()
 
 
-def archived(
-    index: Index, number: int, patient: str | None, key: str | None, *, destination: str = "", **facts: object
-) -> InstanceRow:
-    new = NewInstance(
+def _new(number: int) -> NewInstance:
+    return NewInstance(
         sop_uid=f"1.2.3.{number}", sop_class=CT, study_uid=f"1.2.{number}", series_uid="1.2.1", source="stow",
         transfer_syntax=EXPLICIT_LE, digest=digest(number), dataset_digest=digest(("data", number)), size=9,
         calling_ae="T", priority=5,
     )  # fmt: skip
+
+
+def archived(
+    index: Index, number: int, patient: str | None, key: str | None, *, destination: str = "", **facts: object
+) -> InstanceRow:
     candidate = CandidateFacts(
         digest=digest(("candidate", number)), size=4, form=Form.CODED, reason=None, envelope_uid=f"2.25.{number}",
         wraps=["00"], patient_key=key,
     )  # fmt: skip
-    row = index.add_received(new).row
+    row = index.add_received(_new(number)).row
     index.set_attributes(row.id, {"PatientID": patient, "PatientName": "Doe^J"}, "[{}]")
     index.claim(row.id, "w", 60)
     index.set_candidate(row.id, "w", replace(candidate, **facts))  # type: ignore[arg-type]
@@ -118,3 +121,41 @@ def test_a_log_that_could_not_be_emptied_is_said_so(index: Index, monkeypatch: p
     assert caught.value.reason == "database-busy"
     impatient.scrub_freed()
     impatient.close()
+
+
+def test_what_a_restored_database_must_forget_again_comes_in_pages(index: Index) -> None:
+    rows = [archived(index, number, "P1", f"pat-{number % 2}") for number in range(5)]
+    waiting = [
+        index.add_received(replace(_new(number), study_uid="1.2.9")).row.id for number in (10, 11, 12)
+    ]  # fmt: skip
+    index.set_attributes(waiting[0], {"PatientID": "P1"}, "[{}]")
+    index.set_attributes(waiting[1], {}, "[{}]")
+    assert [row.id for row in index.sealed_after(0, ["pat-0", "pat-1"], 3)] == [row.id for row in rows[:3]]
+    assert [row.id for row in index.sealed_after(rows[2].id, ["pat-0"], 3)] == [rows[4].id]
+    found = index.unfinished_after(0, 2) + index.unfinished_after(waiting[1], 2)
+    assert [(row.id, named) for row, named in found] == [(waiting[0], "P1"), (waiting[1], ""), (waiting[2], None)]
+    index.forget([index.get(waiting[0]), rows[0]], rename=lambda uid: f"2.25.{len(uid)}", rehash=digest)
+    assert index.discard_forgotten() == 1 and index.discard_forgotten() == 0
+    with pytest.raises(NotFound):
+        index.get(waiting[0])
+    assert index.get(rows[0].id).shredded_at is not None
+    assert index.counts().total == 7 and [row.id for row, _ in index.unfinished_after(0, 9)] == waiting[1:]
+
+
+def test_a_receipt_and_a_removal_never_pass_each_other(index: Index) -> None:
+    gone: list[str] = []
+    with pytest.raises(Unavailable) as caught:
+        index.add_received(_new(1), spooled=lambda _: False)
+    assert caught.value.reason == "not-spooled"
+    assert index.add_received_many([_new(1)], spooled=lambda _: False) == [None]
+    assert index.let_go(digest(1), gone.append) and gone == [digest(1)]  # nothing needs it
+    row = index.add_received(_new(1), spooled=lambda each: each == digest(1)).row
+    assert not index.let_go(row.digest, gone.append) and gone == [digest(1)]
+    with pytest.raises(Unavailable):  # a duplicate under other file meta information, and the row's file is gone
+        index.add_received(replace(_new(1), digest=digest("other meta")), spooled=lambda each: each != digest(1))
+    done = archived(index, 2, "P1", "pat-1")
+    assert index.add_received(_new(2), spooled=lambda _: False).outcome == "duplicate"  # the archive has it
+    with pytest.raises(Unavailable) as caught:
+        index.add_received(_new(2), destroyed=lambda key_id: key_id == done.patient_key)
+    assert caught.value.reason == "being-shredded"
+    assert [event["event"] for event in tail(index)].count("duplicate") == 1

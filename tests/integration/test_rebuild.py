@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -12,11 +14,14 @@ from typing import Any
 import boto3
 import pydicom
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 from typer.testing import CliRunner
 
+from gateway.archive_s3 import S3Archive
+from gateway.archive_s3 import _errors as s3_errors
 from gateway.bootstrap import Gateway, build
-from gateway.errors import Gone, PolicyRefused
+from gateway.errors import Gone, ObjectUnavailable, PolicyRefused, Unavailable
 from gateway.index_rows import InstanceRow
 from gateway.instance import Form, ForwardState, State
 from gateway.jobs import MemoryQueue
@@ -26,6 +31,7 @@ from tests.fakes import take_in
 from tests.object_makers import image, noisy, packaged
 from tests.unit.test_worker_grouping import slice_file
 from tests.unit.test_worker_runtime_represent import Prover
+from worker import recode as recoding
 from worker.delivery import forward_instance
 from worker.grouping import process_series
 from worker.indexing import index_instance
@@ -33,6 +39,7 @@ from worker.pipeline import NATIVE_SYNTAXES
 from worker.rebuild import rebuild
 from worker.restore import restore
 from worker.retrieve import original_bytes, retrieve
+from worker.scrub import scrub
 from worker.shred import find_patient, shred
 from worker.sweep import release_spool, sweep_once
 from worker.verify import check_group
@@ -216,6 +223,48 @@ def test_a_rebuild_that_was_killed_goes_on_and_a_full_index_is_refused(
     gw.close()
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)], ids=str)
+def test_the_newest_object_of_an_instance_is_taken_in_whatever_order_the_archive_lists_them(
+    coded_thrice: tuple[Path, list[str], tuple[bytes, ...]], tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    made, keys, pseudonyms = coded_thrice
+    shutil.copytree(made, tmp_path / "copy")
+    delete_database(tmp_path / "copy")
+    gw = opened(tmp_path / "copy")
+    assert gw.keys.pseudonym_keys() == pseudonyms
+    gw.archive.keys = lambda: iter([keys[at] for at in order])  # type: ignore[method-assign]
+    report = rebuild(gw)
+    assert report.ok and report.counts["added"] == 1
+    [row] = gw.index.every_instance()
+    assert row.archive_key == keys[2] and row.recode_at is None
+    assert {each.key for each in gw.index.superseded_of(row.id)} == set(keys[:2])
+    gw.close()
+
+
+@pytest.fixture(scope="module")
+def coded_thrice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], tuple[bytes, ...]]:
+    """A gateway whose one instance was coded anew twice, the second time under another pseudonym key; the objects'
+    keys, the oldest first, and the pseudonym keys.
+    """
+    home = tmp_path_factory.mktemp("coded") / "home"
+    home.mkdir()
+    gw = opened(home)
+    [number] = archived(gw, image([noisy(48, 48)], stored=12, SOPInstanceUID="1.2.8.1"))
+    keys = [str(gw.index.get(number).archive_key)]
+    for again in range(2):
+        if again:
+            gw.keys.rotate("pseudo")
+        gw.index.recode_want(number)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(recoding, "_unfit", lambda *_: "")
+            assert recoding.recode(gw, Prover(gw), number, "test") == "recoded"  # type: ignore[arg-type]
+        keys.append(str(gw.index.get(number).archive_key))
+    release_spool(gw)
+    found = gw.keys.pseudonym_keys()
+    gw.close()
+    return home, keys, found
+
+
 def test_damage_is_named_and_the_rest_comes_back(home: Path) -> None:
     gw = opened(home)
     ids = archived(gw, *(image([noisy(48, 48, seed=n)], stored=12, SOPInstanceUID=f"1.2.6.{n}") for n in range(3)))
@@ -267,4 +316,59 @@ def test_a_bucket_is_as_good_as_a_folder(home: Path, monkeypatch: pytest.MonkeyP
         assert not list((home / "archive").rglob("*.dcm"))
         for data in files:
             assert original_bytes(gw, rows_of(gw)[sha256(data).hexdigest()]) == data
+        gw.close()
+
+
+def test_objects_that_a_bucket_does_not_give_out_are_passed_over_and_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    place = {"bucket": "images", "prefix": "archive/", "region": "eu-central-1"}
+    pieces, asked, ill = S3Archive._pieces, Counter[str](), dict[str, int]()
+
+    def sometimes(self: S3Archive, key: str) -> Iterator[bytes]:
+        asked[key] += 1
+        if asked[key] <= ill.get(key, 0):
+            with s3_errors():
+                answer = {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}
+                raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
+        yield from pieces(self, key)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        asked.clear()
+        done = CliRunner().invoke(app, [*arguments, "--home", str(home)])
+        return done.exit_code, done.output
+
+    with mock_aws():
+        client = boto3.client("s3", region_name="eu-central-1")
+        client.create_bucket(Bucket="images", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+        gw = opened(home, archive_s3=place)
+        ids = archived(gw, packaged("rtplan.dcm"), packaged("test-SR.dcm"), packaged("reportsi.dcm"))
+        release_spool(gw)
+        never, once, well = sorted(str(gw.index.get(each).archive_key) for each in ids)
+        gw.close()
+        delete_database(home)
+        monkeypatch.setattr(S3Archive, "_pieces", sometimes)
+        monkeypatch.setenv("PALIMPSEST_ARCHIVE_S3", json.dumps(place))
+        ill.update({never: 99, once: 1})
+        code, said = command("rebuild")
+        assert code == 1 and f"{never}: archive-unavailable" in said and once not in said and "added 2" in said
+        assert asked[never] == 2  # again at the end, once
+        ill.clear()
+        code, said = command("rebuild", "--add")
+        assert code == 0 and "added 1" in said
+        ill.update({never: 99, once: 1})
+        code, said = command("scrub", "--all")
+        assert code == 1 and f"{never}: archive-unavailable" in said and once not in said
+        assert "2 objects, 0 damaged" in said and asked[never] == 2 and asked[well] == 1
+        gw = opened(home, archive_s3=place)
+        assert gw.index.damages(open_only=False) == [] and gw.index.care_report().whole_at is not None
+        assert {alert.kind for alert in gw.index.alerts()} == {"index-rebuilt", "archive-unread"}
+        monkeypatch.setattr(S3Archive, "ping", lambda _: (_ for _ in ()).throw(Unavailable("archive-unavailable")))
+        asked.clear()
+        with pytest.raises(Unavailable) as away:  # the bucket itself: nothing can be said of any object
+            scrub(gw, Prover(gw), "whole")  # type: ignore[arg-type]
+        assert not isinstance(away.value, ObjectUnavailable) and asked.total() == 1
+        monkeypatch.undo()
         gw.close()

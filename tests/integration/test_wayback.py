@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import zstandard
 from typer.testing import CliRunner
 
 from gateway.audit import verify
@@ -17,15 +19,18 @@ from gateway.bootstrap import Gateway
 from gateway.databackup import dump_database, load_database
 from gateway.errors import Gone, IntegrityError, PolicyRefused
 from gateway.index import Index
-from gateway.index_schema import metadata
+from gateway.index_rows import InstanceRow
+from gateway.index_schema import HEAD, metadata
 from gateway.instance import State
 from palimpsest import export as exporting
 from palimpsest.cli import app
 from palimpsest.export import export_all
 from tests.fakes import take_in
-from tests.integration.test_care import archived, opened, picture
+from tests.integration.test_care import archived, finish, opened, picture
 from tests.object_makers import packaged
-from worker.rebuild import rebuild
+from worker import reshred
+from worker.indexing import index_instance
+from worker.reshred import shred_again
 from worker.retrieve import original_bytes
 from worker.shred import find_patient, shred
 from worker.sweep import release_spool
@@ -202,7 +207,7 @@ def test_everything_is_exported_as_it_was_received(home: Path, tmp_path: Path, m
     assert code == 1 and "something else" in said
 
 
-def test_a_restore_that_was_killed_before_it_shredded_again_leaves_no_name_behind_a_rebuild(
+def test_a_restore_that_was_killed_before_it_shredded_again_shows_nothing_until_that_is_done(
     home: Path, passfile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gw = opened(home)
@@ -218,10 +223,111 @@ def test_a_restore_that_was_killed_before_it_shredded_again_leaves_no_name_behin
 
     monkeypatch.setattr("palimpsest.backup.shred_again", killed)
     run("restore", home.parent / "copy", "--passphrase-file", passfile, "--home", home)
+    index = Index(f"sqlite:///{home / 'palimpsest.db'}")
+    assert "Gone" in json.dumps(index.search("study", {}, limit=10))
+    for command in (
+        ("serve",),
+        ("listen",),
+        ("work", "--queues", "encode"),
+        ("sweep",),
+        ("status",),
+        ("run", "--once"),
+    ):
+        code, said = run(*command, "--home", home)
+        assert code == 1 and "rebuild --add" in " ".join(said.split()), (command, said)
+    with pytest.raises(PolicyRefused, match="restore"):
+        opened(home)
+    assert run("rebuild", "--add", "--home", home)[0] == 0
+    assert "Gone" not in json.dumps(index.search("study", {}, limit=10))
+    index.close()
     gw = opened(home)
-    assert "Gone" in json.dumps(gw.index.search("study", {}, limit=10))
-    assert rebuild(gw, add=True).ok
-    assert "Gone" not in json.dumps(gw.index.search("study", {}, limit=10))
     [row] = gw.index.every_instance()
     assert row.shredded_at is not None
     gw.close()
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_what_was_unfinished_in_a_backup_and_shredded_later_is_not_in_the_restored_database(
+    home: Path, passfile: Path, indexed: bool
+) -> None:
+    gw = opened(home)
+    archived(gw, picture(20, PatientID="GOES"))  # shredded before: what comes afterwards is the patient's again
+    release_spool(gw)
+    shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")
+    goes = [take_in(gw, picture(n, PatientID="GOES", PatientName="Gone^Soon")).row.id for n in (21, 22)]
+    kept = [take_in(gw, picture(n, PatientID=name, PatientName="Stays^Here")).row.id for n, name in ((23, "STAYS"),)]
+    for each in (*goes, *kept) if indexed else ():
+        index_instance(gw, each)
+    assert run("backup", home.parent / "copy", "--passphrase-file", passfile, "--home", home)[0] == 0
+    for each in (*goes, *kept):
+        finish(gw, each)
+    release_spool(gw)
+    shred(gw, find_patient(gw, "GOES"), actor="test", reason="wish")
+    uid = gw.index.get(kept[0]).sop_uid
+    sent_again = picture(22, PatientID="GOES", PatientName="Gone^Soon")
+    take_in(gw, sent_again)
+    gw.close()
+    lose(home, keys=False)
+    code, said = run("restore", home.parent / "copy", "--passphrase-file", passfile, "--home", home)
+    assert code == 0, said
+    gw = opened(home)
+    rows = list(gw.index.every_instance())
+    living = {row.sop_uid: row for row in rows if row.shredded_at is None}
+    assert set(living) == {uid, "1.2.7.22"} and len(rows) == len(living) + 3
+    assert living["1.2.7.22"].state is State.RECEIVED and gw.spool.exists(living["1.2.7.22"].digest)
+    assert all(row.state is State.RELEASED for row in rows if row.shredded_at is not None)
+    assert original_bytes(gw, living[uid]) == picture(23, PatientID="STAYS", PatientName="Stays^Here")
+    assert gw.index.search("instance", {"SOPInstanceUID": "1.2.7.21"}) == []
+    assert sum(gw.index.counts().by_state.values()) == len(rows)  # the tallies went along
+    gw.close()
+    assert b"1.2.7.21" not in (home / "palimpsest.db").read_bytes()
+
+
+def test_shredding_again_holds_a_bounded_number_of_rows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gw = opened(home)
+    rows = [archived(gw, picture(n, PatientID=f"P{n % 2}", StudyInstanceUID=f"1.2.{n % 2}")) for n in range(30, 35)]
+    for key_id in {str(row.patient_key) for row in rows}:
+        gw.keys.destroy_patient_key(key_id, b"")
+    forget, held = gw.index.forget, []
+
+    def watched(page: list[InstanceRow], **options: Any) -> None:
+        held.append(len(page))
+        forget(page, **options)
+
+    monkeypatch.setattr(reshred, "PAGE", 2)
+    monkeypatch.setattr(gw.index, "forget", watched)
+    assert shred_again(gw, "test") == 5 and held == [2, 2, 1]
+    assert all(row.shredded_at is not None and row.state is State.RELEASED for row in gw.index.every_instance())
+    assert shred_again(gw, "test") == 0 and len(held) == 3
+    gw.close()
+
+
+def test_a_backup_of_a_newer_release_is_refused_in_words(home: Path, passfile: Path, tmp_path: Path) -> None:
+    gw = opened(home)
+    gw.close()
+    copy = tmp_path / "copy"
+    assert run("backup", copy, "--passphrase-file", passfile, "--home", home)[0] == 0
+    lose(home, keys=False)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    code, said = run("restore", copy, "--passphrase-file", passfile, "--home", home)
+    assert code == 1 and "newer release: install that one or a newer one" in " ".join(said.split())
+    plain = zstandard.ZstdDecompressor().stream_reader((copy / "database.jsonl.zst").read_bytes()).read()
+    current = f'"revision":"{HEAD}"'.encode()
+    index = Index(f"sqlite:///{home / 'palimpsest.db'}")
+    for revision, reason in (
+        (b'"revision":"0999"', "newer-release"), (b'"revision":"x"', "backup-damaged"),
+        (b'"other":"0001"', "backup-damaged"), (b'"version":2,"revision":"0001"', "newer-release"),
+    ):  # fmt: skip
+        (copy / "changed").write_bytes(zstandard.ZstdCompressor().compress(plain.replace(current, revision, 1)))
+        with pytest.raises((PolicyRefused, IntegrityError)) as refused:
+            load_database(index, copy / "changed")
+        assert refused.value.reason == reason
+    index.close()
+    opened(home).close()  # nothing was changed: an empty database
+    index = Index(f"sqlite:///{home / 'palimpsest.db'}")
+    with index.write() as conn:
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '0999'")
+    with pytest.raises(PolicyRefused, match="schema 0999"):
+        index.create()
+    index.close()
