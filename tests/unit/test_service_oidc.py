@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -213,6 +215,29 @@ def test_a_provider_that_is_away_or_wrong(script: Scripted) -> None:
     for _ in range(2):
         with pytest.raises(Unavailable):
             away.machine(good)
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_provider_that_drips_meets_a_deadline(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setattr("service.oidc.TIMEOUT_SECONDS", 0.5)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(head[:10] if part == "head" else head)
+            while not ended.wait(0.05):  # each byte well within a timeout for a read
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, args=(server,), daemon=True).start()
+        try:
+            with pytest.raises(Unavailable, match="TimeoutError"):
+                Provider(settings_for(f"http://127.0.0.1:{server.getsockname()[1]}"))._fetch()
+        finally:
+            ended.set()
 
 
 def test_claims_by_name_path_and_mapping(script: Scripted) -> None:
