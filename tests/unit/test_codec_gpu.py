@@ -117,8 +117,10 @@ def test_batches_of_unlike_tiles(lanes: LaneDevice, size: int) -> None:
     jobs = [small[number % len(small)] for number in range(size)] if size > 5 else list(JOBS.values())[-size:]
     words = CPU.encode(jobs)
     assert all(map(np.array_equal, lanes.encode(jobs), words))
-    tiles = lanes.decode([decoding(each, text) for each, text in zip(jobs, words, strict=True)])
+    back = [decoding(each, text) for each, text in zip(jobs, words, strict=True)]
+    tiles, wanted = lanes.decode(back), CPU.decode(back)
     assert all(np.array_equal(tile.samples, each.tile) for tile, each in zip(tiles, jobs, strict=True))
+    assert all(np.array_equal(tile.head, each.head) for tile, each in zip(tiles, wanted, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -131,12 +133,14 @@ def test_random_tiles(lanes: LaneDevice, seed: int) -> None:
         seed, int(rng.integers(1, 50)), int(rng.integers(1, 110)), highest, k=k,
         raw=int(rng.integers(0, min(4, k) + 1)), sets=int(rng.choice([0, 1, 2, 5, 9])),
         states=1 << int(rng.integers(0, 5)), rate=int(rng.choice([0, 7, 9, 10, 14])),
-        previous=bool(rng.integers(0, 2)), components=int(rng.integers(1, 5)),
+        previous=bool(rng.integers(0, 2)), components=int(rng.integers(1, 5)), head=bool(rng.integers(0, 2)),
+        hidden=(int(rng.integers(5, 40)), int(rng.integers(5, 30))),
     )  # fmt: skip
     [words] = CPU.encode([each])
     assert np.array_equal(lanes.encode([each])[0], words)
-    [tile] = lanes.decode([decoding(each, words)])
-    assert tile is not None and np.array_equal(tile.samples, each.tile)
+    [tile], [wanted] = lanes.decode([decoding(each, words)]), CPU.decode([decoding(each, words)])
+    assert tile is not None and wanted is not None
+    assert np.array_equal(tile.samples, each.tile) and np.array_equal(tile.head, wanted.head)
 
 
 def damaged(words: Any) -> Iterator[Any]:
