@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from pathlib import PurePosixPath
 
 import httpx
 
@@ -13,6 +14,7 @@ from codec.weights import in_use
 from gateway.archive import archive_key
 from gateway.audit_notary import check_trail
 from gateway.errors import PalimpsestError
+from gateway.index_care import ArchivedObject
 from gateway.index_rows import InstanceRow
 from gateway.instance import DELIVERED, State
 from palimpsest.selftest_gateway import UnderTest
@@ -88,22 +90,26 @@ def _one(under: UnderTest, http: httpx.Client, sent: Generated, verdict: Verdict
     for row in rows[:1]:
         verdict.attempts += row.attempts
         verdict.went_whole += row.form == "PASSTHROUGH" and (row.reason or "").startswith("worker-crashed")
-        known.add(str(row.archive_key))
-        problem = _unfinished(under, row)
+        objects = [ArchivedObject(str(row.archive_key), str(row.archive_digest)), *under.gw.index.superseded_of(row.id)]
+        known.update(each.key for each in objects)
+        problem = _unfinished(under, row, objects)
         if problem:
             verdict.stuck.append(sent.uid)
             verdict.reasons[problem] = verdict.reasons.get(problem, 0) + 1
 
 
-def _unfinished(under: UnderTest, row: InstanceRow) -> str:
+def _unfinished(under: UnderTest, row: InstanceRow, objects: Sequence[ArchivedObject]) -> str:
+    """objects: all that stand for it in the archive; what was coded in a hurry and again later is at the destinations
+    as it was sent.
+    """
     if row.state != State.RELEASED:
         return f"{row.state} {row.last_error or ''}".strip()
     states = [each for each in under.gw.index.forwards(row.id) if each.state not in DELIVERED]
     if states:
         return f"forward to {states[0].destination}: {states[0].state}"
-    file = under.nas / str(row.archive_key)
-    if not file.is_file() or sha256(file.read_bytes()).hexdigest() != row.archive_digest:
-        return "destination has other bytes"
-    if not (under.peer / f"{row.envelope_uid}.dcm").is_file():
+    there = [each for each in objects if (under.nas / each.key).is_file()]
+    if not any(sha256((under.nas / each.key).read_bytes()).hexdigest() == each.digest for each in there):
+        return "destination has other bytes" if there else "destination has no file"
+    if not any((under.peer / PurePosixPath(each.key).name).is_file() for each in objects):
         return "the peer has no file"
     return ""
