@@ -1,7 +1,9 @@
 """Audit messages to a syslog server: RFC 5424 over TLS (RFC 5425), as PS3.15 A.6 and IHE ITI-20 ask.
 
 Syslog has no acknowledgement. What counts as delivered here is what the server had read when it answered our
-close_notify, or closed the connection in order: a connection with unread data is reset instead (RFC 1122 4.2.2.13).
+close_notify (RFC 5425 4.4). A connection that only ends proves nothing: anybody between can end it (RFC 8446 6.1).
+Servers that never answer one can be believed by a setting: then an end in order counts, for a connection with unread
+data is reset instead (RFC 1122 4.2.2.13).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +29,10 @@ APP_NAME: Final = "palimpsest"
 HEAD_MSGID: Final = "audit-head"
 BOM: Final = b"\xef\xbb\xbf"  # RFC 5424 6.4: what follows is UTF-8
 TIMEOUT_SECONDS: Final = 20.0
+NO_NOTIFY: Final = (
+    "the syslog server ended the connection without close_notify, so nobody knows what arrived; if it never sends one "
+    "(rsyslog's gtls driver), use another driver (ossl) or PALIMPSEST_AUDIT_SYSLOG_CLOSE=tcp"
+)
 _MOST_SEQUENCE: Final = 2_147_483_647  # RFC 5424 7.3.1
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 
@@ -58,8 +63,14 @@ def _value(text: str) -> str:
 class SyslogConnection:
     """One TLS connection. Use as a context; only what `finish` returned after has arrived."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext, name: str = "") -> None:
-        """name: in the server's certificate, '': the host. Raises Unavailable, its reason says why."""
+    def __init__(
+        self, host: str, port: int, context: ssl.SSLContext, name: str = "", *, close_notify: bool = True
+    ) -> None:
+        """name: in the server's certificate, '': the host. close_notify: nothing less says that all arrived.
+
+        Raises Unavailable, its reason says why.
+        """
+        self._close_notify = close_notify
         try:
             plain = socket.create_connection((host, port), TIMEOUT_SECONDS)
             try:
@@ -86,10 +97,15 @@ class SyslogConnection:
             raise _unavailable(error) from None
 
     def finish(self) -> None:
-        """Close in order (RFC 5425 4.4) and wait until the server has read everything. Raises Unavailable."""
+        """Close in order (RFC 5425 4.4) and wait until the server has read everything.
+
+        Raises Unavailable, ``no-close-notify`` if the connection ended without the server's word.
+        """
         try:
-            with suppress(ssl.SSLEOFError):  # closed without close_notify, but closed, not reset: all was read
-                self._socket.unwrap().close()
+            self._socket.unwrap().close()
+        except ssl.SSLEOFError:
+            if self._close_notify:
+                raise Unavailable("no-close-notify", NO_NOTIFY) from None
         except (OSError, ValueError) as error:
             raise _unavailable(error) from None
 

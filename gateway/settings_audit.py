@@ -24,6 +24,10 @@ class AuditSettings(BaseSettings):
     audit_syslog_cert: Path | None = Field(default=None, description="PEM; our certificate, for mutual TLS")
     audit_syslog_key: Path | None = Field(default=None, description="PEM; its private key")
     audit_syslog_name: str = Field(default="", description="name in the server's certificate; default: the host")
+    audit_syslog_close: Literal["close-notify", "tcp"] = Field(
+        default="close-notify",
+        description="what says that all arrived; 'tcp' for servers that only close the connection (rsyslog's gtls)",
+    )
     audit_syslog_msgid: Literal["DICOM+RFC3881", "IHE+RFC-3881"] = "DICOM+RFC3881"
 
     @field_validator("audit_heads_folder", "audit_syslog_ca", "audit_syslog_cert", "audit_syslog_key", mode="before")

@@ -41,7 +41,7 @@ def rsyslogd() -> str:
 class Rsyslog:
     """Use as a context, or `start` and `kill`. client: the name that a client's certificate must have, '': none."""
 
-    def __init__(self, folder: Path, authority: Authority, *, driver: str = "gtls", client: str = "") -> None:
+    def __init__(self, folder: Path, authority: Authority, *, driver: str = "ossl", client: str = "") -> None:
         self._program = rsyslogd()
         self._folder = folder
         identity = authority.issue("syslog-server")

@@ -185,8 +185,9 @@ def _run(gw: Gateway, stop: threading.Event) -> None:
     def connect() -> SyslogConnection:
         context = syslog_context(settings)  # each time: certificates are renewed without a restart
         return SyslogConnection(
-            settings.audit_syslog_host, settings.audit_syslog_port, context, settings.audit_syslog_name
-        )
+            settings.audit_syslog_host, settings.audit_syslog_port, context, settings.audit_syslog_name,
+            close_notify=settings.audit_syslog_close == "close-notify",
+        )  # fmt: skip
 
     while not stop.is_set():
         try:
