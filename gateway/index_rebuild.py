@@ -227,7 +227,7 @@ def _join(conn: Connection, row: InstanceRow, found: FoundInstance, actor: str, 
             return "superseded"
         put_superseded(conn, row.id, str(row.archive_key), str(row.archive_digest), row.archived_size or 0, now)
     # whoever holds its lease loses it: what it is about to archive is in the archive already
-    free = {"lease_owner": None, "lease_until": None, "due_at": None, "last_error": None}
+    free = {"lease_owner": None, "lease_until": None, "due_at": None, "last_error": None, "attempts": 0}
     state = {} if row.state is State.RELEASED else {"state": State.ARCHIVED, "released_at": None}
     conn.execute(
         sa.update(instance).where(instance.c.id == row.id).values(**{**_archived(found, now), **free, **state})

@@ -1,6 +1,7 @@
 """The index under backlogs: how long work waits, and coding anew, when there is time, what was coded in a hurry.
 
-A row that waits for it has `recode_at`. The older archive object stays where it is, listed in `superseded`.
+A row that waits for it has `recode_at`. The older archive object stays where it is, listed in `superseded`. `attempts`
+of an archived row are those of coding it anew, counted before the work: what kills its workers is left in the end, too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from gateway.database import Database
 from gateway.errors import LeaseLost
 from gateway.index_care import put_superseded
 from gateway.index_intake import FORWARD_TASK, fetch, put_outbox
+from gateway.index_report import RECODE_FAILED, put_alert
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.index_schema import forward, instance, proof
 from gateway.instance import DELIVERED, UNFINISHED, ForwardState, State
 
-__all__ = ["RECODE_RETRY", "Recoding"]
+__all__ = ["RECODE_RETRY", "RECODE_TRIES", "Recoding", "put_recode"]
 
-RECODE_RETRY: Final = 3600.0  # seconds until what failed, or killed its worker, is tried again
+RECODE_RETRY: Final = 3600.0  # seconds until what failed, or killed its worker, is tried again; twice that then ...
+RECODE_LONGEST: Final = 24 * 3600.0
+RECODE_TRIES: Final = 8  # in some three days: longer than most outages
 DONE: Final = (State.ARCHIVED, State.RELEASED)
 
 
@@ -55,20 +59,28 @@ class Recoding(Database):
             return list(conn.execute(query.order_by(instance.c.recode_at, instance.c.id).limit(limit)).scalars())
 
     def recode_claim(self, instance_id: int, owner: str, lease_seconds: float) -> InstanceRow | None:
-        """Lease one of them; None: not to be coded anew, or another's. Whoever dies over it: it is due in an hour."""
+        """Lease one of them and count the try; None: not to be coded anew, tried often enough, or another's. Whoever
+        dies over it: it is due again after a while.
+        """
         now = self.now()
         with self.write() as conn:
-            taken = conn.execute(
-                sa.update(instance)
-                .where(instance.c.id == instance_id, *self._recodable())
-                .values(lease_owner=owner, lease_until=now + lease_seconds, recode_at=now + RECODE_RETRY)
+            attempts = conn.scalar(
+                sa.select(instance.c.attempts).where(instance.c.id == instance_id, *self._recodable())
             )
-            return fetch(conn, instance_id) if taken.rowcount else None
+            if attempts is None:
+                return None
+            if attempts >= RECODE_TRIES:
+                self._leave(conn, instance_id, owner, "crashed")
+                return None
+            lease = {"lease_owner": owner, "lease_until": now + lease_seconds}
+            values = {**lease, "attempts": attempts + 1, "recode_at": now + _pause(attempts + 1)}
+            conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(**values))
+            return fetch(conn, instance_id)
 
     def recode_want(self, instance_id: int) -> None:
         """Have an archived instance coded anew: its archive object is damaged, and its source is here still."""
         with self.write() as conn:
-            conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(recode_at=self.now()))
+            put_recode(conn, instance_id, self.now())
 
     def recode_given_up(self, instance_id: int, owner: str, reason: str) -> None:
         """The archive object that there is stays: no other is smaller, or none can be made."""
@@ -78,11 +90,14 @@ class Recoding(Database):
             detail: Detail = {"outcome": "kept", "reason": reason}
             audit.append(conn, AuditEvent("recoded", owner, instance_id=instance_id, detail=detail), self.now())
 
-    def recode_failed(self, instance_id: int, owner: str) -> None:
-        """Passing trouble: tried again in an hour."""
+    def recode_failed(self, instance_id: int, owner: str, reason: str) -> None:
+        """Trouble that may pass: tried again after a while, RECODE_TRIES times in all; then left, and shown."""
         with self.write() as conn:
-            _owned(conn, instance_id, owner)
-            self._free(conn, instance_id, recode_at=self.now() + RECODE_RETRY)
+            row = _owned(conn, instance_id, owner)
+            if row.attempts >= RECODE_TRIES:
+                self._leave(conn, instance_id, owner, reason)
+            else:
+                self._free(conn, instance_id, recode_at=self.now() + _pause(row.attempts))
 
     def recode_done(
         self,
@@ -110,7 +125,7 @@ class Recoding(Database):
             }
             changes |= {"archive_key": key, "archive_digest": candidate.digest, "archived_size": candidate.size}
             changes |= {"candidate_digest": candidate.digest, "candidate_size": candidate.size, "member": None}
-            self._free(conn, row.id, recode_at=None, verified_at=now, archived_at=now, **changes)
+            self._free(conn, row.id, recode_at=None, last_error=None, verified_at=now, archived_at=now, **changes)
             detail: Detail = {
                 "outcome": "smaller" if candidate.size < (row.archived_size or 0) else "anew",
                 "bytes": candidate.size, "coder": candidate.coder, "envelope_uid": candidate.envelope_uid,
@@ -132,9 +147,31 @@ class Recoding(Database):
         free = sa.or_(c.lease_until.is_(None), c.lease_until < now)
         return (c.recode_at <= now, c.state.in_(DONE), c.shredded_at.is_(None), free)
 
+    def _leave(self, conn: Connection, instance_id: int, owner: str, reason: str) -> None:
+        """The archive object that there is stays, among the failures; `Index.retry` has it tried again."""
+        self._free(conn, instance_id, recode_at=None, last_error=f"{RECODE_FAILED}{reason}"[:64])
+        detail: Detail = {"outcome": "kept", "reason": reason, "count": RECODE_TRIES}
+        audit.append(conn, AuditEvent("recoded", owner, "failure", instance_id, detail=detail), self.now())
+        message = (
+            f"what was coded in a hurry could not be coded anew in {RECODE_TRIES} tries ({reason}): it stays as it is"
+        )
+        put_alert(conn, "recode-failed", "archive", message, "warning", self.now())
+
     def _free(self, conn: Connection, instance_id: int, **values: Any) -> None:
         changes = {"lease_owner": None, "lease_until": None, **values}
         conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(**changes))
+
+
+def put_recode(conn: Connection, instance_id: int, now: float) -> None:
+    """As `Recoding.recode_want`, in the caller's write transaction. The tries of what waits already go on."""
+    fresh = sa.and_(instance.c.id == instance_id, instance.c.recode_at.is_(None))
+    conn.execute(sa.update(instance).where(fresh).values(attempts=0, last_error=None))
+    conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(recode_at=now))
+
+
+def _pause(attempts: int) -> float:
+    """Seconds until the next try after so many."""
+    return min(RECODE_LONGEST, RECODE_RETRY * 2.0 ** (attempts - 1))
 
 
 def _owned(conn: Connection, instance_id: int, owner: str) -> InstanceRow:

@@ -16,9 +16,11 @@ from gateway.errors import NotFound
 from gateway.index_rows import AlertRow, Counts, FailureGroup, InstanceRow
 from gateway.index_schema import alert, forward, instance, outbox
 from gateway.index_schema_admin import instance_tally, row_tally
-from gateway.instance import UNFINISHED, Form, ForwardState, State
+from gateway.instance import Form, ForwardState, State
 
 MAX_IDS: Final = 100
+RECODE_FAILED: Final = "recode-"
+"""How `last_error` begins of an archived instance that is not tried any more to be coded anew."""
 MOST_COUNTED: Final = 10_000
 ARCHIVED: Final = (State.ARCHIVED, State.RELEASED)
 #: In the words of the partial indexes, or the database does not see that they fit: literals, not parameters.
@@ -118,6 +120,10 @@ class Report(Database):
                     found["instance", row.error, None] += int(row.instances)
                 if row.form == Form.PASSTHROUGH:
                     found["passthrough", row.reason, None] += int(row.instances)
+            error = instance.c.last_error  # the tally counts those of unfinished instances
+            left = sa.and_(error.is_not(None), error.startswith(RECODE_FAILED))
+            for row in conn.execute(sa.select(error, sa.func.count().label("rows")).where(left).group_by(error)):
+                found["instance", row.last_error, None] += int(row.rows)
             dead = sa.and_(row_tally.c.topic == "forward", row_tally.c.b == ForwardState.DEAD)
             for row in conn.execute(sa.select(row_tally).where(dead)):
                 found["dead-letter", row.c, row.a] = int(row.rows)
@@ -128,9 +134,9 @@ class Report(Database):
         return sorted(groups, key=lambda group: -group.count)
 
     def failed_for(self, reason: str) -> list[int]:
-        """Ids of all instances that wait for another try after that reason, oldest first."""
+        """Ids of all instances that wait for another try after that reason, or were left after it, oldest first."""
         c = instance.c
-        query = sa.select(c.id).where(c.last_error.is_not(None), c.last_error == reason, c.state.in_(UNFINISHED))
+        query = sa.select(c.id).where(c.last_error.is_not(None), c.last_error == reason)
         with self.read() as conn:
             return list(conn.execute(query.order_by(c.last_error, c.id)).scalars())
 

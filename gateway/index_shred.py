@@ -152,6 +152,8 @@ class Shredding(Database):
                         "dataset_digest": rehash(row.dataset_digest),
                         "shredded_at": now,
                         "accession_pseudonym": None,
+                        "recode_at": None,
+                        "last_error": None,
                     }
                     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
 

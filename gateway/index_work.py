@@ -19,6 +19,8 @@ from gateway.database import Database
 from gateway.errors import LeaseLost
 from gateway.index_forward import put_forward
 from gateway.index_intake import ENCODE_TASK, INDEX_TASK, fetch, put_outbox
+from gateway.index_recode import put_recode
+from gateway.index_report import RECODE_FAILED
 from gateway.index_rows import CandidateFacts, InstanceRow
 from gateway.index_schema import damage, forward, instance, proof
 from gateway.instance import DELIVERED, UNFINISHED, Form, ForwardState, State, check_transition
@@ -166,6 +168,7 @@ class Work(Database):
             self._set(
                 conn, instance_id, archive_key=key, archive_digest=digest, archived_size=size, archived_at=now,
                 lease_owner=None, lease_until=None, due_at=None, last_error=None,
+                **({"attempts": 0} if row.recode_at is not None else {}),
             )  # fmt: skip
             for destination in destinations:
                 put_forward(conn, row, destination, now)
@@ -182,13 +185,17 @@ class Work(Database):
             return fetch(conn, instance_id)
 
     def retry(self, instance_id: int, actor: str) -> InstanceRow:
-        """An administrator's replay of an unfinished instance: attempts start again, due now, message sent."""
+        """An administrator's replay of an unfinished instance: attempts start again, due now, message sent. One that
+        was tried in vain to be coded anew is to be tried again.
+        """
         now = self.now()
         with self.write() as conn:
             row = fetch(conn, instance_id)
             if row.state in UNFINISHED:
                 self._set(conn, instance_id, attempts=0, due_at=now, queued_at=now, last_error=None)
                 put_outbox(conn, ENCODE_TASK, [instance_id], row.priority, now)
+            elif (row.last_error or "").startswith(RECODE_FAILED) and row.shredded_at is None:
+                put_recode(conn, instance_id, now)
             if row.indexed_at is None:
                 put_outbox(conn, INDEX_TASK, [instance_id], row.priority, now)
             self._note(conn, "replay", actor, instance_id, {"kind": "instance"})

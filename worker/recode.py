@@ -83,14 +83,14 @@ def recode(gw: Gateway, prover: Prover, instance_id: int, owner: str) -> str:
 
 
 def recode_failed(gw: Gateway, instance_id: int, owner: str, error: BaseException) -> None:
-    """Give the instance back: tried again in an hour, or never where that would change nothing."""
+    """Give the instance back: tried again after a while, a few times, or never where that would change nothing."""
     if isinstance(error, LeaseLost):
         return
     try:
         if isinstance(error, HOPELESS):
             gw.index.recode_given_up(instance_id, owner, failure_reason(error))
         else:
-            gw.index.recode_failed(instance_id, owner)
+            gw.index.recode_failed(instance_id, owner, failure_reason(error))
     except LeaseLost:  # it had ended, or another has it
         return
 
