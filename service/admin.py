@@ -17,7 +17,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 
-from gateway.audit_standing import audit_standing
+from gateway.audit_standing import AuditStanding, audit_standing
 from gateway.bootstrap import Gateway
 from gateway.errors import Unavailable
 from gateway.instance import State
@@ -25,6 +25,7 @@ from gateway.study_state import STATES
 from gateway.tokens import Role
 from service.access import RouteSpec, csrf_of, may_go_on, principal_of
 from service.admin_find import life, listing, trail
+from service.auditing import in_turn
 from service.board import FRESH_SECONDS, Board, Picture
 from service.pages import page_of, rendered, template_text
 from service.problems import HttpProblem
@@ -168,10 +169,14 @@ async def audit(request: Request) -> Response:
     """GET /admin/audit?event=&actor=&outcome=&instance=&before=: the trail, newest first."""
     gateway: Gateway = request.app.state.gateway
     query = dict(request.query_params)
-    found = await run_in_threadpool(trail, gateway, query)
     asked = [query["patient"].strip()] if query.get("patient") else []
-    await run_in_threadpool(log_used, gateway, principal_of(request).subject, "page", asked)
-    standing = await run_in_threadpool(audit_standing, gateway)
+
+    def work() -> tuple[dict[str, Any], AuditStanding]:
+        found = trail(gateway, query)
+        log_used(gateway, principal_of(request).subject, "page", asked)
+        return found, audit_standing(gateway)
+
+    found, standing = await in_turn(request, work)
     return await shown(request, "audit", "admin_audit.html", found=found, query=query, standing=standing)
 
 

@@ -102,6 +102,7 @@ def create_app(gateway: Gateway, routes: tuple[RouteSpec, ...] = ROUTES) -> Fast
     app.state.routes = routes
     app.state.retrieving = CapacityLimiter(RETRIEVING)
     app.state.sending = CapacityLimiter(RETRIEVING)
+    app.state.auditing = auditing.Turns()
     app.state.frames = FrameShelf()
     app.state.streams = set()
     app.state.prefetch = Prefetch()

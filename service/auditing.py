@@ -6,16 +6,18 @@ Patients are looked for by their keyed pseudonym, so that no URL or log of a pro
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlencode
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
+from gateway.audit import AuditReport
 from gateway.audit_events import EVENTS
 from gateway.audit_fhir import bundle, to_fhir
 from gateway.audit_message import OUTCOMES
@@ -30,11 +32,13 @@ from service.problems import HttpProblem
 from service.trail import log_used
 from service.wado_resource import base_url
 
-__all__ = ["ROUTES"]
+__all__ = ["ROUTES", "Turns", "in_turn"]
 
 FHIR_JSON: Final = "application/fhir+json"
 DEFAULT_COUNT: Final = 100
 MAX_PATIENTS: Final = 16  # each is an event of its own
+#: Questions to the trail that are looked up at once, and that may wait for their turn: each may read all of it.
+AT_ONCE, WAITING = 2, 16
 SEARCH: Final = frozenset({"patient", "study", "user", "event", "outcome", "instance", "from", "to", "before", "limit"})
 #: FHIR search parameter -> ours
 FHIR_SEARCH: Final[Mapping[str, str]] = {
@@ -43,23 +47,48 @@ FHIR_SEARCH: Final[Mapping[str, str]] = {
 }  # fmt: skip
 _OUTCOME_CODES: Final = {code: word for word, code in OUTCOMES.items()}
 Parameters = Mapping[str, list[str]]
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
+
+
+@dataclass
+class Turns:
+    """Questions to the trail in one process: its threads for them, and how many run or wait (counted in its loop)."""
+
+    threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AT_ONCE))
+    asked: int = 0
+
+
+async def in_turn(request: Request, work: Callable[Given, Found], *args: Given.args, **more: Given.kwargs) -> Found:
+    """Run a question to the trail in one of few threads of its own, so that nothing else waits for it.
+
+    Raises HttpProblem (503) when too many wait already.
+    """
+    turns: Turns = request.app.state.auditing
+    if turns.asked >= AT_ONCE + WAITING:
+        raise HttpProblem(503, "busy", "Other questions to the audit trail are in hand.", {"Retry-After": "5"})
+    turns.asked += 1
+    try:
+        return await to_thread.run_sync(partial(work, *args, **more), limiter=turns.threads)
+    finally:
+        turns.asked -= 1
 
 
 async def export(request: Request) -> Response:
     """GET /api/audit?since=seq&format=jsonl|dicom|fhir: the trail, an event a line, oldest first."""
-    gateway: Gateway = request.app.state.gateway
     since = _number(request.query_params.get("since", "0"), "since")
     asked = request.query_params.get("format", "jsonl")
     form = next((each for each in FORMATS if each == asked), None)
     if form is None:
         raise HttpProblem(400, "bad-format", f"format is one of {', '.join(FORMATS)}.")
-    await run_in_threadpool(_used, request, "export", form=form)
-    lines = await run_in_threadpool(_spooled, gateway, form, since)
+    lines = await in_turn(request, _spooled, request, form, since)
     return StreamingResponse(lines, media_type=MEDIA[form])
 
 
-def _spooled(gateway: Gateway, form: Format, since: int) -> Iterator[bytes]:
+def _spooled(request: Request, form: Format, since: int) -> Iterator[bytes]:
     """The export, written to a file that is already unlinked: a long trail costs disk, not memory."""
+    gateway: Gateway = request.app.state.gateway
+    _used(request, "export", form=form)
     file = tempfile.TemporaryFile("w+b", dir=gateway.settings.run_dir)  # noqa: SIM115  closed below
     file.writelines(export_lines(gateway, form, AuditQuery(after=since)))
     file.seek(0)
@@ -74,16 +103,19 @@ def _spooled(gateway: Gateway, form: Format, since: int) -> Iterator[bytes]:
 
 async def verify(request: Request) -> Response:
     """GET /api/audit/verify: walk the chain, compare it with the signed heads; 200 with the report either way."""
-    await run_in_threadpool(_used, request, "verify")
-    report = await run_in_threadpool(check_trail, request.app.state.gateway)
-    return JSONResponse(asdict(report))
+
+    def work() -> AuditReport:
+        _used(request, "verify")
+        return check_trail(request.app.state.gateway)
+
+    return JSONResponse(asdict(await in_turn(request, work)))
 
 
 async def search(request: Request) -> Response:
     """GET /api/audit/search: events that match, newest first; `next` is where the page after this one begins."""
     given = _parameters(request, SEARCH)
     query = _query(request.app.state.gateway, given)
-    found = await run_in_threadpool(_found, request, query)
+    found = await in_turn(request, _found, request, query)
     shown: dict[str, Any] = {"events": found}
     if len(found) == query.limit:
         shown["next"] = f"/api/audit/search?{urlencode(_next(given, found), doseq=True)}"
@@ -125,7 +157,7 @@ async def fhir_search(request: Request) -> Response:
             links["next"] = f"{root}/AuditEvent?{urlencode(following, doseq=True)}"
         return bundle(event_messages(gateway, found), links, root)
 
-    return JSONResponse(await run_in_threadpool(work), media_type=FHIR_JSON)
+    return JSONResponse(await in_turn(request, work), media_type=FHIR_JSON)
 
 
 async def fhir_read(request: Request) -> Response:
@@ -140,7 +172,7 @@ async def fhir_read(request: Request) -> Response:
             raise NotFound("unknown-event", "There is no such audit event.")
         return to_fhir(event_messages(gateway, found)[0])
 
-    return JSONResponse(await run_in_threadpool(work), media_type=FHIR_JSON)
+    return JSONResponse(await in_turn(request, work), media_type=FHIR_JSON)
 
 
 def _used(request: Request, kind: str, *, form: str | None = None, query: AuditQuery | None = None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.auditevent import AuditEvent as FhirAuditEvent
@@ -22,6 +26,7 @@ from gateway.settings import load_settings
 from gateway.tokens import mint_token
 from palimpsest.cli import app
 from service.api import create_app
+from service.auditing import AT_ONCE, WAITING
 from tests.fakes import FakeClock, part10, take_in
 from worker.sweep import name_audit_subjects
 
@@ -159,3 +164,37 @@ def test_instances_of_an_older_release_are_found_by_patient(gateway: Gateway) ->
     study, patient = audit_subject(gateway, "4711", "1.2.3.1")
     found = gateway.index.audit_subjects([row.id])[row.id]
     assert (found.study, found.patient) == (study, patient)
+
+
+@pytest.mark.parametrize("path", ["/api/audit/search", "/api/audit/verify", "/fhir/AuditEvent", "/admin/audit"])
+def test_questions_to_the_trail_take_turns(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    app, go, lock = create_app(gateway), threading.Event(), threading.Lock()
+    running: list[int] = [0, 0]  # now, at most
+    append = gateway.index.audit
+
+    def slow(event: AuditEvent) -> None:
+        with lock:
+            running[0] += 1
+            running[1] = max(running)
+        go.wait(60)
+        append(event)
+        with lock:
+            running[0] -= 1
+
+    monkeypatch.setattr(gateway.index, "audit", slow)
+    headers = {"Authorization": f"Bearer {mint_token(gateway, 'auditor', 'me')}"}
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as web:
+            asking = [asyncio.create_task(web.get(path, headers=headers)) for _ in range(AT_ONCE + WAITING + 5)]
+            while sum(each.done() for each in asking) < 5:
+                await asyncio.sleep(0.01)
+            assert (await web.get("/readyz")).status_code == 200, "nothing else waits for them"
+            go.set()
+            return await asyncio.gather(*asking)
+
+    answers = asyncio.run(ask())
+    assert Counter(each.status_code for each in answers) == {200: AT_ONCE + WAITING, 503: 5}
+    assert {each.headers["retry-after"] for each in answers if each.status_code == 503} == {"5"}
+    assert running == [0, AT_ONCE]
