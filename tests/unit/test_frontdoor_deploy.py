@@ -94,6 +94,18 @@ def test_compose_has_the_profiles_and_gives_our_containers_no_rights() -> None:
         assert "@" in service["image"] or re.search(r":\d+\.\d+", service["image"]) or "build" in service
 
 
+@pytest.mark.parametrize("name", ["valkey-tls", "postgres-tls"])
+def test_a_backend_gets_the_files_that_it_reads_and_no_other(name: str, tmp_path: Path) -> None:
+    service = COMPOSE["services"][name]
+    read = set(re.findall(r"/run/secrets/([\w.]+)", json.dumps(service)))
+    assert read == set(service["secrets"]) and "backends" not in json.dumps(service)
+    command = [str(ROOT / "deploy/compose/make-secrets"), str(tmp_path / "made"), "box.example"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    for each in service["secrets"]:
+        assert COMPOSE["secrets"][each]["file"].endswith(f"/backends/{each}")
+        assert (tmp_path / "made/backends" / each).is_file()
+
+
 def test_what_make_secrets_makes_is_what_the_production_profile_asks_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
