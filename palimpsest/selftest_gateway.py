@@ -43,7 +43,7 @@ ROLES = {
     "supervisor": "palimpsest run --no-samples",
 }  # fmt: skip
 READY_SECONDS = 600.0  # with kernels to compile
-GONE_SECONDS = 30.0
+GONE_SECONDS = 90.0  # who was killed while it waits for a busy disk goes when the disk has answered
 POLL_SECONDS = 0.05
 #: a gateway that gives up waiting, and looks again, in seconds and not in minutes: what is tested is that it does
 QUICK = {
@@ -197,7 +197,12 @@ class UnderTest:
         with contextlib.suppress(psutil.Error):
             orphans = found[0].children(recursive=True)
             os.kill(found[0].pid, signal.SIGKILL)
-            self.wait(f"what {role} had started is gone", lambda: not any(map(_alive, orphans)), GONE_SECONDS)
+            deadline = time.monotonic() + GONE_SECONDS
+            while there := [each for each in orphans if _alive(each)]:
+                if time.monotonic() > deadline:
+                    raise NotRunning(f"{role} was killed; what it had started is still there: {_named(there)}")
+                self.poll()
+                time.sleep(POLL_SECONDS)
             return True
         return False
 
@@ -263,6 +268,15 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+def _named(processes: list[psutil.Process]) -> str:
+    """Who they are, and in which state (D: waits for a disk)."""
+    names = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{' '.join(process.cmdline()[1:6])} ({process.status()})")
+    return ", ".join(names)
 
 
 def _alive(process: psutil.Process) -> bool:
