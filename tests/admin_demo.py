@@ -178,10 +178,13 @@ def beat(gw: Gateway, instance_id: int) -> None:
         ("encode-1-a", "encode-1", "", "encode"), ("encode-1-b", "encode-1", "", ""),
         ("gpu-0-a", "gpu-0", "", "encode"),
         ("forward-1-a", "forward-1", "", ""), ("retrieve-1-a", "retrieve-1", "", ""), ("sweep-a", "sweep", "", ""),
-        ("listener-a", "listener", "", ""),
+        ("listener-a", "listener", "", ""), ("api-a", "api", "", ""),
     ):  # fmt: skip
         device = "CUDA device 0: NVIDIA H200" if name == "gpu-0" else device
-        row = Alive(gw.index, owner, name, device)._row
+        alive = Alive(gw.index, owner, name, device)
+        if device:
+            alive.load(20_100_000_000, 150_000_000_000, 37)
+        row = alive._row
         row = replace(
             row, task=task, subject=instance_id if task else None, task_since=time.time() - 2 if task else None
         )
