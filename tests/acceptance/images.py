@@ -42,7 +42,7 @@ PACKAGES = "python3,python3-venv,ca-certificates"
 UID = 10001
 CAPABILITIES = ("8.0", "9.0", "10.0", "12.0")  # compute capabilities: A100; H100, H200; B200; RTX 50
 BOUNDARY = "images-boundary"
-WAIT_SECONDS = 600.0
+WAIT_SECONDS = 1800.0
 #: What an engine does, by hand; $1 root of the image, $2 and $3 volumes, then environment and command.
 CONTAIN = """
 mount --make-rprivate /
