@@ -117,7 +117,8 @@ class Containers:
         outside = ["unshare", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--uts", "--ipc", "--"]
         outside += ["bash", "-euc", f"hostname {name}\n{CONTAIN}", "contain", str(self._roots[target])]
         values = [f"{key}={value}" for key, value in inside.items()]
-        return [*outside, *map(str, self._volumes), *values, "setpriv", "--no-new-privs", *arguments]
+        last = ["setpriv", "--no-new-privs", "--pdeathsig", "SIGKILL"]  # chroot cleared unshare's
+        return [*outside, *map(str, self._volumes), *values, *last, *arguments]
 
     def once(self, target: str, *arguments: str) -> str:
         """Run to its end; its output."""
