@@ -120,8 +120,9 @@ class Shredding(Database):
     ) -> None:
         """Take the identity of these instances out of the database; rows that were forgotten already stay as they are.
 
-        rename: UID -> its pseudonym; rehash: digest (hex) -> a keyed one of the same form. patient_id: whose
-        corrections go, too, also those that wait for objects to come.
+        rename: UID -> its pseudonym; rehash: text -> a keyed digest of it (SHA-256's form). patient_id: whose
+        corrections go, too, also those that wait for objects to come. A row's number is in what takes the place of its
+        digests: the same file may be sent, and shredded, any number of times.
         """
         now = self.now()
         if patient_id:
@@ -148,8 +149,8 @@ class Shredding(Database):
                         "sop_uid": rename(row.sop_uid),
                         "study_uid": rename(row.study_uid) if row.study_uid else None,
                         "series_uid": rename(row.series_uid) if row.series_uid else None,
-                        "digest": rehash(row.digest),
-                        "dataset_digest": rehash(row.dataset_digest),
+                        "digest": rehash(f"{row.id}/{row.digest}"),
+                        "dataset_digest": rehash(f"{row.id}/{row.dataset_digest}"),
                         "shredded_at": now,
                         "accession_pseudonym": None,
                         "recode_at": None,

@@ -83,11 +83,21 @@ def test_forgetting_leaves_a_row_without_identity_and_others_alone(index: Index)
         index.scrub_freed()
     now = index.get(row.id)
     assert now.shredded_at is not None and now.archive_key == row.archive_key and now.patient_key == "pat-1"
-    assert (now.sop_uid, now.study_uid, now.digest) == ("2.25.1231", "2.25.121", digest(("keyed", row.digest)))
+    assert (now.sop_uid, now.study_uid, now.digest) == (
+        "2.25.1231", "2.25.121", digest(("keyed", f"{row.id}/{row.digest}")),
+    )  # fmt: skip
     assert index.metadata(row.id) is None and index.wraps(row.id) == []
     assert [found["PatientID"] for found in index.search("study", {})] == ["P2"]
     assert index.get(other.id) == other
     assert index.shredded_keys() == {"pat-1"}
+
+
+def test_the_same_file_may_be_forgotten_any_number_of_times(index: Index) -> None:
+    for number in range(3):
+        row = archived(index, 1, "P1", f"pat-{number}")
+        index.forget([row], rename=lambda uid: f"2.25.{len(uid)}", rehash=digest)
+        assert index.get(row.id).shredded_at is not None
+    assert len(index.versions("2.25.7")) == 3
 
 
 def test_corrections_that_wait_for_objects_to_come_go_with_the_patient(index: Index) -> None:

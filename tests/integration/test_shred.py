@@ -169,6 +169,12 @@ def test_the_same_file_sent_again_is_new_and_comes_back(gw: Gateway) -> None:
     assert again.archive_key != before.archive_key
     assert original_bytes(gw, again) == data
     assert gw.index.get(before.id).shredded_at is not None
+    do_shred(gw)
+    third = archived(gw, data)
+    assert original_bytes(gw, third) == data
+    assert [row.shredded_at is not None for row in map(gw.index.get, (before.id, again.id, third.id))] == [
+        True, True, False,
+    ]  # fmt: skip
 
 
 def test_a_signed_tombstone_and_the_trail_say_what_happened(gw: Gateway) -> None:
