@@ -9,31 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.childsecrets import NOTHING, Need
+from gateway.launch import bound
 
 BACKOFF_SECONDS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_SECONDS = 60.0  # a child that lived this long starts again with the shortest pause
 LOG_KEEP_BYTES = 32 << 20
-
-# Runs between fork and exec of the real program. prctl is called here and not in a preexec_fn, because the supervisor
-# has threads, and code between fork and exec of a threaded process may deadlock. The signal survives exec (prctl(2)).
-# If the parent died before prctl, nobody would send the signal: so the parent's id is compared afterwards.
-_LAUNCH = """
-import os, sys
-parent, argv = int(sys.argv[1]), sys.argv[2:]
-if sys.platform.startswith("linux"):
-    import ctypes
-    if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
-        sys.exit("prctl: " + os.strerror(ctypes.get_errno()))
-if os.getppid() != parent:
-    sys.exit("the supervisor is gone")
-os.execv(argv[0], argv)
-"""
 
 
 @dataclass(frozen=True)
@@ -78,10 +63,9 @@ class Child:
         """Start it, output appended to its log file."""
         self.log_dir.mkdir(parents=True, exist_ok=True)
         _rotate(self.log_path)
-        argv = [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self.spec.argv]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, cwd=self.cwd,
+                bound(self.spec.argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env, cwd=self.cwd,
                 start_new_session=True,
             )  # fmt: skip
         self._started_at = time.monotonic()

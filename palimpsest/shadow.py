@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import math
-import os
 import signal
 import socket
 import stat
@@ -22,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from gateway.launch import bound
 from palimpsest.shadow_plan import Plan
 from palimpsest.shadow_relay import Copies, Relay, Relayed
 from palimpsest.shadow_report import Report
@@ -114,10 +114,10 @@ async def _finish(
 def _command(plan: Plan, work: Path, fd: int) -> list[str]:
     files = (("--json", plan.json_file), ("--page", plan.page))
     named = [part for option, path in files if path is not None for part in (option, str(path.absolute()))]
-    return [
-        sys.executable, "-m", "palimpsest.shadow_watch", "--fd", str(fd), "--parent", str(os.getpid()),
-        "--work", str(work), "--limits", json.dumps(asdict(plan.limits)), "--link", str(plan.link_mbit), *named,
-    ]  # fmt: skip
+    return bound([
+        sys.executable, "-m", "palimpsest.shadow_watch", "--fd", str(fd), "--work", str(work),
+        "--limits", json.dumps(asdict(plan.limits)), "--link", str(plan.link_mbit), *named,
+    ])  # fmt: skip
 
 
 def shadow_folder(plan: Plan, folder: Path, stop: threading.Event, *, follow: bool, seconds: float = 0.0) -> Report:

@@ -28,7 +28,7 @@ from palimpsest.shadow_follow import Association, Seen
 from palimpsest.shadow_plan import Limits
 from palimpsest.shadow_relay import FRAME, FROM_CLIENT, FROM_SERVER, KINDS, LOST, OPENED, STATE
 from palimpsest.shadow_report import Report
-from worker.process import die_with_parent, limit_memory
+from worker.process import limit_memory
 
 __all__ = ["Watcher", "main", "step_back"]
 
@@ -239,15 +239,13 @@ def serve(connection: socket.socket, watcher: Watcher, work: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve one relay, until it ends."""
     parser = argparse.ArgumentParser(prog="python -m palimpsest.shadow_watch")
-    for name in ("--fd", "--parent"):
-        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path)
     parser.add_argument("--limits", default="{}")
     parser.add_argument("--link", type=float, default=100.0)
     asked = parser.parse_args(argv)
-    die_with_parent(asked.parent)
     step_back()
     use_numba_cache()
     before = Report.read(asked.work / "state.json")

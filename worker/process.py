@@ -92,7 +92,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=1, help="pool children (default 1)")
     parser.add_argument("--name", default="worker", help="name shown in logs and leases")
     parser.add_argument("--device", type=int, default=None, help="CUDA device to code on; default: this processor")
-    parser.add_argument("--parent", type=int, default=0, help="pid of the supervisor: die when it dies")
     arguments = parser.parse_args(argv)
     arguments.queues = [queue for queue in arguments.queues.split(",") if queue]
     unknown = sorted(set(arguments.queues) - set(QUEUES))
@@ -116,8 +115,6 @@ def check_device(number: int) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Start one worker process and serve its queues until SIGTERM (warm: running tasks finish first)."""
     arguments = parse_arguments(argv)
-    if arguments.parent:
-        die_with_parent(arguments.parent)
     settings = load_settings()
     try:
         checked_policy(settings)  # here, not in the children: a pool would start them again and again

@@ -1,6 +1,6 @@
 """The proof: a long-lived process of its own that rebuilds the received file from the candidate and the keys alone.
 
-`python -m worker.verify --keys DIR --parent PID` is the process, `Verifier` its client. On the pipes, big endian:
+`python -m worker.verify --keys DIR` is the process, `Verifier` its client. On the pipes, big endian:
 
     request    u8 kind (0 check, 1 check with the reference decoder), u64 length, envelope bytes
                u8 kind 3 (check one instance of a group's envelope), u64 length, u32 which (from 0), envelope bytes
@@ -32,9 +32,9 @@ from typing import IO, TYPE_CHECKING
 from gateway.errors import IntegrityError, PalimpsestError, Unavailable
 from gateway.keys import KeyRing
 from gateway.keyuse import note_use, used_keys
+from gateway.launch import bound
 from gateway.masters import open_master
 from gateway.settings import Settings, python_environment
-from worker.process import die_with_parent
 
 if TYPE_CHECKING:
     from worker.restore import Rebuilt
@@ -202,11 +202,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The process: limits first, then imports that compile, then requests."""
     parser = argparse.ArgumentParser(prog="python -m worker.verify", description="Proves archive objects.")
     parser.add_argument("--keys", type=Path, required=True, help="folder of the key ring")
-    parser.add_argument("--parent", type=int, default=0, help="pid of the client: die when it dies")
     parser.add_argument("--memory", type=int, default=MEMORY_BYTES, help="bytes this process may hold")
     arguments = parser.parse_args(argv)
-    if arguments.parent:
-        die_with_parent(arguments.parent)
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     limit = arguments.memory if hard == resource.RLIM_INFINITY else min(arguments.memory, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
@@ -280,10 +277,9 @@ class Verifier:
         if self._process is not None and self._process.poll() is None:
             return
         self.close()
-        command = [sys.executable, "-m", "worker.verify", "--keys", str(self._keys_dir)]
-        command += ["--parent", str(os.getpid()), "--memory", str(self._memory)]
+        command = [sys.executable, "-m", "worker.verify", "--keys", str(self._keys_dir), "--memory", str(self._memory)]
         environment = python_environment(Path(__file__).resolve().parent.parent, self._settings)
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self._process = subprocess.Popen(bound(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         try:
             ready = self._read_answer(time.monotonic() + START_SECONDS).get("ready")
         except VerifierGone as error:
