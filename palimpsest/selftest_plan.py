@@ -26,6 +26,7 @@ from palimpsest.supervisor import environment
 __all__ = ["Break", "Site", "calm_plan", "full_plan", "power_plan", "short_plan"]
 
 STRIKE_SECONDS: Final = 120.0  # that a fault is waited for: work must come by first
+CUT_SECONDS: Final = 20.0
 WAL: Final = "palimpsest.db-wal"
 LONGER_THAN_BUSY: Final = 33.0  # gateway/database.py waits 30 s for SQLite's lock
 HOUR: Final = 3600
@@ -229,8 +230,10 @@ def _power(rule: Rule, seed: int | None, site: Site) -> int:
 def _cut(proxy: Callable[[UnderTest], FaultProxy], fault: Cut, site: Site) -> int:
     there = proxy(site.under)
     before = there.struck
-    there.add(fault)
-    site.work_until(lambda: there.struck > before, STRIKE_SECONDS)
+    for _ in range(int(STRIKE_SECONDS / CUT_SECONDS)):
+        there.add(fault)  # to the next connection; one that is too short for it uses it up
+        if site.work_until(lambda: there.struck > before, CUT_SECONDS):
+            break
     return there.struck - before
 
 
@@ -251,7 +254,7 @@ def _io(role: str) -> Iterator[Break]:
     words, home = ROLES[role], "/home/"
     names = "/nas/" if role == "forward worker" else home
     for name, rule in (
-        ("fsync fails with EIO", Rule(words, Operation.FSYNC, Action.EIO, home, times=3)),
+        ("fsync fails with EIO", Rule(words, Operation.FSYNC, Action.EIO, names, times=3)),
         ("fsync of folders fails with EIO", Rule(words, Operation.FOLDER, Action.EIO, home, times=2)),
         ("commit fails with EIO", Rule(words, Operation.FSYNC, Action.EIO, WAL, times=2)),
         ("writes fail with EIO", Rule(words, Operation.WRITE, Action.EIO, home, skip=3, times=3)),
