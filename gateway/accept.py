@@ -15,7 +15,8 @@ from gateway import metrics, steps
 from gateway.audit import AuditEvent
 from gateway.blobs import storage_errors, sync_folder
 from gateway.errors import NotFound, PalimpsestError, UIDMismatch, Unavailable
-from gateway.index_intake import BEING_SHREDDED
+from gateway.hotcache import cache_of
+from gateway.index_intake import BEING_SHREDDED, NOT_SPOOLED
 from gateway.index_rows import Accepted, NewInstance
 from gateway.instance import State
 from gateway.jobs import flush_outbox
@@ -78,8 +79,8 @@ def accept_instance(
 def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     """Give a spooled file that has no row its row: a process died, or the database failed, between the two.
 
-    None if there is nothing to do, or not before a shredding is done. Files that cannot be understood any more raise
-    InvalidInstance and stay.
+    None if there is nothing to do (any more), or not before a shredding is done. Files that cannot be understood any
+    more raise InvalidInstance and stay.
     """
     if gw.index.by_digest(digest) is not None or not gw.spool.exists(digest):
         return None
@@ -91,7 +92,7 @@ def adopt_orphan(gw: Gateway, digest: str) -> Accepted | None:
     try:
         accepted = _store_again(gw, _new(stored, found, "sweep", "sweep", 5))
     except Unavailable as error:
-        if error.reason != BEING_SHREDDED:
+        if error.reason not in (BEING_SHREDDED, NOT_SPOOLED):
             raise
         return None
     wake_up(gw, accepted.row.id)
@@ -125,12 +126,15 @@ def _new(stored: StoredFile, found: Peek, source: str, calling_ae: str, priority
 
 def _store_again(gw: Gateway, new: NewInstance) -> Accepted:
     """Row for a spooled file whose UID may be known: a duplicate, a version, a conflict, or new after all."""
+    before = gw.index.find_duplicate(new.sop_uid, new.transfer_syntax, new.dataset_digest)
     accepted = gw.index.add_received(
         replace(new, pixel_digest=_pixels_if_known_uid(gw, new)),
         spooled=gw.spool.exists,
         destroyed=gw.keys.patients.destroyed,
     )
     row = accepted.row
+    if before is not None and before.id == row.id and before.digest != row.digest:  # this file took a lost one's place
+        cache_of(gw.settings).drop_instances([before.digest])
     # A duplicate with another file meta lies under a digest that no row names, and a released one needs no spool.
     if row.digest != new.digest or row.state is State.RELEASED:
         gw.index.let_go(new.digest, gw.spool.remove)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from gateway.index_visible import visible
 from gateway.instance import UNFINISHED, State
 
 BEING_SHREDDED: Final = "being-shredded"
+NOT_SPOOLED: Final = "not-spooled"
 INDEX_TASK: Final = "palimpsest.index"
 ENCODE_TASK: Final = "palimpsest.encode"
 FORWARD_TASK: Final = "palimpsest.forward"
@@ -52,7 +54,8 @@ class Intake(Database):
     ) -> Accepted:
         """Record a file that lies durably in the spool; on return row, audit event and wake-ups are committed.
 
-        duplicate: same UID, syntax and data set: nothing is made, the existing row is given back.
+        duplicate: same UID, syntax and data set: nothing is made, the existing row is given back; one that is not
+        archived, and whose own file is lost, stands for this file from now on, and is worked on from its beginning.
         version: same UID and same pixel bytes under another header: made, and served from now on.
         conflict: same UID, other (or unknown) pixel bytes: made and flagged, the earlier one stays served.
         spooled: whether the spool has the file of a digest (SHA-256 in hex); destroyed: whether a patient key is. Both
@@ -62,11 +65,13 @@ class Intake(Database):
         now = self.now()
         with self.write() as conn:
             known = self._known(conn, new)
+            if known is not None and known.state in UNFINISHED and not spooled(known.digest) and spooled(new.digest):
+                return Accepted(self._replace_file(conn, known, new, now), "duplicate")
             if known is not None and known.patient_key is not None and destroyed(known.patient_key):
                 message = "what this repeats is being shredded: send it again when that is done, and it is taken as new"
                 raise Unavailable(BEING_SHREDDED, message)
             if not (spooled(new.digest) if known is None else known.state not in UNFINISHED or spooled(known.digest)):
-                raise Unavailable("not-spooled", "the received file was removed before it had a row: send it again")
+                raise Unavailable(NOT_SPOOLED, "the received file was removed before it had a row: send it again")
             if known is not None:
                 self._audit_receipt(conn, known.id, new, "duplicate", now)
                 return Accepted(known, "duplicate")
@@ -188,6 +193,24 @@ class Intake(Database):
         key = result.inserted_primary_key
         assert key is not None  # a single-row INSERT always has one
         return fetch(conn, key[0])
+
+    def _replace_file(self, conn: Connection, known: InstanceRow, new: NewInstance, now: float) -> InstanceRow:
+        """The same data set under other file meta information takes the place of a file that the spool lost.
+
+        A candidate was made of the lost one, whose bytes it gives back: whoever works on it loses the lease.
+        """
+        values: dict[str, Any] = {
+            "digest": new.digest, "size": new.size, "state": State.RECEIVED, "form": None, "reason": None,
+            "candidate_digest": None, "candidate_size": None, "envelope_uid": None, "patient_key": None, "member": None,
+            "verified_at": None, "recode_at": None, "lease_owner": None, "lease_until": None, "attempts": 0,
+            "last_error": None, "due_at": now, "queued_at": now,
+        }  # fmt: skip
+        conn.execute(sa.update(instance).where(instance.c.id == known.id).values(**values))
+        receipt = _receipt(known.id, new, "duplicate")
+        audit.append(conn, replace(receipt, detail={**receipt.detail, "reason": "spool-file-lost"}), now)
+        for task in (INDEX_TASK, ENCODE_TASK):
+            put_outbox(conn, task, [known.id], known.priority, now)
+        return fetch(conn, known.id)
 
     def _audit_receipt(self, conn: Connection, row_id: int, new: NewInstance, outcome: Outcome, now: float) -> None:
         audit.append(conn, _receipt(row_id, new, outcome), now)

@@ -10,9 +10,9 @@ import pytest
 
 from gateway import database
 from gateway.audit import tail
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import LeaseLost, NotFound, Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
-from gateway.instance import Form
+from gateway.instance import Form, State
 from tests.fakes import CT, EXPLICIT_LE
 
 
@@ -161,11 +161,33 @@ def test_a_receipt_and_a_removal_never_pass_each_other(index: Index) -> None:
     assert index.let_go(digest(1), gone.append) and gone == [digest(1)]  # nothing needs it
     row = index.add_received(_new(1), spooled=lambda each: each == digest(1)).row
     assert not index.let_go(row.digest, gone.append) and gone == [digest(1)]
-    with pytest.raises(Unavailable):  # a duplicate under other file meta information, and the row's file is gone
-        index.add_received(replace(_new(1), digest=digest("other meta")), spooled=lambda each: each != digest(1))
+    with pytest.raises(Unavailable):  # a duplicate under other file meta information, and both files are gone
+        index.add_received(replace(_new(1), digest=digest("other meta")), spooled=lambda _: False)
     done = archived(index, 2, "P1", "pat-1")
     assert index.add_received(_new(2), spooled=lambda _: False).outcome == "duplicate"  # the archive has it
     with pytest.raises(Unavailable) as caught:
         index.add_received(_new(2), destroyed=lambda key_id: key_id == done.patient_key)
     assert caught.value.reason == "being-shredded"
+    assert [event["event"] for event in tail(index)].count("duplicate") == 1
+
+
+def test_an_unfinished_row_whose_file_is_lost_stands_for_the_same_data_set_under_another_file_meta(
+    index: Index,
+) -> None:
+    row = index.add_received(_new(1)).row
+    index.claim(row.id, "w", 60)
+    facts = CandidateFacts(
+        digest=digest("candidate"), size=4, form=Form.CODED, reason=None, envelope_uid="2.25.1", wraps=[],
+        patient_key="pat-1",
+    )  # fmt: skip
+    index.set_candidate(row.id, "w", facts)
+    other = replace(_new(1), digest=digest("other meta"), size=11)
+    accepted = index.add_received(other, spooled=lambda each: each != row.digest, destroyed=lambda _: True)
+    now = accepted.row
+    assert (accepted.outcome, now.id, now.digest, now.size) == ("duplicate", row.id, other.digest, 11)
+    assert (now.state, now.candidate_digest, now.patient_key, now.lease_owner) == (State.RECEIVED, None, None, None)
+    with pytest.raises(LeaseLost):
+        index.set_verified(row.id, "w")
+    assert not index.let_go(other.digest, lambda _: None) and index.let_go(row.digest, lambda _: None)
+    assert index.claim(row.id, "another", 60) is not None
     assert [event["event"] for event in tail(index)].count("duplicate") == 1

@@ -41,7 +41,7 @@ from worker.restore import restore
 from worker.retrieve import original_bytes, retrieve
 from worker.scrub import scrub
 from worker.shred import find_patient, shred
-from worker.sweep import release_spool, sweep_once
+from worker.sweep import adopt_orphans, release_spool, sweep_once
 from worker.verify import check_group
 
 POLICY = """
@@ -372,3 +372,32 @@ def test_objects_that_a_bucket_does_not_give_out_are_passed_over_and_named(
         assert not isinstance(away.value, ObjectUnavailable) and asked.total() == 1
         monkeypatch.undo()
         gw.close()
+
+
+@pytest.mark.parametrize("by_rebuild", [False, True])
+def test_an_orphan_takes_the_place_of_a_lost_file_of_the_same_data_set_and_stops_no_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch, by_rebuild: bool
+) -> None:
+    gw = opened(home)
+    data = packaged("CT_small.dcm")
+    other = pydicom.dcmread(io.BytesIO(data))
+    other.file_meta.ImplementationVersionName = "ANOTHER"
+    out = io.BytesIO()
+    other.save_as(out)
+    files = (out.getvalue(), packaged("MR_small.dcm"), b"no DICOM at all")
+    lost = take_in(gw, data).row
+    gw.spool.remove(lost.digest)
+    for each in files:
+        gw.spool.put(each)
+    monkeypatch.setattr("worker.sweep.ORPHAN_SECONDS", 0.0)
+    if by_rebuild:
+        assert rebuild(gw, add=True).counts["adopted"] == 2
+    else:
+        assert adopt_orphans(gw) == 2
+    row = gw.index.get(lost.id)
+    assert row.digest == sha256(files[0]).hexdigest() and row.state is State.RECEIVED
+    process_series(gw, GroupProver(gw), row.id, "test")  # type: ignore[arg-type]
+    assert original_bytes(gw, gw.index.get(row.id)) == files[0]
+    assert gw.index.by_digest(sha256(files[1]).hexdigest()) is not None
+    assert [alert.kind for alert in gw.index.alerts()] == ["orphan-unreadable"]
+    gw.close()
