@@ -249,8 +249,10 @@ def test_pages_and_answers_carry_their_policy(make: Make) -> None:
         assert ("script-src 'self'" in policy) == script and "frame-ancestors 'none'" in policy, path
         assert "unsafe" not in policy
     headers = web.get("/healthz").headers
-    assert headers["referrer-policy"] == "no-referrer" and headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "same-origin" and headers["x-content-type-options"] == "nosniff"
     assert "strict-transport-security" not in headers
+    for path in ("/login", "/viewer/"):
+        assert '<meta name="referrer" content="same-origin">' in web.get(path).text, path
 
 
 def test_https_with_a_certificate_that_is_renewed_and_a_proxy_that_is_believed(make: Make, tmp_path: Path) -> None:

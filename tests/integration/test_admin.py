@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
@@ -293,6 +294,25 @@ def test_in_a_browser(filled: tuple[Gateway, dict[str, Any]]) -> None:
         without_script(plain, base, gateway)
         browser.close()
     assert seen.trouble + seen_dark.trouble + seen_plain.trouble == []
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_another_machines_browser_may_sign_in_and_send_forms_over_http(filled: tuple[Gateway, dict[str, Any]]) -> None:
+    """To another host a browser sends no Fetch Metadata over HTTP: our forms are known by their Origin."""
+    program, gateway = browser_program(), filled[0]
+    from playwright.sync_api import sync_playwright
+
+    addresses = [each.address for found in psutil.net_if_addrs().values() for each in found]
+    elsewhere = [text for text in addresses if re.fullmatch(r"[0-9.]+", text) and not text.startswith("127.")]
+    if not elsewhere:
+        pytest.skip("this machine has no address but its own")
+    with serving(gateway, elsewhere[0]) as base, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--no-proxy-server"])
+        page, _ = signed_in(browser, base, gateway)
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_url(f"{base}/login")
+        browser.close()
 
 
 def live_and_replayed(page: Page, base: str, gateway: Gateway) -> None:

@@ -503,12 +503,12 @@ def test_metadata_and_rendered(web: TestClient, gateway: Gateway) -> None:
 
 
 @contextmanager
-def serving(gateway: Gateway) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(create_app(gateway), port=0, log_config=None, lifespan="off"))
+def serving(gateway: Gateway, host: str = "127.0.0.1") -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(create_app(gateway), host, port=0, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     assert until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield f"http://{host}:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join(timeout=WAIT_SECONDS)
 
