@@ -71,10 +71,11 @@ class Beating(Database):
             conn.execute(sa.delete(worker).where(worker.c.owner == owner))
 
     def workers(self, limit: int = 500) -> list[WorkerRow]:
-        """All that were seen within a day, by name."""
-        query = sa.select(worker).order_by(worker.c.name, worker.c.owner).limit(limit)
+        """Those that were seen last within a day, by name: rows of the dead never keep out who lives."""
+        query = sa.select(worker).order_by(worker.c.seen_at.desc(), worker.c.owner).limit(limit)
         with self.read() as conn:
-            return [WorkerRow(**row) for row in conn.execute(query).mappings()]
+            found = [WorkerRow(**row) for row in conn.execute(query).mappings()]
+        return sorted(found, key=lambda each: (each.name, each.owner))
 
     def leases(self, limit: int = 200) -> list[Lease]:
         """Rows that are being worked on, those that run out first in front."""

@@ -183,8 +183,10 @@ def _serve(settings: Settings, listening: socket.socket | None) -> None:
     server = uvicorn.Server(config)
     alive = Alive(gateway.index, new_owner("api"), "api")
     alive.start()
-    server.run(sockets=[listening] if listening is not None else None)
-    alive.close()
+    try:
+        server.run(sockets=[listening] if listening is not None else None)
+    finally:  # uvicorn leaves by SystemExit where it cannot bind
+        alive.close()
     if not server.started:
         raise SystemExit(START_FAILED)
     steps.unwatch()

@@ -198,6 +198,11 @@ def test_workers_are_seen_and_forgotten(index: Index, clock: FakeClock) -> None:
     assert [each.owner for each in index.workers()] == ["encode-1-cd"]
     index.worker_gone("encode-1-cd")
     assert index.workers() == []
+    for number in range(4):  # processes that died before the one that lives was seen
+        index.worker_beat(replace(alive._row, owner=f"api-{number}", name="api"))
+        clock.advance(1)
+    index.worker_beat(alive._row)
+    assert [each.owner for each in index.workers(limit=3)] == ["api-2", "api-3", alive._row.owner]
 
 
 def test_disk_samples_keep_the_newest_of_five_minutes(index: Index, clock: FakeClock) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import uvicorn
 
 from gateway.alive import Alive
 from gateway.bootstrap import Gateway
 from gateway.settings import child_environment
 from gateway.tokens import mint_token
 from palimpsest.cli_hosts import Role, unhealthy
+from service.api import run_api
 from tests.fakes import part10, take_in
 from tests.running import ROOT, Rig, free_port, until
 
@@ -62,6 +64,19 @@ def test_a_worker_is_healthy_while_it_beats_on_this_host(gw: Gateway) -> None:
     alive.close()
     assert "no worker" in unhealthy(gw.settings, Role.WORKER)
     assert "port" in unhealthy(gw.settings.model_copy(update={"dicom_port": free_port()}), Role.LISTENER)
+
+
+def test_an_api_that_cannot_bind_leaves_no_heartbeat(gw: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(server: uvicorn.Server, sockets: object) -> None:
+        assert until(lambda: bool(beating(gw)))
+        raise SystemExit(1)  # as uvicorn's own
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("gateway.steps.watch", lambda *_: None)  # our own process keeps its counts where they are
+    with pytest.raises(SystemExit):
+        run_api(gw.settings)
+    assert beating(gw) == set()
 
 
 def beating(gw: Gateway) -> set[int]:
