@@ -164,7 +164,8 @@ def _gpus(gw: Gateway) -> Iterator[Metric]:
     labels = ["host", "worker"]
     memory = GaugeMetricFamily("palimpsest_gpu_memory_bytes", "Of a worker's GPU.", labels=[*labels, "kind"])
     busy = GaugeMetricFamily("palimpsest_gpu_busy_ratio", "Utilisation of a worker's GPU, 0 to 1.", labels=labels)
-    for row in gw.index.workers():
+    newest = {(row.host, row.name): row for row in sorted(gw.index.workers(), key=lambda row: row.seen_at)}
+    for row in newest.values():  # one that was killed and started again has two rows, and a series comes once
         if not row.device or gw.index.now() - row.seen_at > 6 * BEAT_SECONDS:
             continue
         for kind, value in (("used", row.memory_used), ("total", row.memory_total)):

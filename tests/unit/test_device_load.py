@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,11 @@ def test_page_and_metrics_show_it(gw: Gateway) -> None:
     text = metrics_read.exposition(gw, gw.queue.depths, dict).decode()
     for wanted in ('kind="used",worker="gpu-0"} 2e+10', 'worker="gpu-0"} 0.37'):
         assert wanted in text
+    gw.index.worker_beat(replace(gpu._row, owner="gpu-0-z", busy=5))  # killed and started again
+    gw.index.worker_beat(gpu._row)
+    told = metrics_read.exposition(gw, gw.queue.depths, dict).decode()
+    assert re.findall(r"(?m)^palimpsest_gpu_busy_ratio.*} (.*)$", told) == ["0.37"], "a series comes once, the newest"
+    gw.index.worker_gone("gpu-0-z")
     gpu.load(*NOT_KNOWN)
     gw.index.worker_beat(gpu._row)
     assert "– busy, –" in page()
