@@ -186,14 +186,20 @@ class Guard:
 
 
 def _nobody(request: Request, identity: Identity, address: str, cookie: str) -> None:
-    """Count a request of nobody; one that opens a page is led to the sign-in, which is no refusal. Raises TooMany."""
+    """Count a request of nobody. Raises TooMany.
+
+    One that opens a page is led to the sign-in, which is no refusal: whoever sits behind the same address may hold
+    cookies of an older build. It counts by address alone where we did not make its cookie.
+    """
     sent = cookie_name(request) in request.cookies
-    if sent and not identity.made(cookie):
-        return identity.refuse("session-forged", address)
+    made = identity.made(cookie)
+    request.state.bad_cookie = sent and not made
     if not opens_page(request):
+        if sent and not made:
+            return identity.refuse("session-forged", address)
         reason = "token-missing" if not sent else "session-over" if _asked_by_us(request) else "cross-site"
         identity.refusals.refuse_login(reason, address)
-    return identity.throttle.count("request", cookie or address)
+    return identity.throttle.count("request", cookie if made else address)
 
 
 def opens_page(request: Request) -> bool:

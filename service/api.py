@@ -49,11 +49,11 @@ from service import (
     wado,
     wado_uri,
 )
-from service.access import RouteSpec, guard_for, install, opens_page
+from service.access import RouteSpec, cookie_name, guard_for, install, opens_page
 from service.frames import FrameShelf
 from service.headers import SecurityHeaders
 from service.https import proxy_options, serve_https, serve_the_proxy
-from service.login import LOGIN
+from service.login import LOGIN, drop_cookie
 from service.pages import page_of
 from service.prefetch import Prefetch
 from service.processes import run_processes
@@ -138,7 +138,10 @@ def _to_login(otherwise: ErrorHandler) -> ErrorHandler:
         opened = opens_page(request)
         if opened and status == 401:
             query = f"?{request.url.query}" if request.url.query else ""
-            return RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", 303)
+            response = RedirectResponse(f"{LOGIN}?next={quote(request.url.path + query, safe='')}", 303)
+            if getattr(request.state, "bad_cookie", False):  # never a good one: another site's page may lead here
+                drop_cookie(request, response, cookie_name(request))
+            return response
         if opened and status == 403 and isinstance(error, PalimpsestError):
             return page_of(request, "denied.html", 403, error=error.message)
         return await otherwise(request, error)

@@ -2,7 +2,8 @@
 demo profile by a pasted token, too.
 
 What a sign-in under way must remember rides in a signed cookie of its own, not in the database: anybody may begin one.
-A session is a row of the database, so that signing out ends it; the browser holds 32 random bytes and nothing else.
+A session is a row of the database, so that signing out ends it; the browser holds random bytes and their MAC
+(`Identity.new_cookie`) and nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from service.access import (
 from service.oidc import Provider
 from service.pages import form_of, page_of, sent_from_here
 
-__all__ = ["LOGIN", "ROUTES", "reader_of"]
+__all__ = ["LOGIN", "ROUTES", "drop_cookie", "reader_of"]
 
 LOGIN: Final = "/login"
 CALLBACK: Final = "/login/callback"
@@ -125,7 +126,8 @@ def _set_cookie(request: Request, response: Response, name: str, value: str, sec
     )
 
 
-def _drop_cookie(request: Request, response: Response, name: str) -> None:
+def drop_cookie(request: Request, response: Response, name: str) -> None:
+    """Have the browser forget one of our cookies."""
     response.delete_cookie(name, path="/", httponly=True, samesite="lax", secure=secure_cookies(request))
 
 
@@ -184,7 +186,7 @@ async def callback(request: Request) -> Response:
         response = await _form(request, after, 401, error.message)
     except Unavailable as error:
         response = await _form(request, after, 503, error.message)
-    _drop_cookie(request, response, cookie_name(request, STATE_COOKIE))
+    drop_cookie(request, response, cookie_name(request, STATE_COOKIE))
     return response
 
 
@@ -231,7 +233,7 @@ async def logout(request: Request) -> Response:
     provider = identity.provider
     there = await run_in_threadpool(_end_there, provider, hint) if hint and provider else ""
     response = page_of(request, "logout.html", there=there) if there else RedirectResponse(LOGIN, SEE_OTHER)
-    _drop_cookie(request, response, cookie_name(request))
+    drop_cookie(request, response, cookie_name(request))
     return response
 
 
