@@ -67,12 +67,16 @@ def serve_the_proxy(config: uvicorn.Config, settings: Settings) -> None:
 
 
 def _is_one(scope: Scope, networks: list[Any]) -> bool:
-    """Whether the TCP peer is in one of the networks, or is this machine."""
+    """Whether the TCP peer is in one of the networks, or is this machine: who comes from the very address that it
+    comes to is on it, as our own command line is where PALIMPSEST_HTTP_HOST names an address.
+    """
+    address = (scope.get("client") or ("",))[0]
     try:
-        peer = ip_address((scope.get("client") or ("",))[0])
+        peer = ip_address(address)
     except ValueError:
         return False
-    return peer.is_loopback or any(peer in network for network in networks)
+    here = (scope.get("server") or ("",))[0] == address
+    return peer.is_loopback or here or any(peer in network for network in networks)
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
