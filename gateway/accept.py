@@ -127,11 +127,16 @@ def _new(stored: StoredFile, found: Peek, source: str, calling_ae: str, priority
 def _store_again(gw: Gateway, new: NewInstance) -> Accepted:
     """Row for a spooled file whose UID may be known: a duplicate, a version, a conflict, or new after all."""
     before = gw.index.find_duplicate(new.sop_uid, new.transfer_syntax, new.dataset_digest)
-    accepted = gw.index.add_received(
-        replace(new, pixel_digest=_pixels_if_known_uid(gw, new)),
-        spooled=gw.spool.exists,
-        destroyed=gw.keys.patients.destroyed,
-    )
+    try:
+        accepted = gw.index.add_received(
+            replace(new, pixel_digest=_pixels_if_known_uid(gw, new)),
+            spooled=gw.spool.exists,
+            destroyed=gw.keys.patients.destroyed,
+        )
+    except Unavailable as error:
+        if error.reason == BEING_SHREDDED and before is not None and before.patient_key is not None:
+            gw.index.shred_unfinished(before.patient_key)
+        raise
     row = accepted.row
     if before is not None and before.id == row.id and before.digest != row.digest:  # this file took a lost one's place
         cache_of(gw.settings).drop_instances([before.digest])

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
 from gateway import audit
 from gateway.audit import AuditEvent, Detail
@@ -21,8 +22,10 @@ from gateway.index_commitment import forget_references
 from gateway.index_correction import corrections_to, forget_corrections
 from gateway.index_forward import forget_sent
 from gateway.index_ledger import forget_studies
+from gateway.index_report import put_alert
 from gateway.index_rows import InstanceRow
 from gateway.index_schema import (
+    alert,
     attributes,
     coercion,
     commitment_item,
@@ -44,6 +47,11 @@ _SCRUBBED = (
     attributes, coercion, commitment_item, correction, forward, instance, proof, rejection, stego_export, study,
     study_event, study_evidence,
 )  # fmt: skip
+SHRED_UNFINISHED: Final = "shred-unfinished"
+_RUN_AGAIN: Final = (
+    "the shredding of this patient key is not over: run `palimpsest keys shred` again (--images-too for what is sealed "
+    "whole); its objects stay in the spool, and are refused when they come again"
+)
 T = TypeVar("T")
 
 
@@ -111,6 +119,18 @@ class Shredding(Database):
             detail: Detail = {"count": count, "reason": reason, "outcome": "partial" if partial else "whole"}
             audit.append(conn, AuditEvent("shredded", actor, patient=patient, detail=detail), self.now())
 
+    def shred_unfinished(self, key_id: str) -> None:
+        """A patient key is destroyed: an alert, once, while archived instances under it are not forgotten. `forget`
+        closes it.
+        """
+        same = sa.and_(alert.c.kind == SHRED_UNFINISHED, alert.c.subject == key_id)
+        with self.read() as conn:
+            if conn.execute(sa.select(alert.c.id).where(same).limit(1)).first() is not None:
+                return
+        with self.write() as conn:
+            if _unforgotten(conn, [key_id]):
+                put_alert(conn, SHRED_UNFINISHED, key_id, _RUN_AGAIN, "warning", self.now())
+
     def forget(
         self,
         rows: Sequence[InstanceRow],
@@ -157,6 +177,13 @@ class Shredding(Database):
                         "last_error": None,
                     }
                     conn.execute(sa.update(instance).where(instance.c.id == row.id).values(**changes))
+                self._close_alerts(conn, {row.patient_key for row in page if row.patient_key is not None})
+
+    def _close_alerts(self, conn: Connection, key_ids: set[str]) -> None:
+        """Of keys under which nothing is left to forget."""
+        done = sorted(key_ids - _unforgotten(conn, sorted(key_ids)))
+        open_ = (alert.c.kind == SHRED_UNFINISHED, alert.c.subject.in_(done), alert.c.acked_at.is_(None))
+        conn.execute(sa.update(alert).where(*open_).values(acked_at=self.now(), acked_by="shred"))
 
     def sealed_after(self, last: int, key_ids: Sequence[str], limit: int) -> list[InstanceRow]:
         """Archived instances under these patient keys that were not forgotten, by number, behind `last`."""
@@ -216,6 +243,12 @@ class Shredding(Database):
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
             for table in _SCRUBBED:
                 conn.exec_driver_sql(f"VACUUM {table.name}")
+
+
+def _unforgotten(conn: Connection, key_ids: Sequence[str]) -> set[str]:
+    c = instance.c
+    query = sa.select(c.patient_key).where(c.patient_key.in_(key_ids), c.archive_key.is_not(None))
+    return {str(found) for found in conn.scalars(query.where(c.shredded_at.is_(None)).distinct())}
 
 
 def _original_id() -> sa.ColumnElement[str]:

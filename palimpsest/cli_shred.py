@@ -70,6 +70,11 @@ def keys_shred(
         console.print(f"{report.pseudonym}: {report.keys} keys destroyed, {report.instances} instances forgotten")
         if report.still_open:
             console.print(f"[bold red]{report.still_open} of them can still be opened by others[/bold red]")
+        if report.kept:
+            console.print(
+                f"[bold red]{report.kept} sealed whole came meanwhile[/bold red]: they stay in the spool until you run "
+                "this again with --images-too", highlight=False, soft_wrap=True,
+            )  # fmt: skip
         _warn_of_backups(gateway, patient)
 
 

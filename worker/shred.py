@@ -50,12 +50,15 @@ class Patient:
 
 @dataclass(frozen=True)
 class ShredReport:
-    """What was done. still_open: instances whose identity others, or a key that stays, can read after all."""
+    """What was done. still_open: instances whose identity others, or a key that stays, can read after all. kept: such
+    as were archived meanwhile and sealed whole, which only another run with images_too forgets.
+    """
 
     pseudonym: str
     keys: int
     instances: int
     still_open: int
+    kept: int = 0
 
 
 def find_patient(gw: Gateway, patient_id: str, study_uid: str = "") -> Patient:
@@ -96,7 +99,8 @@ def shred(
     statement = _statement(gw.keys, patient, actor, reason)
     for key_id in patient.key_ids:
         gw.keys.destroy_patient_key(key_id, statement)
-    rows = (*subject.rows, *_late(gw, patient, images_too=images_too))
+    late, kept = _late(gw, patient, images_too=images_too)
+    rows = (*subject.rows, *late)
     _drop_copies(gw, rows)
     pseudonyms = gw.keys.pseudonym_key()
     gw.index.forget(
@@ -108,7 +112,9 @@ def shred(
     _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
     gw.index.scrub_freed()
     gw.index.shred_done(actor, len(rows), reason, patient.pseudonym, partial=bool(still_open))
-    return ShredReport(patient.pseudonym, len(patient.key_ids), len(rows), len(still_open))
+    for key_id in {row.patient_key for row in kept if row.patient_key is not None}:
+        gw.index.shred_unfinished(key_id)
+    return ShredReport(patient.pseudonym, len(patient.key_ids), len(rows), len(still_open), len(kept))
 
 
 def _check(subject: Subject, *, partial: bool, images_too: bool) -> None:
@@ -135,15 +141,15 @@ def _check(subject: Subject, *, partial: bool, images_too: bool) -> None:
         )
 
 
-def _late(gw: Gateway, patient: Patient, *, images_too: bool) -> list[InstanceRow]:
-    """Instances that were archived under one of these keys after the patient was looked at.
-
-    One that was sealed whole keeps its source instead: the sweep never releases it, and the next run names it.
+def _late(gw: Gateway, patient: Patient, *, images_too: bool) -> tuple[list[InstanceRow], list[InstanceRow]]:
+    """Instances that were archived under one of these keys after the patient was looked at; and of these such as are
+    kept instead: sealed whole, the source is all there is. The sweep never releases them, an alert and the next run
+    name them.
     """
     known = {row.id for row in patient.subject.rows}
     rows = [row for row in gw.index.subject(patient.key_ids, "", "").rows if row.id not in known]
-    kept = {row.id for row in rows if row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and not images_too}
-    return [row for row in rows if row.state not in UNFINISHED and row.id not in kept]
+    kept = [row for row in rows if row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and not images_too]
+    return [row for row in rows if row.state not in UNFINISHED and row not in kept], kept
 
 
 def verify_statement(data: bytes, ring: KeyRing) -> dict[str, object]:

@@ -148,7 +148,10 @@ def release_spool(gw: Gateway) -> int:
     if until is not None:
         saved = gw.keys.backed_up({row.patient_key for row in rows if row.patient_key is not None})
         rows = [row for row in rows if row.patient_key is None or row.patient_key in saved]
-    rows = [row for row in rows if row.patient_key is None or not gw.keys.patients.destroyed(row.patient_key)]
+    shut = {row.patient_key for row in rows if row.patient_key and gw.keys.patients.destroyed(row.patient_key)}
+    for key_id in shut:
+        gw.index.shred_unfinished(key_id)
+    rows = [row for row in rows if row.patient_key not in shut]
     for row in rows:
         gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
         gw.index.let_go(row.digest, gw.spool.remove)

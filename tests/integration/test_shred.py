@@ -307,10 +307,11 @@ def test_a_source_whose_key_was_destroyed_is_kept_until_the_shredding_is_repeate
     row = archived(gw, made_file(PATIENT, 1), released=False)
     gw.keys.destroy_patient_key(str(row.patient_key), b"")  # archived in the very moment
     assert release_spool(gw) == 0 and gw.spool.exists(row.digest)
+    assert [(alert.kind, alert.subject) for alert in gw.index.alerts()] == [("shred-unfinished", row.patient_key)]
     text = [found.text for found in examine(gw.keys, named=gw.index.patient_keys(), shredded=gw.index.shredded_keys())]
     assert any("the index still knows" in line for line in text)
     do_shred(gw)
-    assert not gw.spool.exists(row.digest)
+    assert not gw.spool.exists(row.digest) and gw.index.alerts() == []
 
 
 def test_a_key_that_only_the_index_names_is_destroyed_too(gw: Gateway, tmp_path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
-from gateway.errors import Unavailable
-from gateway.instance import State
+from gateway.errors import PolicyRefused, Unavailable
+from gateway.index import InstanceRow
+from gateway.instance import Form, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Settings
 from tests.fakes import take_in
 from tests.integration.test_shred import PATIENT, archived, do_shred, made_file
 from worker.retrieve import original_bytes
-from worker.sweep import adopt_orphans
+from worker.shred import find_patient, shred
+from worker.sweep import adopt_orphans, release_spool
 
 
 @pytest.fixture
@@ -75,7 +80,11 @@ def test_a_duplicate_of_what_is_being_shredded_is_not_acknowledged(
         with pytest.raises(KeyboardInterrupt):
             do_shred(gw)
         monkeypatch.undo()
+        [alert] = gw.index.alerts()
+        assert (alert.kind, alert.subject) == ("shred-unfinished", before.patient_key)
+        assert "keys shred" in alert.message and "again" in alert.message
     do_shred(gw)
+    assert gw.index.alerts() == []  # nothing is left to do
     assert refused == ["being-shredded"]
     assert "duplicate" not in [event["event"] for event in tail(gw.index)]
     assert_new_again(gw, data, before.id)
@@ -115,3 +124,33 @@ def test_a_late_removal_leaves_what_was_received_anew(gw: Gateway, monkeypatch: 
     assert take_in(gw, data).outcome == "duplicate"  # a released row needs no file: it is taken away again, too late
     row = gw.index.by_digest(before.digest)
     assert row is not None and row.id != before.id and row.state is State.RECEIVED and gw.spool.exists(row.digest)
+
+
+def test_what_came_meanwhile_and_is_sealed_whole_is_kept_and_told_until_the_shredding_is_run_again(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archived(gw, made_file(PATIENT, 1))
+    report = pydicom.dcmread(str(get_testdata_file("test-SR.dcm", download=False)))
+    report.PatientID, report.StudyInstanceUID = PATIENT, "1.2.3.4711"
+    out = io.BytesIO()
+    report.save_as(out)
+    late: list[InstanceRow] = []
+    destroy = gw.keys.destroy_patient_key
+
+    def archived_first(key_id: str, statement: bytes) -> None:
+        late.append(archived(gw, out.getvalue(), released=False))
+        destroy(key_id, statement)
+
+    monkeypatch.setattr(gw.keys, "destroy_patient_key", archived_first)
+    done = shred(gw, find_patient(gw, PATIENT), actor="admin", reason="erasure-request")
+    monkeypatch.undo()
+    assert (done.instances, done.kept) == (1, 1) and late[0].form is Form.PASSTHROUGH
+    assert release_spool(gw) == 0 and gw.spool.exists(late[0].digest)
+    assert [(alert.kind, alert.subject, alert.count) for alert in gw.index.alerts()] == [
+        ("shred-unfinished", late[0].patient_key, 1)
+    ]
+    with pytest.raises(PolicyRefused, match="sealed whole"):
+        do_shred(gw)
+    do_shred(gw, images_too=True)
+    assert gw.index.alerts() == [] and not gw.spool.exists(late[0].digest)
+    assert_new_again(gw, out.getvalue(), late[0].id)
