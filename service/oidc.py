@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import quote_plus
@@ -216,10 +217,12 @@ class Provider:
     def _ask(self, method: str, url: str, **options: Any) -> tuple[int, Mapping[str, Any]]:
         """(status, JSON object). Raises Unavailable ``identity-provider``; no text of an answer is repeated.
 
-        For threads: a loop of its own is what a deadline over the whole exchange takes (httpx's are for each read).
+        For threads. The deadline over the whole exchange takes a loop (httpx's timeouts are for each read), and one
+        that goes on: a loop that is closed waits for the lookup of a name, which nothing can break off.
         """
+        asked = asyncio.run_coroutine_threadsafe(self._exchange(method, url, options), _loop())
         try:
-            status, data = asyncio.run(self._exchange(method, url, options))
+            status, data = asked.result()
             found = httpx.Response(200, content=data).json()
         except (httpx.HTTPError, TimeoutError) as error:
             raise _unavailable(f"does not answer ({type(error).__name__})") from None
@@ -243,6 +246,14 @@ class Provider:
                 if len(data) > MAX_BYTES:
                     raise _unavailable("answers without end")
         return answer.status_code, bytes(data)
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Of one thread that serves all exchanges of this process; names are looked up by threads of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="identity-provider", daemon=True).start()
+    return loop
 
 
 def provider_of(settings: Settings) -> Provider | None:

@@ -240,6 +240,24 @@ def test_a_provider_that_drips_meets_a_deadline(monkeypatch: pytest.MonkeyPatch,
             ended.set()
 
 
+def test_a_name_that_is_looked_up_without_end_meets_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.oidc.TIMEOUT_SECONDS", 0.5)
+    ended, answered = threading.Event(), []
+
+    def hang(*_: object, **__: object) -> list[Any]:
+        ended.wait(20)
+        answered.append(True)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        with pytest.raises(Unavailable, match="TimeoutError"):
+            Provider(settings_for("https://idp.example"))._fetch()
+        assert not answered, "nobody waited for the lookup"
+    finally:
+        ended.set()
+
+
 def test_claims_by_name_path_and_mapping(script: Scripted) -> None:
     mapped = settings_for(
         script.issuer,
