@@ -37,8 +37,10 @@ class BlobStore:
         return self.folder / digest[:2] / digest
 
     def exists(self, digest: str) -> bool:
-        """True if a file of that name is there (its content is checked when read)."""
-        return self.path(digest).is_file()
+        """True if a file of that name is there (its content is checked when read). Raises Unavailable."""
+        path = self.path(digest)
+        with storage_errors():
+            return path.is_file()
 
     def put(self, data: bytes) -> str:
         """Store bytes durably; returns the digest. Raises OutOfResources."""
@@ -99,8 +101,13 @@ class BlobStore:
                 raise IntegrityError("digest-mismatch", "a stored file is not what its name says")
 
     def remove(self, digest: str) -> None:
-        """Delete the file if it is there. Not fsynced: a deletion undone by power loss is swept again."""
-        self.path(digest).unlink(missing_ok=True)
+        """Delete the file if it is there. Not fsynced: a deletion undone by power loss is swept again.
+
+        Raises Unavailable ``storage-error``: also under the database's lock it is the disk's trouble.
+        """
+        path = self.path(digest)
+        with storage_errors():
+            path.unlink(missing_ok=True)
 
     def __iter__(self) -> Iterator[str]:
         """Digests of all files, in no order; a snapshot that other processes may overtake."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from gateway import database
 from gateway.audit import tail
+from gateway.blobs import BlobStore
 from gateway.errors import LeaseLost, NotFound, Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
 from gateway.instance import Form, State
@@ -191,3 +193,25 @@ def test_an_unfinished_row_whose_file_is_lost_stands_for_the_same_data_set_under
     assert not index.let_go(other.digest, lambda _: None) and index.let_go(row.digest, lambda _: None)
     assert index.claim(row.id, "another", 60) is not None
     assert [event["event"] for event in tail(index)].count("duplicate") == 1
+
+
+def test_trouble_of_the_disk_under_the_lock_is_not_the_databases(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path / "spool")
+    held = store.put(b"a file")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "x")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(Unavailable) as caught:
+        index.let_go(held, store.remove)
+    assert caught.value.reason == "storage-error"
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(Unavailable) as caught:
+        index.add_received(replace(_new(1), digest=held), spooled=store.exists)
+    assert caught.value.reason == "storage-error"
+    monkeypatch.undo()
+    assert index.let_go(held, store.remove) and not store.exists(held)
