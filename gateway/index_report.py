@@ -145,6 +145,15 @@ class Report(Database):
         with self.write() as conn:
             return put_alert(conn, kind, subject, message, severity, self.now())
 
+    def alert_over(self, kind: str, subject: str) -> None:
+        """What the open alert of this kind and subject told of is over; nothing to do without one."""
+        same = (alert.c.kind == kind, alert.c.subject == subject, alert.c.acked_at.is_(None))
+        with self.read() as conn:
+            if conn.execute(sa.select(alert.c.id).where(*same).limit(1)).first() is None:
+                return
+        with self.write() as conn:
+            conn.execute(sa.update(alert).where(*same).values(acked_at=self.now(), acked_by="over"))
+
     def alerts(self, open_only: bool = True, limit: int = 200) -> list[AlertRow]:
         """Alerts, latest first."""
         query = sa.select(alert).order_by(alert.c.last_at.desc(), alert.c.id.desc()).limit(limit)

@@ -38,6 +38,7 @@ LOWEST: Final = 19  # nice(2)
 ACTOR: Final = "scrub"
 MAX_IN_A_ROW: Final = 20  # objects that cannot be read now: then it is the archive
 MAX_UNREAD: Final = 1000
+UNREAD: Final = "archive-unread"
 #: what is wrong where the bytes are not those that were recorded: the recorded ones, from elsewhere, mend it
 OF_THE_BYTES: Final = frozenset({"missing", "digest-mismatch", "archive-read-back", "unreadable"})
 #: what the proving process may fail of under a load that has it starve: no sign of damage
@@ -84,10 +85,12 @@ def scrub(
         try:
             _check(gw, verifier, found, report)
             in_a_row = 0
-        except ObjectUnavailable:
+        except ObjectUnavailable as error:
             in_a_row += 1
             state["unread"] = [*state.get("unread", ()), found.key]
             if in_a_row > MAX_IN_A_ROW or len(state["unread"]) > MAX_UNREAD:
+                message = f"the archive does not give out object after object ({error.reason}): the scrub waits for it"
+                gw.index.alert_raise(UNREAD, "archive", message, "warning")
                 raise
         state |= {"checked": state["checked"] + 1, "cursor": found.key}
         if not paced(time.monotonic() - began):
@@ -112,7 +115,7 @@ def _once_more(gw: Gateway, verifier: Verifier, keys: list[str], report: ScrubRe
         except ObjectUnavailable as error:
             report.unread.append((key, error.reason))
             message = f"the archive does not give out one object ({error.reason}), others it does: look at it there"
-            gw.index.alert_raise("archive-unread", key[-64:], message, "warning")
+            gw.index.alert_raise(UNREAD, key[-64:], message, "warning")
 
 
 def _objects(gw: Gateway, kind: Kind, state: dict[str, Any]) -> Iterator[ArchivedObject]:
@@ -131,6 +134,8 @@ def _objects(gw: Gateway, kind: Kind, state: dict[str, Any]) -> Iterator[Archive
 def _check(gw: Gateway, verifier: Verifier, found: ArchivedObject, report: ScrubReport) -> None:
     problem = problem_of(gw, verifier, found)
     report.checked += 1
+    for subject in ("archive", found.key[-64:]):  # it was read, whatever is in it
+        gw.index.alert_over(UNREAD, subject)
     if problem is None:
         gw.index.damage_over(found.key, ACTOR)
         return

@@ -371,6 +371,18 @@ def test_objects_that_a_bucket_does_not_give_out_are_passed_over_and_named(
             scrub(gw, Prover(gw), "whole")  # type: ignore[arg-type]
         assert not isinstance(away.value, ObjectUnavailable) and asked.total() == 1
         monkeypatch.undo()
+        monkeypatch.setattr(S3Archive, "_pieces", sometimes)
+        monkeypatch.setattr("worker.scrub.MAX_IN_A_ROW", 1)
+        ill.update(dict.fromkeys((never, once, well), 99))
+        asked.clear()
+        with pytest.raises(ObjectUnavailable):
+            scrub(gw, Prover(gw), "whole")  # type: ignore[arg-type]
+        unread = {alert.subject for alert in gw.index.alerts() if alert.kind == "archive-unread"}
+        assert unread == {"archive", never[-64:]}
+        ill.clear()
+        assert scrub(gw, Prover(gw), "whole").ok  # type: ignore[arg-type]
+        assert {alert.kind for alert in gw.index.alerts()} == {"index-rebuilt"}  # all were read again
+        monkeypatch.undo()
         gw.close()
 
 
