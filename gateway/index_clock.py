@@ -1,7 +1,8 @@
 """Times that a clock wrote which was ahead: nothing may wait for days because a clock was wrong for a minute.
 
-Rows say when they are due, until when they are leased and when they were last sent to the queue. A clock that jumped
-ahead and came back leaves such times in a future that no rule of ours reaches; they are pulled back to now.
+Rows say when they are due or to be coded anew, until when they are leased and when they were last sent to the queue. A
+clock that jumped ahead and came back leaves such times in a future that no rule of ours reaches; they are pulled back
+to now.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement
 
 from gateway.database import Database
+from gateway.index_recode import RECODE_LONGEST
 from gateway.index_schema import forward, instance
 from gateway.instance import UNFINISHED, ForwardState
 
@@ -31,7 +33,9 @@ class Clocks(Database):
         for table, waiting, error in (
             (
                 instance,
-                sa.or_(instance.c.state.in_(UNFINISHED), instance.c.indexed_at.is_(None)),
+                sa.or_(
+                    instance.c.state.in_(UNFINISHED), instance.c.indexed_at.is_(None), instance.c.recode_at.is_not(None)
+                ),
                 instance.c.last_error,
             ),
             (forward, forward.c.state == ForwardState.WAITING, forward.c.reason),
@@ -42,6 +46,8 @@ class Clocks(Database):
                 (table.c.lease_until, table.c.lease_until > soon, now + lease_seconds),
                 (table.c.queued_at, table.c.queued_at > soon, now),
             )
+            if table is instance:
+                ahead += ((instance.c.recode_at, instance.c.recode_at > soon + RECODE_LONGEST, now),)
             late: ColumnElement[bool] = sa.or_(*(beyond for _, beyond, _ in ahead))
             with self.read() as conn:
                 found = conn.execute(sa.select(table.c.id).where(waiting, late)).scalars().all()

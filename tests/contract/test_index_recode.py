@@ -68,6 +68,21 @@ def test_what_fails_every_time_is_left_in_the_end_and_shown_until_a_person_asks_
     assert again is not None and (again.attempts, again.last_error) == (1, None) and index.failures() == []
 
 
+def test_what_a_clock_that_was_ahead_put_off_is_coded_anew_soon(
+    index: Index, clock: FakeClock, hurried: InstanceRow
+) -> None:
+    true = clock.now
+    index.recode_claim(hurried.id, "w", 60)
+    assert index.times_pulled_back(60) == 0  # an hour is a pause of ours
+    index.recode_failed(hurried.id, "w", "no-memory")
+    clock.advance(30 * 24 * HOUR)
+    assert index.recode_claim(hurried.id, "dead", 60) is not None
+    clock.now = true
+    assert index.times_pulled_back(60) == 1 and index.times_pulled_back(60) == 0
+    clock.advance(61)
+    assert index.recode_due(10) == [hurried.id]
+
+
 def test_tries_go_on_where_what_waits_is_wanted_again_and_shredding_ends_them(
     index: Index, clock: FakeClock, hurried: InstanceRow
 ) -> None:
