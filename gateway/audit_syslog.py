@@ -1,9 +1,9 @@
 """Audit messages to a syslog server: RFC 5424 over TLS (RFC 5425), as PS3.15 A.6 and IHE ITI-20 ask.
 
-Syslog has no acknowledgement. What counts as delivered here is what the server had read when it answered our
-close_notify (RFC 5425 4.4). A connection that only ends proves nothing: anybody between can end it (RFC 8446 6.1).
-Servers that never answer one can be believed by a setting: then an end in order counts, for a connection with unread
-data is reset instead (RFC 1122 4.2.2.13).
+Syslog has no acknowledgement. The best there is: the server answered our close_notify (RFC 5425 4.4) and then ended the
+connection in order, for one with unread data is reset instead (RFC 1122 4.2.2.13). That it read all says not that it
+kept all. An end before ours is no answer, and a connection that only ends proves nothing: anybody between can end it
+(RFC 8446 6.1). Servers that never answer can be believed by a setting: then an end in order after ours counts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ NO_NOTIFY: Final = (
     "the syslog server ended the connection without close_notify, so nobody knows what arrived; if it never sends one "
     "(rsyslog's gtls driver), use another driver (ossl) or PALIMPSEST_AUDIT_SYSLOG_CLOSE=tcp"
 )
+EARLY: Final = "the syslog server ended the connection before we did, so nobody knows what arrived"
 _MOST_SEQUENCE: Final = 2_147_483_647  # RFC 5424 7.3.1
 _NOT_PRINTABLE: Final = re.compile(r"[^\x21-\x7e]")
 
@@ -97,17 +98,33 @@ class SyslogConnection:
             raise _unavailable(error) from None
 
     def finish(self) -> None:
-        """Close in order (RFC 5425 4.4) and wait until the server has read everything.
+        """Close in order (RFC 5425 4.4) and wait for the server to do so, too.
 
-        Raises Unavailable, ``no-close-notify`` if the connection ended without the server's word.
+        Raises Unavailable: ``no-close-notify`` if the connection ended without the server's word, ``connection-lost``
+        if the server ended it first, or reset it.
         """
         try:
-            self._socket.unwrap().close()
+            if self._ended():
+                raise Unavailable("connection-lost", EARLY)
+            with self._socket.unwrap() as plain:
+                plain.shutdown(socket.SHUT_WR)
+                if plain.recv(1):
+                    raise ConnectionError("more after close_notify")
         except ssl.SSLEOFError:
             if self._close_notify:
                 raise Unavailable("no-close-notify", NO_NOTIFY) from None
         except (OSError, ValueError) as error:
             raise _unavailable(error) from None
+
+    def _ended(self) -> bool:
+        """Whether the server's close_notify, or its end, came already."""
+        self._socket.setblocking(False)
+        try:
+            return not self._socket.recv(1)
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            self._socket.settimeout(TIMEOUT_SECONDS)
 
 
 def _unavailable(error: OSError | ValueError) -> Unavailable:

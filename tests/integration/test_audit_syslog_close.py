@@ -25,7 +25,8 @@ pytestmark = pytest.mark.integration
 
 
 class Server:
-    """Reads what comes over each connection, then ends it as `ends` says: 'notify', 'fin', 'early' or 'reset'."""
+    """Reads what comes over each connection, then ends it as `ends` says: 'notify', 'fin', 'early', 'reset'; 'stop' and
+    'stop-open': its own close_notify comes when a part was read, as from a server that is stopped."""
 
     def __init__(self, authority: Authority) -> None:
         identity = authority.issue("syslog-server")
@@ -35,6 +36,7 @@ class Server:
         self.port = self._listening.getsockname()[1]
         self.ends = "notify"
         self.heard = b""
+        self.stopped, self.done = threading.Event(), threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def close(self) -> None:
@@ -51,6 +53,15 @@ class Server:
         if self.ends == "early":  # who sits between ends it, in order, when a part was read
             self.heard += connection.recv(10)
             connection.shutdown(socket.SHUT_RDWR)
+            return
+        if self.ends.startswith("stop"):
+            self.heard += connection.recv(10)
+            connection.setblocking(False)
+            with suppress(ssl.SSLError):
+                connection.unwrap()
+            self.stopped.set()
+            if self.ends == "stop-open":
+                self.done.wait(30)
             return
         with suppress(ssl.SSLZeroReturnError):
             while data := connection.recv(1 << 16):
@@ -90,6 +101,14 @@ def test_only_the_servers_word_moves_the_place(tmp_path: Path, monkeypatch: pyte
     ):
         assert export() == 0, server.ends
         assert told()[0] == 0 and told()[1] in reasons, server.ends
+    finish = SyslogConnection.finish
+    for server.ends in ("stop", "stop-open"):
+        server.stopped.clear()
+        with monkeypatch.context() as patch:  # the server's word is there before ours
+            patch.setattr(SyslogConnection, "finish", lambda self: (server.stopped.wait(30), finish(self)))
+            assert export() == 0 and told() == (0, "connection-lost"), server.ends
+            assert export(close_notify=False) == 0, server.ends
+        server.done.set()
     server.heard, server.ends = b"", "notify"
     assert export() == 3 and told() == (3, None)
     assert [server.heard.count(b'sequenceId="%d"' % number) for number in (1, 2, 3)] == [1, 1, 1]
