@@ -92,7 +92,7 @@ instance = Table(
     Index("ix_instance_sop", "sop_uid", "current"),
     Index("ix_instance_study", "study_uid", "series_uid"),
     Index("ix_instance_work", "state", "due_at"),
-    _partial("ix_instance_unindexed", "received_at", where="indexed_at IS NULL"),
+    _partial("ix_instance_unindexed", "received_at", "queued_at", where="indexed_at IS NULL"),
     Index("ix_instance_patient_key", "patient_key"),
     Index("ix_instance_archive_key", "archive_key"),
     Index("ix_instance_candidate", "candidate_digest"),

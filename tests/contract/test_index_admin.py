@@ -268,8 +268,11 @@ def test_the_oldest_work_is_found_by_an_index_however_much_waits(index: Index, c
         sqlite = conn.dialect.name == "sqlite"
         if not sqlite:
             conn.execute(sa.text("SET enable_seqscan = off"))  # three rows are read faster without an index
-        query = "SELECT min(received_at) FROM instance WHERE indexed_at IS NULL"
-        plan = conn.execute(sa.text(("EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN ") + query)).all()
-        assert "ix_instance_unindexed" in str(plan)
+        asked: list[tuple[str, object]] = []
+        sa.event.listen(conn.engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+        index.unindexed(9, 60)
+        for query, given in (("SELECT min(received_at) FROM instance WHERE indexed_at IS NULL", ()), asked[-1]):
+            plan = conn.exec_driver_sql(("EXPLAIN QUERY PLAN " if sqlite else "EXPLAIN ") + query, given).all()
+            assert "ix_instance_unindexed" in str(plan), query
         if not sqlite:
             conn.execute(sa.text("RESET enable_seqscan"))

@@ -18,5 +18,6 @@ def upgrade() -> None:
         op.add_column("worker", sa.Column(name, sa.BigInteger()))
     op.drop_index("ix_instance_unindexed", "instance")
     op.create_index(
-        "ix_instance_unindexed", "instance", ["received_at"], postgresql_where=NOT_INDEXED, sqlite_where=NOT_INDEXED
-    )
+        "ix_instance_unindexed", "instance", ["received_at", "queued_at"],
+        postgresql_where=NOT_INDEXED, sqlite_where=NOT_INDEXED,
+    )  # fmt: skip
