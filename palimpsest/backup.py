@@ -165,6 +165,7 @@ def restore_backup(
         forgotten = shred_again(gw, actor)
         gw.index.alert_raise("index-restored", "index", LOST.format(str(manifest["created"])[:32]), "warning")
         report = rebuild(gw, add=True, progress=progress) if catch_up else None
+        gw.index.restore_over()
     finally:
         gw.close()
     return Restored(sum(rows.values()), ring, forgotten, report)

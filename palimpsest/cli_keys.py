@@ -124,7 +124,7 @@ def keys_restore(
         file, passphrase(passphrase_file, confirm=False), settings.keys_dir, overwrite=overwrite,
         archive_dir=settings.archive_dir, master=open_master(settings), shredded=shredded,
     )  # fmt: skip
-    with open_gateway(home) as gateway:
+    with open_gateway(home, restoring=True) as gateway:  # also where a restore was killed: the trail must tell of it
         count, patients = len(gateway.keys.list()), len(gateway.keys.patients.ids())
         record(gateway, "key-restored", count=count + patients)
     where = f"{count} keys restored into {settings.keys_dir}, and {patients} patients"

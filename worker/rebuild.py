@@ -110,6 +110,7 @@ def rebuild(
             later.seek(0)
             _each((line.strip() for line in later), lambda key: _stego(gw, key, report), report)
         shred_again(gw, ACTOR)  # what a restored database holds unfinished, and the archive shows to be shredded
+        gw.index.restore_over()
         _rejections(gw)
         _adopt(gw, report)
         if not add:

@@ -22,8 +22,9 @@ SLACK: Final = 1.0  # seconds between the clocks of whoever received and whoever
 
 
 def shred_again(gw: Gateway, actor: str) -> int:
-    """Forget every instance that a shredding took which the database does not know of; how many. Then a restore that
-    was stopped before this is over. Again: nothing happens.
+    """Forget every instance that a shredding took which the database does not know of; how many. Again: nothing
+    happens. What a backup holds unfinished, only the archive may tell of: `Index.restore_over` is the caller's, once
+    that was read.
 
     What is not archived and still in the spool stays: it is sealed to another key. Raises Unavailable.
     """
@@ -37,7 +38,6 @@ def shred_again(gw: Gateway, actor: str) -> int:
         gw.index.scrub_freed()
     if forgotten:
         gw.index.shred_done(actor, forgotten, "restored-backup", None, partial=False)
-    gw.index.restore_over()
     return forgotten
 
 

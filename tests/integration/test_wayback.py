@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import zstandard
 from typer.testing import CliRunner
 
-from gateway.audit import verify
+from gateway.audit import tail, verify
 from gateway.bootstrap import Gateway
 from gateway.databackup import dump_database, load_database
 from gateway.errors import Gone, IntegrityError, PolicyRefused
@@ -243,6 +243,33 @@ def test_a_restore_that_was_killed_before_it_shredded_again_shows_nothing_until_
     gw = opened(home)
     [row] = gw.index.every_instance()
     assert row.shredded_at is not None
+    gw.close()
+
+
+def test_a_restore_that_was_killed_before_it_read_the_archive_starts_nothing_but_takes_keys(
+    home: Path, passfile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gw = opened(home)
+    archived(gw, picture(9, PatientID="STAYS"))
+    gw.close()
+    copy = home.parent / "copy"
+    assert run("backup", copy, "--passphrase-file", passfile, "--home", home)[0] == 0
+    lose(home, keys=True)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("palimpsest.backup.rebuild", killed)
+    run("restore", copy, "--passphrase-file", passfile, "--home", home)
+    with pytest.raises(PolicyRefused, match="restore"):
+        opened(home)
+    code, said = run(
+        "keys", "restore", copy / "keys.backup", "--overwrite", "--passphrase-file", passfile, "--home", home
+    )
+    assert code == 0, said
+    assert run("rebuild", "--add", "--home", home)[0] == 0
+    gw = opened(home)
+    assert "key-restored" in [event["event"] for event in tail(gw.index)]
     gw.close()
 
 
