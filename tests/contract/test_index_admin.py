@@ -137,12 +137,14 @@ def test_rows_of_an_earlier_release_are_counted_when_it_is_brought_up_to_date(da
         conn.execute(
             sa.text(
                 "INSERT INTO instance (sop_uid, sop_class, transfer_syntax, digest, dataset_digest, size, source,"
-                " calling_ae, priority, received_at, state, attempts, current, conflict)"
-                " VALUES ('1.2', '1.2', '1.2', 'd', 'e', 11, 'stow', 'A', 5, 1.0, 'RECEIVED', 0, true, false)"
+                " calling_ae, priority, received_at, state, attempts, current, conflict, recode_at, archived_at) VALUES"
+                " ('1.2', '1.2', '1.2', 'd', 'e', 11, 'stow', 'A', 5, 1.0, 'RECEIVED', 9, true, false, 1.0, NULL),"
+                " ('1.3', '1.2', '1.2', 'f', 'g', 11, 'stow', 'A', 5, 1.0, 'RELEASED', 9, true, false, 1.0, 1.0)"
             )
         )
     index.create()
-    assert dict(index.counts().by_state) == {"RECEIVED": 1}
+    assert dict(index.counts().by_state) == {"RECEIVED": 1, "RELEASED": 1}
+    assert [row.attempts for row in index.every_instance()] == [9, 0]  # the first coding's are not those of another
     index.close()
 
 

@@ -21,3 +21,5 @@ def upgrade() -> None:
         "ix_instance_unindexed", "instance", ["received_at", "queued_at"],
         postgresql_where=NOT_INDEXED, sqlite_where=NOT_INDEXED,
     )  # fmt: skip
+    # tries of what waits to be coded anew are counted from now on: those were the first coding's
+    op.execute("UPDATE instance SET attempts = 0 WHERE recode_at IS NOT NULL AND archived_at IS NOT NULL")
