@@ -40,6 +40,7 @@ MAX_OF_ONE: Final = 16  # of one subject: nobody keeps all others out
 STREAM_SECONDS: Final = 900.0
 HEARTBEAT_SECONDS: Final = 15.0
 RETRY_MS: Final = 2000
+ASK_SECONDS: Final = 3.0  # whether who asked still may: a read of the database each time, and ticks are short
 
 
 async def studies(request: Request) -> Response:
@@ -107,10 +108,14 @@ async def _stream(request: Request, gateway: Gateway, after: int, kinds: list[st
         return
     mine = (who, object())
     streams.add(mine)
-    until, heard = time.monotonic() + STREAM_SECONDS, time.monotonic()
+    until, heard, asked = time.monotonic() + STREAM_SECONDS, time.monotonic(), time.monotonic()
     try:
         yield f"retry: {RETRY_MS}\n\n".encode()
-        while time.monotonic() < until and not await request.is_disconnected() and await may_go_on(request):
+        while time.monotonic() < until and not await request.is_disconnected():
+            if time.monotonic() - asked >= ASK_SECONDS:
+                asked = time.monotonic()
+                if not await may_go_on(request):
+                    break
             for event in await run_in_threadpool(gateway.index.study_events, after, MOST, kinds):
                 after, heard = event.id, time.monotonic()
                 yield _frame(event)

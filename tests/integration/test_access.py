@@ -138,6 +138,7 @@ def test_another_sites_page_cannot_sign_anybody_out(make: Make) -> None:
 @pytest.mark.parametrize("path", ["/admin/events?page=overview", "/api/events"])
 def test_a_stream_ends_when_its_session_does(make: Make, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr("service.admin.FRESH_SECONDS", 0.1)
+    monkeypatch.setattr("service.ledger.ASK_SECONDS", 0.1)
     gateway = make()
     with serving(gateway) as base, httpx.Client(base_url=base, timeout=60) as web:
 
@@ -155,6 +156,24 @@ def test_a_stream_ends_when_its_session_does(make: Make, monkeypatch: pytest.Mon
         stream(lambda: httpx.post(f"{base}/logout", data={"csrf": csrf[1]}, cookies=dict(web.cookies)))
         web.cookies.clear()
         stream(lambda: gateway.keys.rotate("token"), **bearer(gateway))
+
+
+def test_a_stream_does_not_ask_at_each_tick(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway, asked, ticks = make(poll_seconds=0.01), [], threading.Semaphore(0)
+
+    async def may_go_on(request: object) -> bool:
+        asked.append(request)
+        return False
+
+    monkeypatch.setattr("service.ledger.may_go_on", may_go_on)
+    monkeypatch.setattr("service.ledger.ASK_SECONDS", 3600.0)
+    monkeypatch.setattr(gateway.index, "study_events", lambda *_: ticks.release() or [])
+    headers = bearer(gateway) | {"Accept": "text/event-stream"}
+    with serving(gateway) as base, httpx.stream("GET", f"{base}/api/events", headers=headers, timeout=60) as answer:
+        assert all(ticks.acquire(timeout=60) for _ in range(10)) and asked == []
+        monkeypatch.setattr("service.ledger.ASK_SECONDS", 0.0)
+        list(answer.iter_lines())  # asked now, and over
+    assert len(asked) == 1
 
 
 def test_who_asks_at_once_whether_we_are_ready_shares_one_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
