@@ -37,7 +37,7 @@ __all__ = ["ROUTES", "Turns", "in_turn"]
 FHIR_JSON: Final = "application/fhir+json"
 DEFAULT_COUNT: Final = 100
 MAX_PATIENTS: Final = 16  # each is an event of its own
-#: Questions to the trail that are looked up at once, and that may wait for their turn: each may read all of it.
+#: Questions of a kind that are looked up at once, and that may wait for their turn.
 AT_ONCE, WAITING = 2, 16
 SEARCH: Final = frozenset({"patient", "study", "user", "event", "outcome", "instance", "from", "to", "before", "limit"})
 #: FHIR search parameter -> ours
@@ -53,23 +53,35 @@ Found = TypeVar("Found")
 
 @dataclass
 class Turns:
-    """Questions to the trail in one process: its threads for them, and how many run or wait (counted in its loop)."""
+    """Questions of a kind to the trail in one process: its threads for them, and how many run or wait (counted in its
+    loop).
+    """
 
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(AT_ONCE))
     asked: int = 0
 
 
 async def in_turn(request: Request, work: Callable[Given, Found], *args: Given.args, **more: Given.kwargs) -> Found:
-    """Run a question to the trail in one of few threads of its own, so that nothing else waits for it.
+    """Run a question for a page of the trail in one of few threads of its own, so that nothing else waits for it.
 
     Raises HttpProblem (503) when too many wait already.
     """
     turns: Turns = request.app.state.auditing
+    return await _run(turns, partial(work, *args, **more))
+
+
+async def _in_long_turn(request: Request, work: Callable[[], Found]) -> Found:
+    """The same for what reads all of the trail: no page waits for it."""
+    turns: Turns = request.app.state.auditing_all
+    return await _run(turns, work)
+
+
+async def _run(turns: Turns, work: Callable[[], Found]) -> Found:
     if turns.asked >= AT_ONCE + WAITING:
         raise HttpProblem(503, "busy", "Other questions to the audit trail are in hand.", {"Retry-After": "5"})
     turns.asked += 1
     try:
-        return await to_thread.run_sync(partial(work, *args, **more), limiter=turns.threads)
+        return await to_thread.run_sync(work, limiter=turns.threads)
     finally:
         turns.asked -= 1
 
@@ -81,7 +93,7 @@ async def export(request: Request) -> Response:
     form = next((each for each in FORMATS if each == asked), None)
     if form is None:
         raise HttpProblem(400, "bad-format", f"format is one of {', '.join(FORMATS)}.")
-    lines = await in_turn(request, _spooled, request, form, since)
+    lines = await _in_long_turn(request, partial(_spooled, request, form, since))
     return StreamingResponse(lines, media_type=MEDIA[form])
 
 
@@ -108,7 +120,7 @@ async def verify(request: Request) -> Response:
         _used(request, "verify")
         return check_trail(request.app.state.gateway)
 
-    return JSONResponse(asdict(await in_turn(request, work)))
+    return JSONResponse(asdict(await _in_long_turn(request, work)))
 
 
 async def search(request: Request) -> Response:
