@@ -101,7 +101,7 @@ def summary(outcome: Outcome) -> list[str]:
         f"{outcome.reads} reads meanwhile compared ({outcome.unanswered_reads} not answered)",
         f"lost {len(v.lost)}, wrong {len(v.wrong)}, stuck {len(v.stuck)}, doubled {len(v.doubled)}, "
         f"surplus at the destination {v.surplus}, audit trail {v.audit_trail or 'whole'}",
-        f"duplicates of work: {v.attempts} claims, {v.unnamed_objects} archive objects that no row names, "
+        f"duplicates of work: {v.attempts} claims made again, {v.unnamed_objects} archive objects that no row names, "
         f"{v.went_whole} instances went on whole, {v.left_in_spool} files left in the spool",
     ]
     lines += [f"instead of Success: {', '.join(f'{words} {count}' for words, count in outcome.refused.items())}"]

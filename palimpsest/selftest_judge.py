@@ -88,7 +88,7 @@ def _one(under: UnderTest, http: httpx.Client, sent: Generated, verdict: Verdict
     if len(rows) > 1:
         verdict.doubled.append(sent.uid)
     for row in rows[:1]:
-        verdict.attempts += row.attempts
+        verdict.attempts += max(0, row.attempts - 1)
         verdict.went_whole += row.form == "PASSTHROUGH" and (row.reason or "").startswith("worker-crashed")
         objects = [ArchivedObject(str(row.archive_key), str(row.archive_digest)), *under.gw.index.superseded_of(row.id)]
         known.update(each.key for each in objects)
