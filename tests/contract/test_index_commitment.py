@@ -9,7 +9,7 @@ from gateway.errors import LeaseLost, NotFound, OutOfResources
 from gateway.index import Index, InstanceRow
 from gateway.index_rows import ForwardRow
 from gateway.instance import CommitmentState, ForwardState
-from tests.contract.test_index_store import archived
+from tests.contract.test_index_store import archived, digest
 from tests.fakes import CT, FakeClock
 
 WANTED = ((CT, "1.2.3.1"), (CT, "1.2.3.2"))
@@ -87,14 +87,14 @@ def test_the_same_uid_again_another_list_and_too_many(index: Index) -> None:
 
 def test_shredding_takes_the_uids_of_references_too(index: Index) -> None:
     number = asked(index)
-    index.forget([archived(index, 1)], lambda uid: f"2.25.{len(uid)}", lambda found: found[::-1])
+    index.forget([archived(index, 1)], lambda uid: f"2.25.{len(uid)}", digest)
     assert [item.sop_uid for item in index.commitment_items(number)] == ["2.25.7", "1.2.3.2"]
 
 
 def test_shredding_takes_the_uid_under_which_an_identified_object_went_out(index: Index) -> None:
     row, own = sent(index, 1, "viewer", uid="1.2.3.1")
     other = sent(index, 2, "pacs")[1]
-    index.forget([index.get(row.id)], lambda uid: f"2.25.9{len(uid)}", lambda found: found[::-1])
+    index.forget([index.get(row.id)], lambda uid: f"2.25.9{len(uid)}", digest)
     assert index.forward_get(own.id).sent_uid == "2.25.97"
     assert index.forward_get(other.id).sent_uid == "2.25.2"
     assert "viewer" not in index.commitments_to_ask(0.0) and "pacs" in index.commitments_to_ask(0.0)
