@@ -25,8 +25,7 @@ from sqlalchemy import Connection
 from gateway.blobs import CHUNK, storage_errors, sync_folder
 from gateway.database import Database
 from gateway.errors import IntegrityError, PolicyRefused
-from gateway.index_care import put_care
-from gateway.index_rebuild import RESTORE
+from gateway.index_care import RESTORE, put_care
 from gateway.index_schema import HEAD, instance, metadata
 
 __all__ = ["Dumped", "dump_database", "load_database"]

@@ -17,10 +17,11 @@ from gateway.index_report import put_alert
 from gateway.index_rows import InstanceRow
 from gateway.index_schema import care, damage, instance, stego_export, superseded
 
-__all__ = ["ArchivedObject", "Care", "CareReport", "DamageRow", "put_superseded"]
+__all__ = ["RESTORE", "ArchivedObject", "Care", "CareReport", "DamageRow", "put_superseded"]
 
 DAMAGED: Final = "archive-damaged"
 PAGE: Final = 500
+RESTORE: Final = "restore"  # the name under which a restore that has not ended is kept
 #: where archive keys stand, with their digests
 _PLACES: Final = (
     (instance.c.archive_key, instance.c.archive_digest),
@@ -84,6 +85,15 @@ class Care(Database):
         """Keep that, in place of what was there."""
         with self.write() as conn:
             put_care(conn, name, value, self.now())
+
+    def restore_unfinished(self) -> bool:
+        """Whether this is a restored backup in which patients may stand that were shredded after it was made."""
+        return self.care_get(RESTORE).get("state") == "running"
+
+    def restore_over(self) -> None:
+        """They were forgotten again: the gateway may start."""
+        if self.restore_unfinished():
+            self.care_set(RESTORE, {"state": "done"})
 
     def archived_after(self, key: str, limit: int) -> list[ArchivedObject]:
         """Archived objects by key, those behind `key` first: of instances, restoration records, and superseded ones."""

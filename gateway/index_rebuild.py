@@ -19,14 +19,13 @@ from gateway.index_care import put_care, put_superseded
 from gateway.index_forward import put_forward
 from gateway.index_intake import fetch
 from gateway.index_rows import InstanceRow, NewInstance
-from gateway.index_schema import care, forward, instance, proof, stego_export, study, superseded
+from gateway.index_schema import forward, instance, proof, stego_export, study, superseded
 from gateway.index_search import put_attributes
 from gateway.instance import UNFINISHED, Form, ForwardState, State
 
-__all__ = ["RESTORE", "FoundExport", "FoundInstance", "Placed", "Rebuilding"]
+__all__ = ["FoundExport", "FoundInstance", "Placed", "Rebuilding"]
 
 CURSOR: Final = "rebuild"
-RESTORE: Final = "restore"
 PAGE: Final = 200
 ASSUMED: Final = "assumed"  # proof of a forward that must have been sent, because the source was released
 Placed = Literal["added", "attached", "known", "duplicate", "superseded"]
@@ -96,19 +95,6 @@ class Rebuilding(Database):
         """True while no instance is known."""
         with self.read() as conn:
             return conn.execute(sa.select(instance.c.id).limit(1)).first() is None
-
-    def restore_unfinished(self) -> bool:
-        """Whether this is a restored backup in which patients may stand that were shredded after it was made."""
-        query = sa.select(care.c.value).where(care.c.name == RESTORE)
-        with self.read() as conn:
-            text = conn.execute(query).scalar()
-        return text is not None and json.loads(text).get("state") == "running"
-
-    def restore_over(self) -> None:
-        """They were forgotten again: the gateway may start."""
-        if self.restore_unfinished():
-            with self.write() as conn:
-                put_care(conn, RESTORE, {"state": "done"}, self.now())
 
     def rebuild_begin(self, actor: str) -> None:
         """From now on an index that is not empty is a rebuild that was stopped."""

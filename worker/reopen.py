@@ -48,7 +48,7 @@ from worker.stegoside import open_restoration, parse_restoration_envelope, stego
 from worker.weightobject import FORMAT_NAME as WEIGHTS_FORMAT
 from worker.weightobject import needed_weights
 
-__all__ = ["TEMPORARY", "Reopened", "generation_of", "reopen"]
+__all__ = ["TEMPORARY", "Reopened", "generation_of", "moment", "reopen"]
 
 TEMPORARY: Final = "rebuilding-"  # temporary files in the run folder begin so; after a kill the sweep finds them by it
 RESTORATION: Final = {SectionType.CONTEXT, SectionType.WRAPS, SectionType.RECORD, SectionType.SIDE}
@@ -155,7 +155,7 @@ def _known(
     coders, blobs = _coders(sections)
     generation = generation_of(gw, record.file_sha256, key_id, found.uid) if member is None else 0
     return FoundInstance(
-        new, _moment(record.received_at), found.key, found.digest, _share(found, member), found.uid, member,
+        new, moment(record.received_at), found.key, found.digest, _share(found, member), found.uid, member,
         rebuilt.form, "+".join(coders) or None, _carrier(sections), _payload(sections), _coded(sections, blobs),
         rebuilt.pixel_bytes, _of_patient(key_id), tuple(wrap.hex() for wrap in wraps),
         facts=_facts(found, sections, rebuilt, wraps, len(blobs)),
@@ -211,7 +211,7 @@ def _shredded(
     digest = hmac.new(gw.keys.pseudonym_key(), label, "sha256").hexdigest()
     new = NewInstance(sop_uid, sop_class, study, series, "", digest, digest, 0, "", "", 5)
     stone = next((each for each in gw.keys.tombstones() if each.id == key_id), None)
-    shredded_at = _moment(stone.destroyed if stone else "")
+    shredded_at = moment(stone.destroyed if stone else "")
     form = Form.PASSTHROUGH if SectionType.WHOLE in sections else Form.CODED
     return FoundInstance(
         new, shredded_at, found.key, found.digest, _share(found, member), found.uid, member, form,
@@ -264,7 +264,7 @@ def generation_of(gw: Gateway, file_sha256: str, key_id: str | None, uid: str | 
     return 0
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
     """Seconds since the epoch, 0 for what is no time."""
     try:
         return datetime.fromisoformat(text).timestamp()
@@ -334,5 +334,5 @@ def _export(gw: Gateway, key: str, data: bytes, digest: str) -> FoundExport | No
     return FoundExport(
         opened.record.file_sha256, UNKNOWN_PLACE, context.mode, context.object_id.hex(),
         stego_uid(context.object_id, gw.keys.pseudonym_key()), key, digest, len(data),
-        tuple(wrap.hex() for wrap in parsed.wraps), _moment(opened.record.received_at),
+        tuple(wrap.hex() for wrap in parsed.wraps), moment(opened.record.received_at),
     )  # fmt: skip

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from itertools import chain
 from typing import Final
 
@@ -13,7 +11,9 @@ from gateway.hotcache import cache_of
 from gateway.index import InstanceRow
 from gateway.instance import State
 from gateway.pseudonym import pseudonym_uid
+from worker.reopen import moment
 from worker.sealing import patient_label
+from worker.shred import forget_rows
 
 __all__ = ["shred_again"]
 
@@ -53,7 +53,7 @@ def _sealed(gw: Gateway) -> Iterator[list[InstanceRow]]:
 
 def _abandoned(gw: Gateway) -> Iterator[list[InstanceRow]]:
     """Unfinished instances whose file a shredding took: the database is from before they were archived."""
-    destroyed = {stone.id: _moment(stone.destroyed) for stone in gw.keys.tombstones()}
+    destroyed = {stone.id: moment(stone.destroyed) for stone in gw.keys.tombstones()}
     last = 0
     while page := gw.index.unfinished_after(last, PAGE):
         last = page[-1][0].id
@@ -83,18 +83,5 @@ def _forget(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:
         if row.state is State.ARCHIVED:
             gw.index.set_released(row.id, actor)
         gw.index.let_go(row.digest, gw.spool.remove)
-    pseudonyms = gw.keys.pseudonym_key()
     cache_of(gw.settings).drop_instances(row.digest for row in rows)
-    gw.index.forget(
-        rows,
-        rename=lambda uid: pseudonym_uid(uid, pseudonyms),
-        rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
-    )
-
-
-def _moment(text: str) -> float:
-    """Seconds since the epoch, 0 for what is no time."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
+    forget_rows(gw, rows)

@@ -31,7 +31,7 @@ from gateway.keys import KeyRing
 from gateway.pseudonym import pseudonym_patient, pseudonym_uid
 from worker.sealing import patient_label
 
-__all__ = ["Patient", "ShredReport", "find_patient", "shred", "verify_statement"]
+__all__ = ["Patient", "ShredReport", "find_patient", "forget_rows", "shred", "verify_statement"]
 
 _SIGNED = b"palimpsest/tombstone/v1\x00"
 _STATEMENT = "palimpsest-tombstone"
@@ -102,13 +102,7 @@ def shred(
     late, kept = _late(gw, patient, images_too=images_too)
     rows = (*subject.rows, *late)
     _drop_copies(gw, rows)
-    pseudonyms = gw.keys.pseudonym_key()
-    gw.index.forget(
-        rows,
-        rename=lambda uid: pseudonym_uid(uid, pseudonyms),
-        rehash=lambda digest: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + digest.encode(), "sha256").hexdigest(),
-        patient_id=patient.patient_id,
-    )
+    forget_rows(gw, rows, patient.patient_id)
     _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
     gw.index.scrub_freed()
     gw.index.shred_done(actor, len(rows), reason, patient.pseudonym, partial=bool(still_open))
@@ -184,6 +178,17 @@ def _statement(ring: KeyRing, patient: Patient, actor: str, reason: str) -> byte
 
 def _canonical(document: dict[str, object]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+
+def forget_rows(gw: Gateway, rows: Sequence[InstanceRow], patient_id: str = "") -> None:
+    """`Index.forget` with keyed pseudonyms for UIDs, keyed digests for digests."""
+    pseudonyms = gw.keys.pseudonym_key()
+    gw.index.forget(
+        rows,
+        rename=lambda uid: pseudonym_uid(uid, pseudonyms),
+        rehash=lambda text: hmac.new(pseudonyms, b"palimpsest/forgotten\x00" + text.encode(), "sha256").hexdigest(),
+        patient_id=patient_id,
+    )
 
 
 def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
