@@ -49,13 +49,13 @@ def web(gateway: Gateway) -> Iterator[TestClient]:
 
 @pytest.fixture
 def two_patients(gateway: Gateway) -> dict[str, str]:
-    """Two studies, of patients 4711 and 0815; somebody looked at the first. Pseudonyms by name."""
-    for study, patient in (("1.2.3.1", "4711"), ("1.2.3.2", "0815")):
+    """Two studies, of patients PID-4711-X and PID-0815-X; somebody looked at the first. Pseudonyms by name."""
+    for study, patient in (("1.2.3.1", "PID-4711-X"), ("1.2.3.2", "PID-0815-X")):
         row = take_in(gateway, part10(study=study), calling_ae=f"CT-{patient}").row
         subject = audit_subject(gateway, patient, study)
         gateway.index.set_attributes(row.id, {"PatientID": patient}, "{}", subject=subject)
         gateway.index.now.advance(3600)  # type: ignore[attr-defined]
-    study, patient = audit_subject(gateway, "4711", "1.2.3.1")
+    study, patient = audit_subject(gateway, "PID-4711-X", "1.2.3.1")
     gateway.index.audit(AuditEvent("retrieved", "dr.who", study=study, detail={"kind": "frames"}))
     gateway.index.audit(AuditEvent("shredded", "cli:root", patient=patient, detail={"count": 1}))
     return {"study": study, "patient": patient}
@@ -143,14 +143,14 @@ def test_exports_are_whole_in_every_format(web: TestClient, gateway: Gateway, tw
     for form, begins in (("dicom", "<?xml"), ("fhir", "{")):
         answer = web.get(f"/api/audit?since=2&format={form}", headers=token)
         assert all(line.startswith(begins) for line in answer.text.splitlines()) and answer.text.count("\n") >= 4
-        assert "4711" not in answer.text
+        assert "PID-4711-X" not in answer.text
     assert web.get("/api/audit?format=csv", headers=token).status_code == 400
 
 
 def test_the_command_line_finds_by_patient_id(gateway: Gateway, two_patients: dict[str, str]) -> None:
     home = str(gateway.settings.home)
     gateway.keys.rotate("pseudo")  # the patient's old name is looked for, too
-    run = CliRunner().invoke(app, ["audit", "search", "--patient-id", "4711", "--json", "--home", home])
+    run = CliRunner().invoke(app, ["audit", "search", "--patient-id", "PID-4711-X", "--json", "--home", home])
     assert [json.loads(line)["event"] for line in run.output.splitlines()] == ["shredded", "retrieved", "received"]
     shown = CliRunner().invoke(app, ["audit", "search", "--user", "dr.who", "--from", "2023-11-01", "--home", home])
     assert "dr.who" in shown.output and "kind=frames" in shown.output
@@ -161,9 +161,9 @@ def test_the_command_line_finds_by_patient_id(gateway: Gateway, two_patients: di
 
 def test_instances_of_an_older_release_are_found_by_patient(gateway: Gateway) -> None:
     row = take_in(gateway, part10(study="1.2.3.1")).row
-    gateway.index.set_attributes(row.id, {"PatientID": "4711"}, "{}")  # without their names in the trail
+    gateway.index.set_attributes(row.id, {"PatientID": "PID-4711-X"}, "{}")  # without their names in the trail
     assert (name_audit_subjects(gateway), name_audit_subjects(gateway), name_audit_subjects(gateway)) == (1, 0, 0)
-    study, patient = audit_subject(gateway, "4711", "1.2.3.1")
+    study, patient = audit_subject(gateway, "PID-4711-X", "1.2.3.1")
     found = gateway.index.audit_subjects([row.id])[row.id]
     assert (found.study, found.patient) == (study, patient)
 

@@ -132,17 +132,17 @@ def test_hostile_text_stays_text(odd: str) -> None:
 
 
 def test_what_the_gateway_writes_becomes_messages(gw: Gateway) -> None:
-    row = take_in(gw, part10(study="1.2.3.9", patient="Doe^Jane")).row
-    gw.index.set_attributes(row.id, {"PatientID": "4711"}, "{}", subject=audit_subject(gw, "4711", "1.2.3.9"))
+    row = take_in(gw, part10(study="1.2.3.9", patient="Quastenflosser^Jane")).row
+    gw.index.set_attributes(row.id, {"PatientID": "PID-4711"}, "{}", subject=audit_subject(gw, "PID-4711", "1.2.3.9"))
     again = take_in(gw, part10(study="1.2.3.10")).row  # not indexed yet: its patient is not known
     found = list(messages(gw, audit.tail(gw.index), source_of(gw.settings, "host", "1")))
     assert [each.name for each in found] == ["received", "received"]
     newer, older = ({thing.id_type.value: thing.object_id for thing in each.things} for each in found)
-    assert older == dict(zip(("110180", "2"), audit_subject(gw, "4711", "1.2.3.9"), strict=True))
+    assert older == dict(zip(("110180", "2"), audit_subject(gw, "PID-4711", "1.2.3.9"), strict=True))
     assert newer == {"110180": audit_subject(gw, "", "1.2.3.10")[0]} and again.id
     for message in found:
         xml = to_xml(message).decode()
-        assert not any(secret in xml for secret in ("Doe", "4711", "1.2.3.9", "1.2.3.10"))
+        assert not any(secret in xml for secret in ("Quastenflosser", "PID-4711", "1.2.3.9", "1.2.3.10"))
         parsed(message)
     listed = bundle(found, {"self": "http://h/fhir/AuditEvent"}, "http://h/fhir")
     assert len(Bundle.model_validate(listed).entry) == 2
