@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib import import_module
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from codec import gpu_kernel, gpu_lanes
+from codec.errors import CodecError
 from codec.gpu import DeviceLost, NoDevice
 from codec.gpu_jobs import Decoded, DecodeJob, EncodeJob, Processor
 from codec.gpu_kernel import LATE_ROOM, PART_ROOM
@@ -25,14 +26,14 @@ from codec.wave import geometry
 from codec.wavecontext import CELLS
 from codec.wavetables import AROUND_STRIDE
 
-__all__ = ["CudaDevice", "kernels", "main", "signatures"]
+__all__ = ["CudaDevice", "kernels", "main", "signatures", "try_device"]
 
 # Groups of 16 lanes that share a tile's network and head: as many as the registers of one multiprocessor leave room for
 # when this many tiles come to it (docs/gpu.md).
 GROUPS = ((3, 8), (6, 4))
 REGISTERS = 168  # of a thread, at most: with more, a multiprocessor has room for a tile less
 FEWEST_GROUPS = 2
-INSTALL = "an NVIDIA driver and CUDA's compiler are needed: pip install 'palimpsest[gpu]'"
+INSTALL = "CUDA's compiler, pip install 'palimpsest[gpu]', and an NVIDIA driver no older than it are needed"
 MASTER_ROOM = 1 << 13  # int32 of a tile: more than its master weights take
 MEMORY_SHARE = 0.8  # of the device's free memory that a launch may take
 
@@ -211,6 +212,21 @@ def find_device(number: int) -> tuple[Any, str, int]:
             return cuda, str(name), int(device.MULTIPROCESSOR_COUNT)
 
 
+def try_device(number: int) -> str:
+    """The device's name, once its driver has linked and loaded a small kernel: an old one refuses what a newer compiler
+    makes. Raises NoDevice.
+    """
+    cuda, name, _ = find_device(number)
+    with _found_out(number), cuda.gpus[number]:
+        from numba import types
+
+        def one(out: Any) -> None:
+            out[0] = 1
+
+        cuda.jit(types.void(types.int32[::1]))(one)
+    return name
+
+
 def _cannot(number: int) -> str:
     return f"CUDA device {number} cannot be used"
 
@@ -222,40 +238,42 @@ def _why_none(cuda: Any) -> str:
     return next((line for line in lines if line and not line.startswith("Error at")), "no device answers").rstrip(".")
 
 
-@contextmanager
-def _found_out(number: int) -> Iterator[None]:
-    """What numba.cuda raises where a part of CUDA is missing becomes NoDevice."""
-    from numba.core.errors import NumbaError
-    from numba.cuda.cudadrv.error import (
-        CudaDriverError,
-        CudaRuntimeError,
-        CudaSupportError,
-        NvvmError,
-        NvvmSupportError,
-    )
+class _Translated:
+    """Around calls of numba.cuda: what it, and NVIDIA's packages under it, raise becomes `error` with its first line.
 
-    try:
-        yield
-    except (CudaDriverError, CudaRuntimeError, CudaSupportError, NvvmError, NvvmSupportError, NumbaError) as error:
-        raise NoDevice(f"{_cannot(number)}: {str(error).strip().splitlines()[0]} ({INSTALL})") from error
+    By package, for the classes have no base of their own and move from release to release: numba's LinkerError,
+    cuda.core's CUDAError, nvJitLinkError. also: classes that count wherever they come from.
+    """
+
+    def __init__(self, error: Callable[[str], CodecError], *also: type[Exception]) -> None:
+        self._error, self._also = error, also
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, raised: BaseException | None, _: TracebackType | None) -> None:
+        if not isinstance(raised, Exception):
+            return
+        if type(raised).__module__.partition(".")[0] in ("numba", "cuda") or isinstance(raised, self._also):
+            lines = str(raised).strip().splitlines()
+            raise self._error(lines[0] if lines else type(raised).__name__) from raised
 
 
-@contextmanager
-def _lost() -> Iterator[None]:
-    """What numba.cuda raises while a device works becomes DeviceLost."""
-    from numba.cuda.cudadrv.error import CudaDriverError
+def _found_out(number: int) -> _Translated:
+    """Where a part of CUDA is missing (ImportError), or the driver lacks what it asks for (RuntimeError): NoDevice."""
+    return _Translated(lambda text: NoDevice(f"{_cannot(number)}: {text} ({INSTALL})"), RuntimeError, ImportError)
 
-    try:
-        yield
-    except CudaDriverError as error:
-        raise DeviceLost(str(error)) from error
+
+def _lost() -> _Translated:
+    """What is raised while a device works becomes DeviceLost."""
+    return _Translated(DeviceLost)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m codec.gpu_device [NUMBER]`: whether that device can be used: 0 and what it is, or 1 and why not."""
     number = int((arguments if arguments is not None else sys.argv[1:] or ["0"])[0])
     try:
-        print(f"CUDA device {number}: {find_device(number)[1]}")
+        print(f"CUDA device {number}: {try_device(number)}")
     except NoDevice as error:
         print(error, file=sys.stderr)
         return 1

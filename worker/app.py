@@ -51,7 +51,7 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         runtime.gw.index.ping()
         runtime.alive.start()
         steps.watch(settings, role_of(name))
-        if device is not None:
+        if device is not None and runtime.device_ready():
             runtime.alive.on(str(runtime.batcher))  # compiled before the first object waits for it
             watch_load(runtime.alive, runtime.batcher.uuid, ended)
 

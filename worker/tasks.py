@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery
 
-from codec.gpu import Batcher, open_device, open_processor
+from codec.gpu import Batcher, NoDevice, open_device, open_processor
 from gateway import metrics, steps
 from gateway.accept import wake_up
 from gateway.alive import Alive
@@ -101,6 +101,16 @@ class Runtime:
         if self._batcher is None:
             self._batcher = Batcher(open_device(self.device or 0), open_processor(), patience=PATIENCE)
         return self._batcher
+
+    def device_ready(self) -> bool:
+        """Open the device, its kernels compiled; False where it cannot be used: then this worker ends, warm."""
+        try:
+            return self.batcher.lost is None
+        except NoDevice as error:
+            log.error("a GPU worker ends, CPU workers do its work: %s", error)
+            if self._leave is not None:
+                self._leave()
+            return False
 
     def leave_if_stuck(self) -> None:
         """End this worker once its task is done if its device hangs; whoever supervises it starts another."""

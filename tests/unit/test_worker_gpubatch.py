@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from codec.gpu import Batcher, DeviceLost, current_device
+from codec.gpu import Batcher, DeviceLost, NoDevice, current_device
 from codec.gpu_jobs import Processor
 from gateway.bootstrap import Gateway, build
 from gateway.errors import Unavailable
@@ -406,6 +406,22 @@ def test_a_worker_for_a_device_that_is_not_there_says_so_and_does_not_start(tmp_
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "99" in done.stderr and "CPU workers" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_worker_whose_device_cannot_take_its_kernels_ends_and_says_why(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuses(number: int) -> Any:
+        raise NoDevice(f"CUDA device {number} cannot be used: too new")
+
+    left: list[str] = []
+    monkeypatch.setattr("worker.tasks.open_device", refuses)
+    assert not Runtime(gw.settings, "gpu-0", device=0, leave=lambda: left.append("leave")).device_ready()
+    assert left == ["leave"] and "CUDA device 0 cannot be used: too new" in caplog.text
+    monkeypatch.setattr("worker.tasks.open_device", lambda number: Fake())
+    runtime = Runtime(gw.settings, "gpu-0", device=0, leave=lambda: left.append("again"))
+    assert runtime.device_ready() and left == ["leave"]
+    runtime.batcher.close()
 
 
 def test_no_torch_and_no_cuda_is_loaded_by_a_worker_that_did_not_ask() -> None:
