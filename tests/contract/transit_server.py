@@ -50,7 +50,8 @@ class Vault:
         with self.lock:
             self.seen.append(path)
         if self.fault == "slow":
-            time.sleep(1.5)
+            time.sleep(3.0)
+            return 504, {"errors": ["nobody waits any more"]}  # and nothing is done that a later test would see
         if self.fault == "sealed":
             return 503, {"errors": ["Vault is sealed"]}
         if self.fault == "failing":

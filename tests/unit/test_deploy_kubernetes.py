@@ -168,8 +168,8 @@ def test_keda_scales_by_the_age_of_what_waits(postgresql_url: str) -> None:
             }  # fmt: skip
             return values | more
 
-        rows = [row(1, 300), row(2, 900, state=State.ARCHIVED), row(3, 800, due_at=now + 60),
-                row(4, 700, lease_until=now + 60), row(5, 400, lease_until=now - 60)]  # fmt: skip
+        rows = [row(1, 300), row(2, 900, state=State.ARCHIVED), row(3, 800, due_at=now + 3600),
+                row(4, 700, lease_until=now + 3600), row(5, 400, lease_until=now - 60)]  # fmt: skip
         with index.write() as conn:
             conn.execute(instance.insert(), rows)
         with index.read() as conn:

@@ -33,16 +33,16 @@ def test_what_the_driver_does_not_tell_is_not_known() -> None:
 
 def test_the_tool_is_asked_for_that_device_and_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(device_load, "ANSWER_SECONDS", 0.5)
     assert nvidia_smi("GPU-1") == NOT_KNOWN  # no such program
     program = tmp_path / "nvidia-smi"
     program.touch(0o755)
     asked = tmp_path / "asked"
-    for body, answer in (
-        (f'echo "$*" "$PATH" > {asked}; echo "1, 2, 3"', Load(MIB, 2 * MIB, 3)),
-        ("echo 1, 2, 3; exit 9", NOT_KNOWN),
-        ("exec /bin/sleep 30", NOT_KNOWN),
+    for body, answer, seconds in (
+        (f'echo "$*" "$PATH" > {asked}; echo "1, 2, 3"', Load(MIB, 2 * MIB, 3), 60.0),
+        ("echo 1, 2, 3; exit 9", NOT_KNOWN, 60.0),
+        ("exec /bin/sleep 300", NOT_KNOWN, 0.5),
     ):
+        monkeypatch.setattr(device_load, "ANSWER_SECONDS", seconds)
         program.write_text(f"#!/bin/sh\n{body}\n")
         assert nvidia_smi("GPU-1") == answer, body
     assert nvidia_smi("") == NOT_KNOWN  # an unnamed device is not every device
