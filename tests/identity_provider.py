@@ -42,7 +42,7 @@ class IdentityProvider:
         self.issuer = f"{self.url}/api/oidc"
         self._folder, self._callback = folder, callback
         self._process: subprocess.Popen[bytes] | None = None
-        self._admin = httpx.Client(base_url=f"{self.url}/api", timeout=20)
+        self._admin = httpx.Client(base_url=f"{self.url}/api", timeout=120)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True)
@@ -74,7 +74,7 @@ class IdentityProvider:
         self._admin.close()
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(120)
 
     def _answers(self) -> bool:
         try:
@@ -128,17 +128,17 @@ class IdentityProvider:
 
     def signed_in(self, name: str, password: str = PASSWORD) -> str:
         """The Cookie header of a browser that signed in there and granted what is asked for."""
-        answer = httpx.post(f"{self.url}/api/auth/", json={"username": name, "password": password}, timeout=20)
+        answer = httpx.post(f"{self.url}/api/auth/", json={"username": name, "password": password}, timeout=120)
         self._done(answer)
         cookie = str(answer.headers["set-cookie"]).partition(";")[0]
         grant = f"{self.url}/api/auth/grant/palimpsest"
         if name != "admin":
-            self._done(httpx.put(grant, json={"scope": "openid"}, headers={"Cookie": cookie}, timeout=20))
+            self._done(httpx.put(grant, json={"scope": "openid"}, headers={"Cookie": cookie}, timeout=120))
         return cookie
 
     def back(self, cookie: str, location: str) -> str:
         """Where it sends that browser which was sent there."""
-        answer = httpx.get(location + "&g_continue", headers={"Cookie": cookie}, timeout=20)
+        answer = httpx.get(location + "&g_continue", headers={"Cookie": cookie}, timeout=120)
         assert answer.status_code == 302, (answer.status_code, answer.text)
         return str(answer.headers["location"])
 
@@ -146,7 +146,7 @@ class IdentityProvider:
         """An access token by client credentials (RFC 6749 4.4)."""
         client = {"client_id": "palimpsest", "client_secret": SECRET}
         form = {"grant_type": "client_credentials", "scope": "palimpsest", **client}
-        answer = httpx.post(f"{self.issuer}/token", data=form, timeout=20)
+        answer = httpx.post(f"{self.issuer}/token", data=form, timeout=120)
         self._done(answer)
         return str(answer.json()["access_token"])
 

@@ -68,12 +68,13 @@ class Rsyslog:
         """End it."""
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(20)
+            self._process.wait(120)
             self._process = None
 
     def lines(self) -> list[str]:
-        """Messages so far."""
-        return self.out.read_text("utf-8").splitlines() if self.out.exists() else []
+        """Messages so far, without one that is being written."""
+        written = self.out.read_bytes() if self.out.exists() else b""
+        return written[: written.rfind(b"\n") + 1].decode("utf-8").splitlines()
 
     def _listens(self) -> bool:
         with socket.socket() as probe:

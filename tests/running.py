@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import psutil
 
 from gateway.bootstrap import Gateway, build
 from gateway.broker import server_command
@@ -22,8 +27,10 @@ from palimpsest.process import Child, ChildSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-WAIT_SECONDS = 20.0
+#: Bounds a hang on a busy machine; what comes true is not waited for.
+WAIT_SECONDS = 120.0
+#: Below the ports that Linux hands out by itself (ip_local_port_range, from 32768 on), a slice for each test process.
+FIRST_PORT, SLICE, SLICES = 20_000, 1_500, 8
 
 
 def until(condition: Callable[[], Any]) -> bool:
@@ -36,11 +43,34 @@ def until(condition: Callable[[], Any]) -> bool:
     return bool(condition())
 
 
+@cache
+def _ports() -> Iterator[int]:
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % SLICES
+    first, start = FIRST_PORT + number * SLICE, random.SystemRandom().randrange(SLICE)
+    return itertools.cycle(first + (start + step) % SLICE for step in range(SLICE))
+
+
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback interface that nobody listens on, nor is given before its user has it."""
+    for port in itertools.islice(_ports(), SLICE):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: not what waits for its parent only, nor what goes while we look."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its program and arguments; nothing if it goes while we look."""
+    with suppress(psutil.NoSuchProcess):
+        return list(process.cmdline())
+    return []
 
 
 def _worker(name: str, queues: str, concurrency: int) -> tuple[str, ...]:
