@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import sqlalchemy as sa
 
 from gateway.settings import kernel_sources
 
 ROOT = Path(__file__).resolve().parent.parent
+DROP_TRIES = 12
 
 
 def _kernel_cache() -> Path:
@@ -26,10 +29,19 @@ def _kernel_cache() -> Path:
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(_kernel_cache()))  # before the first import of numba
 
+for _name in ("NO_PROXY", "no_proxy"):  # no server of a test is asked by way of the developer's proxy
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1,localhost")))
+
 from gateway.bootstrap import Gateway, build  # noqa: E402
 from gateway.jobs import MemoryQueue  # noqa: E402
 from gateway.settings import Settings, load_settings  # noqa: E402
 from tests.postgres import postgres_server  # noqa: E402
+
+# No run is red by chance: the same examples each time, and no limit on a time that a busy machine makes.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +73,14 @@ def gw(settings: Settings, memory_queue: MemoryQueue) -> Iterator[Gateway]:
     gateway.close()
 
 
+@pytest.fixture
+def nobody_port() -> Iterator[int]:
+    """A TCP port of the loopback interface that refuses: it is ours, so nobody else comes to listen there."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
+
+
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """A PostgreSQL server whose user may create databases: TEST_DATABASE_URL's, else our own, made when asked for."""
@@ -90,6 +110,12 @@ def empty_database(server_url: str) -> Iterator[str]:
     with admin.connect() as conn:
         conn.execute(sa.text(f'CREATE DATABASE "{name}"'))
     yield server.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as conn:
-        conn.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    for left in range(DROP_TRIES - 1, -1, -1):
+        try:
+            with admin.connect() as conn:
+                conn.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+            break
+        except sa.exc.OperationalError:  # its sessions were told to end and had five seconds: few on a busy machine
+            if not left:
+                raise
     admin.dispose()

@@ -19,7 +19,7 @@ from gateway.errors import Unavailable
 from gateway.keys import KeyRing, Recipient, ShreddedKey, UnknownKey
 from tests.unit.keyring_errors import refused, unavailable
 
-ANNA, BERT = "P\0anna", "P\0bert"
+ANNA, BERT = "P\0Quastenflosser", "P\0bert"
 
 
 @pytest.fixture
@@ -37,7 +37,8 @@ def test_one_key_per_patient_the_same_for_everyone(ring: KeyRing) -> None:
     assert ring.patient_key(ANNA) == (key_id, key) and ring.find_kek(key_id) == key
     for other in (KeyRing.load_or_create(ring.folder), KeyRing.open_readonly(ring.folder)):
         assert other.patient_key(ANNA) == (key_id, key) and other.find_kek(key_id) == key
-    others = [ring.patient_key(label) for label in (BERT, "S\0anna", "P\0", "P\0anna\0" + "0", "P\0ann\u00e4\ud800")]
+    labels = (BERT, "S" + ANNA[1:], "P\0", ANNA + "\0" + "0", "P\0ann\u00e4\ud800")
+    others = [ring.patient_key(label) for label in labels]
     assert len({key_id, *(each[0] for each in others)}) == 6 and len({key, *(each[1] for each in others)}) == 6
     assert ring.patient_key_ids(ANNA) == [key_id] and ring.patient_key_ids("P\0nobody") == []
 
@@ -49,7 +50,7 @@ def test_files_are_owner_only_wrapped_and_nameless(ring: KeyRing) -> None:
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parent.parent)} == {0o700}
     assert path.stem == key_id.removeprefix("pat-") and path.parent.name == path.stem[:2]
     text = path.read_text()
-    assert "anna" not in text + str(path) and key.hex() not in text and keystate._b64(key) not in text
+    assert "Quastenflosser" not in text + str(path) and key.hex() not in text and keystate._b64(key) not in text
     assert json.loads(text)["wrapped"].startswith("kek-1:")
     assert key.hex() not in repr(ring.patients.stored(key_id)) and "kek-1:" not in repr(ring.patients.stored(key_id))
 

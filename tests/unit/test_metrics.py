@@ -106,7 +106,7 @@ def wait_until_gone(pid: int) -> None:
     def gone() -> bool:
         try:
             return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # not there, or gone between opening and reading
             return True
 
     assert until(gone)

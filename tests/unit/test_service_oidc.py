@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -22,7 +23,8 @@ from pydantic import ValidationError
 from gateway.errors import PolicyRefused, Unavailable
 from gateway.settings import Settings, load_settings
 from gateway.tokens import Role, TokenRefused
-from service.oidc import Provider, principal_from, provider_of
+from service.oidc import TIMEOUT_SECONDS, Provider, principal_from, provider_of
+from tests.fakes import FakeClock
 
 RSA, OTHER = rsa.generate_private_key(65537, 2048), rsa.generate_private_key(65537, 2048)
 CURVE = ec.generate_private_key(ec.SECP256R1())
@@ -86,13 +88,13 @@ def token(script: Scripted, key: Any = RSA, algorithm: str = "RS256", kid: str |
 
 
 def test_a_good_token_says_who_and_in_which_roles(script: Scripted) -> None:
-    provider = Provider(settings_for(script.issuer))
+    provider = Provider(settings_for(script.issuer, oidc_leeway_seconds=300))
     principal = provider.machine(token(script))
     assert (principal.subject, principal.roles, principal.issuer) == ("modality-7", {Role.SERVICE}, script.issuer)
     assert provider.machine(token(script, CURVE, "ES256", "ec")).subject == "modality-7"
     assert provider.machine(token(script, algorithm="PS256")).subject == "modality-7"
     assert provider.machine(
-        token(script, aud=["other", "api"], nbf=int(time.time()) + 3, exp=int(time.time()) - 3)
+        token(script, aud=["other", "api"], nbf=int(time.time()) + 150, exp=int(time.time()) - 150)
     ).roles
     assert script.asked == ["/.well-known/openid-configuration", "/keys"], "asked once, kept"
 
@@ -256,6 +258,30 @@ def test_a_name_that_is_looked_up_without_end_meets_it_too(monkeypatch: pytest.M
         assert not answered, "nobody waited for the lookup"
     finally:
         ended.set()
+
+
+def test_who_asks_while_a_provider_hangs_is_told_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, begun = FakeClock(1000.0), []
+    monkeypatch.setattr("service.oidc.time", SimpleNamespace(monotonic=clock))
+    provider = Provider(settings_for("https://idp.example"))
+
+    def hang() -> None:
+        begun.append(clock())
+        clock.advance(TIMEOUT_SECONDS)  # its deadline
+        if len(begun) > 1:
+            with pytest.raises(Unavailable):
+                provider.metadata()  # another thread's: it waits for nobody
+        raise Unavailable("identity-provider", "hangs")
+
+    monkeypatch.setattr(provider, "_fetch", hang)
+    for _ in range(3):  # those who had waited for the first
+        with pytest.raises(Unavailable):
+            provider.metadata()
+    assert begun == [1000.0]
+    clock.advance(TIMEOUT_SECONDS)
+    with pytest.raises(Unavailable):
+        provider.metadata()
+    assert len(begun) == 2
 
 
 def test_claims_by_name_path_and_mapping(script: Scripted) -> None:

@@ -8,6 +8,12 @@ import pytest
 from stego.steganalysis import auc, cross_validated, deal, detection, error_rate, interval
 
 RNG = np.random.default_rng(5)
+BEGINNING = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_whatever_ran_before() -> None:
+    RNG.bit_generator.state = BEGINNING
 
 
 def test_auc_by_hand_with_ties() -> None:

@@ -15,6 +15,12 @@ from worker import detectors
 from worker.detectors import NoDetectors, cooccurrence4, load
 
 RNG = np.random.default_rng(8)
+BEGINNING = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers_whatever_ran_before() -> None:
+    RNG.bit_generator.state = BEGINNING
 
 
 def cover(rows: int = 96, columns: int = 112, *, noise: float = 3.0, base: int = 1000) -> NDArray[np.int32]:

@@ -99,8 +99,8 @@ def transcoded(data: bytes) -> bytes:
 
 
 def without_meta(data: bytes) -> bytes:
-    """The bare data set: preamble and file meta information cut off."""
-    return data[data.index(b"\x08\x00\x05\x00") if b"\x08\x00\x05\x00" in data else data.index(b"\x08\x00\x08\x00") :]
+    """The bare data set: preamble and file meta information cut off (its length: PS3.10 7.1)."""
+    return data[144 + int.from_bytes(data[140:144], "little") :]
 
 
 def torn(data: bytes) -> bytes:
@@ -240,8 +240,8 @@ def test_another_ring_altered_pixels_and_ordinary_images_are_one_refusal(
 ) -> None:
     stranger = build(Settings(home=tmp_path, watermark_bytes=0), queue=MemoryQueue())
     altered = bytearray(stego[mode])
-    altered[-4002] ^= 1
-    altered[-5002] ^= 1
+    for at in range(4002, 20002, 1000):  # of many, as the hidden code leaves some sample out by chance
+        altered[-at] ^= 1
     tries = [(stranger, stego[mode]), (gw, bytes(altered)), (gw, original()), (gw, b""), (gw, b"PALM" * 100),
              (gw, stego[mode][: len(stego[mode]) // 2])]  # fmt: skip
     seen = set()

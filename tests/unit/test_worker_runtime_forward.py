@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -35,12 +34,6 @@ from worker.identity import Provenance
 from worker.pipeline import process_instance
 from worker.sender import Delivery
 from worker.sweep import requeue_forwards
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Peer:
@@ -83,7 +76,7 @@ def make_gateway(home: Path, *destinations: Destination, max_attempts: int = 12)
         watermark_bytes=0,
         destinations=destinations,
         forward_max_attempts=max_attempts,
-        network_timeout_seconds=10.0,
+        network_timeout_seconds=60.0,
     )
     return build(settings, queue=MemoryQueue())
 
@@ -174,8 +167,10 @@ def test_a_peer_that_takes_no_raw_data_is_a_dead_letter_at_once(tmp_path: Path) 
     gw.close()
 
 
-def test_an_unreachable_peer_is_retried_with_growing_pauses_and_ends_as_a_dead_letter(tmp_path: Path) -> None:
-    nobody = Destination(name="nobody", port=free_port())
+def test_an_unreachable_peer_is_retried_with_growing_pauses_and_ends_as_a_dead_letter(
+    tmp_path: Path, nobody_port: int
+) -> None:
+    nobody = Destination(name="nobody", port=nobody_port)
     gw = make_gateway(tmp_path, nobody, max_attempts=2)
     instance_id = archive_one(gw)
     [row] = gw.index.forwards(instance_id)
@@ -197,8 +192,11 @@ def age(gw: Gateway, forward_id: int) -> None:
         conn.execute(sa.update(forward).where(forward.c.id == forward_id).values(due_at=0.0))
 
 
-def test_an_open_circuit_tries_nothing_and_counts_nothing(tmp_path: Path) -> None:
-    nobody = Destination(name="nobody", port=free_port())
+def test_an_open_circuit_tries_nothing_and_counts_nothing(
+    tmp_path: Path, nobody_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.delivery.backoff_seconds", lambda *_, **__: 600.0)  # not over before the second try
+    nobody = Destination(name="nobody", port=nobody_port)
     gw = make_gateway(tmp_path, nobody)
     archive_one(gw, "rtplan.dcm")
     archive_one(gw, "test-SR.dcm")
@@ -212,8 +210,8 @@ def test_an_open_circuit_tries_nothing_and_counts_nothing(tmp_path: Path) -> Non
     gw.close()
 
 
-def test_a_dead_destination_does_not_touch_its_neighbour(tmp_path: Path, peer: Peer) -> None:
-    nobody = Destination(name="nobody", port=free_port())
+def test_a_dead_destination_does_not_touch_its_neighbour(tmp_path: Path, peer: Peer, nobody_port: int) -> None:
+    nobody = Destination(name="nobody", port=nobody_port)
     gw = make_gateway(tmp_path, nobody, peer.destination())
     instance_id = archive_one(gw)
     for row in gw.index.forwards(instance_id):
@@ -306,7 +304,7 @@ def test_a_folder_that_is_not_mounted_is_down_and_not_created(tmp_path: Path) ->
 def test_a_peer_that_hangs_up_between_two_objects_is_called_again(tmp_path: Path, peer: Peer) -> None:
     gw = make_gateway(tmp_path / "home", peer.destination())
     envelope = build_passthrough(b"anything", Provenance("t", "stow", "A", "s"), gw.keys, "test").envelope
-    with DicomSender(peer.destination(), calling_ae="X", timeout=10.0, folder=tmp_path) as sender:
+    with DicomSender(peer.destination(), calling_ae="X", timeout=60.0, folder=tmp_path) as sender:
         assert sender.send("k", envelope).outcome == "done"
         for association in peer._server.active_associations:
             association.abort()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from importlib import import_module
@@ -322,22 +323,25 @@ def test_work_stops_when_the_heartbeat_finds_the_lease_gone() -> None:
         raise LeaseLost("lease-lost")
 
     with heartbeat(gone, 0.04) as beat:
-        assert beat.lost.wait(10.0)
+        assert beat.lost.wait(60.0)
         with pytest.raises(LeaseLost):
             beat.check()
 
 
 def test_a_heartbeat_outlives_a_database_that_is_away() -> None:
     beats: list[int] = []
+    begun = threading.Event()
 
     def flaky() -> None:
         beats.append(1)
         if len(beats) < 3:
             raise Unavailable("database-unavailable")
+        assert begun.wait(60.0)  # else `beat` may have no value yet
         beat.stop.set()
 
     with heartbeat(flaky, 0.04) as beat:
-        assert beat.stop.wait(10.0)
+        begun.set()
+        assert beat.stop.wait(60.0)
         beat.check()
     assert len(beats) == 3
 

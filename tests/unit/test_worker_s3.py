@@ -12,7 +12,6 @@ from moto import mock_aws
 
 from gateway.errors import Unavailable
 from gateway.settings import Destination, Settings, load_settings
-from tests.running import free_port
 from worker.forward_s3 import S3Sender, classify_s3
 from worker.sender import Delivery
 
@@ -32,7 +31,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Settings:
-    return load_settings(home=tmp_path, network_timeout_seconds=5.0)
+    return load_settings(home=tmp_path, network_timeout_seconds=60.0)
 
 
 def place(**more: Any) -> Destination:
@@ -103,11 +102,11 @@ def test_every_error_code_has_its_class(code: str, status: int, expected: tuple[
     assert (found.outcome, found.reason) == expected
 
 
-def test_an_endpoint_that_nobody_serves_is_down(quick: Settings, tmp_path: Path) -> None:
+def test_an_endpoint_that_nobody_serves_is_down(quick: Settings, tmp_path: Path, nobody_port: int) -> None:
     for name in ("access", "secret"):
         (tmp_path / name).write_text("testing\n")
     keys = {"access_key_file": tmp_path / "access", "secret_key_file": tmp_path / "secret"}
-    there = place(endpoint_url=f"http://127.0.0.1:{free_port()}", **keys)
+    there = place(endpoint_url=f"http://127.0.0.1:{nobody_port}", **keys)
     with S3Sender(quick, there) as sender:
         assert sender.send(KEY, b"envelope") == Delivery("down", "unreachable")
     (tmp_path / "secret").unlink()
