@@ -175,19 +175,26 @@ class Provider:
         return keys.get(kid) if isinstance(kid, str) else None
 
     def _refresh(self, older_than: float) -> None:
-        """Fetch what was fetched longer ago; who has old keys does not wait for another who fetches.
+        """Fetch what was fetched longer ago. All wait for whoever fetches first; later nobody does, for where a
+        provider hangs, no thread would be left for anything else.
 
         Raises Unavailable if there is nothing, or nothing but stale, to go by.
         """
-        if time.monotonic() - self._fetched < older_than or not self._lock.acquire(blocking=not self._keys):
+        if time.monotonic() - self._fetched < older_than:
+            return
+        if not self._lock.acquire(blocking=self._looked < 0):
+            if not self._keys:
+                raise _unavailable("does not answer")
             return
         try:
             now = time.monotonic()
             if now - self._fetched < older_than:
                 return
             if now - self._looked >= (LOOK_AGAIN_SECONDS if self._keys else TIMEOUT_SECONDS):
-                self._looked = now
-                self._fetch()
+                try:
+                    self._fetch()
+                finally:  # from its end on: a deadline is as long as the pause behind it
+                    self._looked = time.monotonic()
             elif not self._keys:
                 raise _unavailable("did not answer a moment ago")
         except Unavailable:
