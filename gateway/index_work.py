@@ -176,9 +176,14 @@ class Work(Database):
             return fetch(conn, instance_id)
 
     def set_released(self, instance_id: int, actor: str = "sweep") -> InstanceRow:
-        """The policy's proofs are there, the spool's copy may go: -> RELEASED. Commit first, delete afterwards."""
+        """The policy's proofs are there, the spool's copy may go: -> RELEASED. Commit first, delete afterwards.
+
+        One that is RELEASED stays as it is: the sweep and a shredding may come to the same.
+        """
         with self.write() as conn:
             row = fetch(conn, instance_id)
+            if row.state is State.RELEASED:
+                return row
             check_transition(row.state, State.RELEASED)
             self._set(conn, instance_id, state=State.RELEASED, released_at=self.now())
             self._note(conn, "released", actor, instance_id, {})

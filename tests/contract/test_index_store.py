@@ -182,7 +182,10 @@ def test_the_walk_from_received_to_released(index: Index, clock: FakeClock) -> N
     assert [f.destination for f in index.forwards(row.id)] == ["vna", "pacs"]
     assert len([m for m in index.outbox_due() if m.task == FORWARD_TASK]) == 2
     assert index.claim(row.id, "w", 60) is None
-    assert index.set_released(row.id).state is State.RELEASED
+    released = index.set_released(row.id)
+    assert released.state is State.RELEASED
+    clock.advance(1)
+    assert index.set_released(row.id, "shred") == released, "the sweep and a shredding may come to the same"
     assert [e["event"] for e in reversed(audit.tail(index))] == [
         "received", "candidate", "verified", "archived", "released",
     ]  # fmt: skip
