@@ -99,6 +99,15 @@ class Recoding(Database):
             else:
                 self._free(conn, instance_id, recode_at=self.now() + _pause(row.attempts))
 
+    def recode_spared(self, instance_id: int, owner: str) -> None:
+        """Take the try back, for its worker is being stopped: should it be killed over it, the instance is not to
+        blame. The lease stays, so what is done in time counts. Raises LeaseLost.
+        """
+        with self.write() as conn:
+            row = _owned(conn, instance_id, owner)
+            values = {"attempts": max(0, row.attempts - 1), "recode_at": self.now()}
+            conn.execute(sa.update(instance).where(instance.c.id == instance_id).values(**values))
+
     def recode_done(
         self,
         instance_id: int,

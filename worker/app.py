@@ -6,13 +6,14 @@ Nothing that holds a connection, a thread or a compiled kernel exists before the
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from threading import Event
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
@@ -41,7 +42,10 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
     if device is not None:  # a child that compiles kernels for a device is up when it has done so; the default is 4 s
         app.conf.worker_proc_alive_timeout = DEVICE_START_SECONDS
     parent = os.getpid()
-    runtime = Runtime(settings, name, device, leave=lambda: os.kill(parent, signal.SIGTERM))
+    stopping = mmap.mmap(-1, 1)  # shared with the children; a byte, because a signal handler may take no lock
+    runtime = Runtime(
+        settings, name, device, leave=lambda: os.kill(parent, signal.SIGTERM), stopping=lambda: stopping[0] != 0
+    )
     ended = Event()
 
     def child_started(**_: object) -> None:
@@ -60,10 +64,14 @@ def build_app(settings: Settings, name: str, restart: Event, device: int | None 
         runtime.close()
         steps.unwatch()
 
+    def stop_begun(**_: object) -> None:
+        stopping[0] = 1
+
     def logging_wanted(**_: object) -> None:
         configure_logging(settings)
 
     setup_logging.connect(logging_wanted, weak=False)  # with a receiver here, Celery leaves logging alone
+    worker_shutting_down.connect(stop_begun, weak=False)
     worker_process_init.connect(child_started, weak=False)
     worker_process_shutdown.connect(child_ended, weak=False)
     app.steps["worker"].add(broker_watch(restart))

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 from gateway.errors import LeaseLost, PalimpsestError
 
-__all__ = ["backoff_seconds", "heartbeat"]
+__all__ = ["backoff_seconds", "heartbeat", "told_of_stop"]
 
 BEATS_PER_LEASE = 4  # so three beats may be lost before the lease is
 BACKOFF_BASE = 2.0  # seconds
 BACKOFF_CAP = 900.0  # seconds
+LOOK_SECONDS = 0.5  # between two looks whether the worker is being stopped; it has some 20 s then
 
 
 class Beat:
@@ -53,6 +54,35 @@ def heartbeat(beat_once: Callable[[], object], lease_seconds: float) -> Iterator
         yield beat
     finally:
         beat.stop.set()
+        thread.join()
+
+
+@contextmanager
+def told_of_stop(stopping: Callable[[], bool], tell: Callable[[], object]) -> Iterator[None]:
+    """Call `tell` once, from a thread, if this worker is asked to stop while the block runs: it may be killed in it.
+
+    A failing database is asked again; LeaseLost ends it.
+    """
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(LOOK_SECONDS):
+            if not stopping():
+                continue
+            try:
+                tell()
+            except LeaseLost:
+                return
+            except PalimpsestError:
+                continue
+            return
+
+    thread = threading.Thread(target=run, name="told-of-stop", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
         thread.join()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -27,7 +27,7 @@ from gateway.policy import ArchiveRule
 from worker.attributes import Data
 from worker.candidate import Candidate, build_candidate
 from worker.envelope import envelope_uid
-from worker.leases import heartbeat
+from worker.leases import heartbeat, told_of_stop
 from worker.pipeline import Prover, candidate_facts, failure_reason, proof_facts, provenance, software
 from worker.reopen import MAX_GENERATION
 from worker.restore import rebuild
@@ -39,17 +39,22 @@ __all__ = ["recode", "recode_failed"]
 HOPELESS = (Gone, IntegrityError, NotFound, Unsupported)
 
 
-def recode(gw: Gateway, prover: Prover, instance_id: int, owner: str) -> str:
+def recode(
+    gw: Gateway, prover: Prover, instance_id: int, owner: str, stopping: Callable[[], bool] = lambda: False
+) -> str:
     """Code one instance anew; 'recoded', 'kept' (what there is stays), or 'not-claimed'.
 
-    Where the archive object that there is was found damaged, another one need not be smaller. Raises what went wrong,
-    for `recode_failed`.
+    stopping: whether this worker is asked to stop; what a kill then cuts off is no try. Where the archive object that
+    there is was found damaged, another one need not be smaller. Raises what went wrong, for `recode_failed`.
     """
     lease = gw.settings.lease_seconds
     row = gw.index.recode_claim(instance_id, owner, lease)
     if row is None:
         return "not-claimed"
-    with heartbeat(lambda: gw.index.heartbeat(row.id, owner, lease), lease) as beat:
+    with (
+        heartbeat(lambda: gw.index.heartbeat(row.id, owner, lease), lease) as beat,
+        told_of_stop(stopping, lambda: gw.index.recode_spared(row.id, owner)),
+    ):
         damaged = gw.index.is_damaged(str(row.archive_key))
         with _received(gw, row, damaged) as data:
             made, facts = _made(gw, row, data)

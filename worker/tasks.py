@@ -44,13 +44,20 @@ class Runtime:
     """What one pool child owns: a Gateway and a Verifier, both made after the fork, and the name it signs leases
     with. device: number of the CUDA device that it codes on, opened after the fork, too; None: it codes by itself.
     leave: ends the whole worker, warm; asked for when a device is stuck, which nothing but a new process heals.
+    stopping: whether the whole worker is asked to end.
     """
 
     def __init__(
-        self, settings: Settings, name: str, device: int | None = None, leave: Callable[[], None] | None = None
+        self,
+        settings: Settings,
+        name: str,
+        device: int | None = None,
+        leave: Callable[[], None] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.settings = settings
         self.device = device
+        self.stopping = stopping
         self._leave = leave
         self._name = name
         self._owner = ""
@@ -233,7 +240,7 @@ def warm_task_failed(runtime: Runtime, error: BaseException, instance_id: int, l
 
 def run_recode(runtime: Runtime, instance_id: int) -> Reply:
     """palimpsest.recode [instance id]: a smaller archive object for what was coded in a hurry."""
-    return {"outcome": recode(runtime.gw, runtime.verifier, instance_id, runtime.owner)}
+    return {"outcome": recode(runtime.gw, runtime.verifier, instance_id, runtime.owner, runtime.stopping)}
 
 
 def recode_task_failed(runtime: Runtime, error: BaseException, instance_id: int) -> Reply:

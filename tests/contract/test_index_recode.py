@@ -68,6 +68,28 @@ def test_what_fails_every_time_is_left_in_the_end_and_shown_until_a_person_asks_
     assert again is not None and (again.attempts, again.last_error) == (1, None) and index.failures() == []
 
 
+def test_a_worker_that_is_asked_to_stop_and_killed_over_it_counts_no_try_but_one_that_crashes_does(
+    index: Index, clock: FakeClock, hurried: InstanceRow
+) -> None:
+    for _ in range(2 * RECODE_TRIES):  # a service that is started again and again
+        assert index.recode_claim(hurried.id, "w", 60) is not None
+        index.recode_spared(hurried.id, "w")
+        row = index.get(hurried.id)
+        assert (row.attempts, row.lease_owner) == (0, "w") and index.recode_due(10) == []  # it may still end in time
+        clock.advance(61)  # killed
+        assert index.recode_due(10) == [hurried.id]  # at once
+    assert index.recode_claim(hurried.id, "w", 60) is not None
+    clock.advance(61)
+    assert index.recode_due(10) == [] and index.get(hurried.id).attempts == 1
+    clock.advance(RECODE_RETRY)
+    assert index.recode_claim(hurried.id, "other", 60) is not None
+    with pytest.raises(LeaseLost):
+        index.recode_spared(hurried.id, "w")
+    index.recode_spared(hurried.id, "other")
+    index.recode_failed(hurried.id, "other", "no-memory")  # in its last seconds
+    assert index.get(hurried.id).attempts == 1 and index.failures() == []
+
+
 def test_what_a_clock_that_was_ahead_put_off_is_coded_anew_soon(
     index: Index, clock: FakeClock, hurried: InstanceRow
 ) -> None:

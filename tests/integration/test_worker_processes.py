@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -16,6 +17,7 @@ import redis
 from pydicom.data import get_testdata_file
 
 from gateway.accept import accept_instance
+from gateway.index import RECODE_TASK
 from tests.running import Rig
 
 pytestmark = pytest.mark.integration
@@ -72,6 +74,36 @@ def test_retrieval_answers_while_every_encoder_stands_still(rig: Rig) -> None:
             assert data == Path(str(get_testdata_file(name, download=False))).read_bytes()
             assert sha256(data).hexdigest() == reply["sha256"]
     rig.wait("released", lambda: is_released(rig, waiting), 120.0)
+
+
+STUCK = """
+import time, worker.process, worker.recode
+worker.recode._made = lambda *_: time.sleep(600)
+worker.process.main(["--queues", "gpu", "--name", "stuck"])
+"""
+
+
+def test_a_worker_that_is_stopped_over_coding_anew_takes_the_try_back_before_it_is_killed(rig: Rig) -> None:
+    """SIGTERM lets a task end; what takes longer is killed by the supervisor, which is no fault of the object."""
+    instance_id = take_in(rig, "CT_small.dcm")
+    rig.wait("released", lambda: is_released(rig, instance_id), 120.0)
+
+    def tries() -> tuple[int, bool]:
+        row = rig.gw.index.get(instance_id)
+        return row.attempts, "stuck" in (row.lease_owner or "")
+
+    rig._commands["stuck"] = (sys.executable, "-c", STUCK)
+    with frozen(rig, "encode"):
+        rig.gw.index.recode_want(instance_id)
+        rig.start("stuck")
+        rig.gw.queue.send(RECODE_TASK, [instance_id], "gpu", 0)
+        rig.wait("claimed", lambda: tries() == (1, True), 120.0)
+        os.kill(rig.pid("stuck"), signal.SIGTERM)
+        rig.wait("taken back", lambda: tries() == (0, True), 60.0)
+        rig.kill9("stuck")
+        rig.children.pop("stuck").stop()
+    rig.wait("coded anew by another", lambda: rig.gw.index.get(instance_id).recode_at is None, 120.0)
+    assert rig.gw.index.alerts() == []
 
 
 def test_a_problem_comes_back_as_one(rig: Rig) -> None:
