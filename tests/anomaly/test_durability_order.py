@@ -93,7 +93,7 @@ def send(lanes: list[Modality] | list[Uploader], ledger: Ledger, rig: Rig) -> li
     rig.wait("everything acknowledged", lambda: len(ledger.acknowledged) == OBJECTS)
     ledger.stopped.set()
     for thread in lanes:
-        thread.join(30)
+        thread.join(120)
     assert not any(thread in threading.enumerate() for thread in lanes)
     return [each.sent for each in ledger.acknowledged]
 
@@ -122,6 +122,6 @@ def test_success_comes_after_everything_it_promises(tmp_path: Path) -> None:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        return httpx.get(f"{url}/healthz", trust_env=False, timeout=20).status_code == 200
     except httpx.HTTPError:
         return False

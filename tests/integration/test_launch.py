@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from gateway.launch import bound
+from tests.running import alive, command_of, until
 
 pytestmark = pytest.mark.integration
 
@@ -23,20 +24,19 @@ def child_of(parent: psutil.Process, words: str) -> psutil.Process:
     """Its child once that runs the program of these words, and no launcher any more."""
     while True:
         for child in parent.children():
-            command = child.cmdline()
+            command = command_of(child)
             if words in command and "-I" not in command:
                 return child
         time.sleep(0.001)
 
 
-@pytest.mark.timeout(120)
 def test_a_prover_that_starts_when_its_worker_is_killed_goes_too(tmp_path: Path) -> None:
     parent = psutil.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stderr=subprocess.DEVNULL)
     prover = child_of(parent, "worker.verify")
     prover.suspend()  # so that nothing that it does itself can end it
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    prover.wait(timeout=60)
+    assert until(lambda: not alive(prover))
 
 
 def test_the_launcher_becomes_the_program_and_refuses_another_parent() -> None:

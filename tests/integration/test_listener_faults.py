@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -28,14 +29,15 @@ from gateway.bootstrap import Gateway, build
 from gateway.jobs import MemoryQueue
 from gateway.settings import load_settings
 from palimpsest.faultproxy import Fault, FaultProxy, In
+from service import listener_receive
 from service.listener import Listener
 from service.listener_limits import WAITING_FROM_ONE
 from tests.acceptance.intake import SIZE, Refused, Sender, association_request, uids
-from tests.running import Rig, until
+from tests.running import Rig, alive, until
 
 pytestmark = pytest.mark.integration
 
-IDLE_SECONDS = 1.5
+IDLE_SECONDS = 3.0
 Place = tuple[Gateway, Listener]
 
 
@@ -69,7 +71,8 @@ def send(port: int, uid: str) -> int:
     """Try until Success, as a modality does; how many tries it took."""
     for number in range(1, 30):
         try:
-            sender = Sender(port, "PALIMPSEST", timeout=4 * IDLE_SECONDS)
+            # what falls silent does so at the first try; of the others none is given up
+            sender = Sender(port, "PALIMPSEST", timeout=2 * IDLE_SECONDS if number == 1 else 120)
             sender.send(uid)
         except (Refused, OSError):
             continue
@@ -152,9 +155,9 @@ def test_an_object_may_take_longer_than_the_idle_timeout(start: Callable[..., Pl
     gateway, listener = start()
     source = uids(9, 1)
     acknowledged = [next(source), next(source)]
-    slow = Fault("throttle", rate=SIZE / (2 * IDLE_SECONDS))
+    slow = Fault("throttle", rate=SIZE / (1.4 * IDLE_SECONDS))
     with FaultProxy(("127.0.0.1", port_of(listener)), slow) as proxy:
-        sender = Sender(proxy.port, "PALIMPSEST", timeout=4 * IDLE_SECONDS)
+        sender = Sender(proxy.port, "PALIMPSEST", timeout=120)
         for uid in acknowledged:  # over one association, which the first one must not have ended
             sender.send(uid)
         sender.close()
@@ -172,7 +175,7 @@ class _Straying(Sender):
 def test_a_data_set_in_another_context_than_its_command_is_not_taken(start: Callable[..., Place]) -> None:
     gateway, listener = start()  # its transfer syntax could be another one than the file would say
     with pytest.raises((Refused, OSError)):
-        _Straying(port_of(listener), "PALIMPSEST", timeout=4 * IDLE_SECONDS).send(next(uids(10, 1)))
+        _Straying(port_of(listener), "PALIMPSEST", timeout=120).send(next(uids(10, 1)))
     assert until(lambda: at_rest(gateway, listener))
     assert gateway.index.counts().total == 0
 
@@ -195,8 +198,8 @@ def test_storescu_through_a_network_that_breaks(start: Callable[..., Place]) -> 
         codes: list[int] = []
         while not codes or codes[-1]:
             assert len(codes) < 10
-            command = [program, "-to", "3", "-td", "3", "-ta", "3", "127.0.0.1", str(proxy.port), *files]
-            codes.append(subprocess.run(command, capture_output=True, timeout=60).returncode)
+            command = [program, "-to", "60", "-td", "5", "-ta", "5", "127.0.0.1", str(proxy.port), *files]
+            codes.append(subprocess.run(command, capture_output=True, timeout=200).returncode)
         assert proxy.struck == len(faults) == len(codes) - 1
     assert until(lambda: at_rest(gateway, listener))
     assert gateway.index.counts().total == len(files) == len(list(gateway.spool))
@@ -207,8 +210,8 @@ def test_associations_opened_and_dropped_leave_nothing(start: Callable[..., Plac
     port, process = port_of(listener), psutil.Process()
 
     def drop(number: int) -> None:
-        peer = socket.create_connection(("127.0.0.1", port), timeout=20)
-        with peer:
+        peer = socket.create_connection(("127.0.0.1", port), timeout=120)
+        with peer, suppress(OSError):  # how the other side ends it is not asked
             if number % 3:
                 peer.sendall(association_request("PALIMPSEST"))
             if number % 3 == 2:
@@ -223,8 +226,8 @@ def test_associations_opened_and_dropped_leave_nothing(start: Callable[..., Plac
         return process.num_fds(), threading.active_count()
 
     before = round_of(60)
-    after = round_of(240)
-    assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
+    round_of(240)
+    assert until(lambda: process.num_fds() <= before[0] + 2 and threading.active_count() <= before[1] + 2)
     assert send(port, next(uids(3, 1))) == 1
 
 
@@ -237,7 +240,7 @@ def lines(gateway: Gateway) -> list[dict[str, Any]]:
 
 def ask(port: int, calling: bytes = b"INTAKE") -> tuple[socket.socket, bytes]:
     """Ask for an association; the connection and the first ten bytes of the answer (b'' if it was closed)."""
-    peer = socket.create_connection(("127.0.0.1", port), timeout=20)
+    peer = socket.create_connection(("127.0.0.1", port), timeout=120)
     try:
         peer.sendall(association_request("PALIMPSEST").replace(b"INTAKE".ljust(16), calling.ljust(16)))
         return peer, peer.recv(10)
@@ -274,7 +277,7 @@ def test_outside_the_demo_only_this_machine_may_connect_unless_said(tmp_path: Pa
 
 @pytest.mark.parametrize("setting", ["max_associations", "max_associations_per_peer"])
 def test_one_association_too_many_is_rejected_for_now(start: Callable[..., Place], setting: str) -> None:
-    gateway, listener = start(**{setting: 3}, network_timeout_seconds=30.0)
+    gateway, listener = start(**{setting: 3}, network_timeout_seconds=120.0)
     held = [ask(port_of(listener)) for _ in range(3)]
     assert [answer[0] for _, answer in held] == [2, 2, 2]
     for _ in range(5):
@@ -292,11 +295,12 @@ def test_one_association_too_many_is_rejected_for_now(start: Callable[..., Place
 
 
 def test_connections_without_an_association_take_nobodys_place(start: Callable[..., Place]) -> None:
-    gateway, listener = start(max_associations=2, network_timeout_seconds=30.0)
-    idle = [socket.create_connection(("127.0.0.1", port_of(listener)), timeout=20) for _ in range(WAITING_FROM_ONE - 1)]
+    gateway, listener = start(max_associations=2, network_timeout_seconds=120.0)
+    here = ("127.0.0.1", port_of(listener))
+    idle = [socket.create_connection(here, timeout=120) for _ in range(WAITING_FROM_ONE - 1)]
     assert until(lambda: len(listener._door.connections._waiting) == WAITING_FROM_ONE - 1)
     assert send(port_of(listener), next(uids(4, 1))) == 1
-    more = [socket.create_connection(("127.0.0.1", port_of(listener)), timeout=20) for _ in range(2)]
+    more = [socket.create_connection(here, timeout=120) for _ in range(2)]
     assert more[1].recv(1) == b""  # one above the bound: closed
     assert until(lambda: [line["reason"] for line in lines(gateway)] == ["too-many-connections-from-address"])
     for peer in (*idle, *more):
@@ -308,7 +312,7 @@ def test_a_request_that_drips_is_cut_off_by_artim(start: Callable[..., Place]) -
     gateway, listener = start(network_timeout_seconds=30.0)
     object.__setattr__(listener._door, "artim_seconds", 0.5)
     request = association_request("PALIMPSEST")
-    peer = socket.create_connection(("127.0.0.1", port_of(listener)), timeout=20)
+    peer = socket.create_connection(("127.0.0.1", port_of(listener)), timeout=120)
     with peer, pytest.raises(OSError):  # the listener hangs up in the middle
         for at in range(len(request) - 1):
             peer.sendall(request[at : at + 1])
@@ -332,6 +336,19 @@ def test_strangers_titles_are_rejected_and_counted(start: Callable[..., Place]) 
 # --- several processes -------------------------------------------------------------------------------------------
 
 
+def test_of_processes_on_one_port_the_busier_lets_the_others_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(listener_receive, "time", SimpleNamespace(sleep=waited.append))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = object.__new__(listener_receive.SpoolingServer)
+        server.socket, server._listening, server.ssl_context = listening, listening, None
+        for associated in (0, 1, 4, 50):
+            server.door = SimpleNamespace(connections=SimpleNamespace(associated=associated))  # type: ignore[assignment]
+            with socket.create_connection(listening.getsockname()):
+                server.get_request()[0].close()
+    assert waited == pytest.approx([0.0, 0.003, 0.012, 0.03])
+
+
 def test_several_processes_share_a_port_and_outlive_one_another(tmp_path: Path) -> None:
     with Rig(tmp_path / "home", listener_processes=2, max_associations=8) as rig:
         rig.start("broker", "listener")
@@ -341,7 +358,7 @@ def test_several_processes_share_a_port_and_outlive_one_another(tmp_path: Path) 
         port = rig.settings.dicom_port
         held = [Sender(port, "PALIMPSEST") for _ in range(6)]
         served = [sum(is_ours(each, port) for each in child.net_connections()) for child in parent.children()]
-        assert sorted(served) in ([3, 3], [2, 4]), "the busier process lets the other go first"
+        assert sum(served) == len(held) and all(served), "both processes take connections"
         source = uids(5, 1)
         acknowledged = [next(source) for _ in held]
         for sender, uid in zip(held, acknowledged, strict=True):
@@ -354,7 +371,7 @@ def test_several_processes_share_a_port_and_outlive_one_another(tmp_path: Path) 
         assert whole(rig.gw, acknowledged + more)
         children = parent.children()
         rig.kill9("listener")
-        assert until(lambda: not any(each.is_running() and each.status() != "zombie" for each in children))
+        assert until(lambda: not any(map(alive, children)))
 
 
 def is_ours(connection: Any, port: int) -> bool:
