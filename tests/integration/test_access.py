@@ -140,7 +140,7 @@ def test_a_stream_ends_when_its_session_does(make: Make, monkeypatch: pytest.Mon
     monkeypatch.setattr("service.admin.FRESH_SECONDS", 0.1)
     monkeypatch.setattr("service.ledger.ASK_SECONDS", 0.1)
     gateway = make()
-    with serving(gateway) as base, httpx.Client(base_url=base, timeout=60) as web:
+    with serving(gateway) as base, httpx.Client(base_url=base, timeout=120) as web:
 
         def stream(end: Callable[[], object], **headers: str) -> None:
             with web.stream("GET", path, headers={"Accept": "text/event-stream", **headers}) as answer:
@@ -153,7 +153,7 @@ def test_a_stream_ends_when_its_session_does(make: Make, monkeypatch: pytest.Mon
         assert web.post("/login", data={"token": mint_token(gateway, "admin", "root")}).status_code == 303
         csrf = re.search(r'name="csrf" value="([0-9a-f]+)"', web.get("/login").text)
         assert csrf is not None
-        stream(lambda: httpx.post(f"{base}/logout", data={"csrf": csrf[1]}, cookies=dict(web.cookies)))
+        stream(lambda: httpx.post(f"{base}/logout", data={"csrf": csrf[1]}, cookies=dict(web.cookies), timeout=120))
         web.cookies.clear()
         stream(lambda: gateway.keys.rotate("token"), **bearer(gateway))
 
@@ -183,7 +183,7 @@ def test_who_asks_at_once_whether_we_are_ready_shares_one_look(make: Make, monke
 
     def slow() -> None:
         looks.append(1)
-        go.wait(30)
+        go.wait(120)
 
     monkeypatch.setattr(gateway.index, "ping", slow)
 
@@ -297,7 +297,7 @@ def test_https_with_a_certificate_that_is_renewed_and_a_proxy_that_is_believed(m
         assert until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         trusting = ssl.create_default_context(cafile=str(authority.file))
-        answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=trusting)
+        answer = httpx.get(f"https://127.0.0.1:{port}/healthz", verify=trusting, timeout=120)
         assert answer.status_code == 200 and answer.headers["strict-transport-security"].startswith("max-age=")
 
         def serial() -> int:
@@ -318,7 +318,7 @@ def test_https_with_a_certificate_that_is_renewed_and_a_proxy_that_is_believed(m
             httpx.get(f"https://127.0.0.1:{port}/healthz", verify=old)
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(120)
 
 
 def test_forwarded_headers_count_from_the_trusted_proxy_alone() -> None:

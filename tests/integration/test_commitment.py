@@ -139,7 +139,7 @@ def wish(*uids: str, transaction: str | None = None, sop_class: str = CT) -> Dat
 
 def associate(listener: Listener | int, *, calling: str = MODALITY, handlers: Any = (), roles: Any = ()) -> Any:
     entity = AE(ae_title=calling)
-    entity.dimse_timeout = 20
+    entity.dimse_timeout = 120
     entity.add_requested_context(PUSH_MODEL)
     port = listener if isinstance(listener, int) else listener.port
     assert port is not None
@@ -412,7 +412,7 @@ def test_a_process_that_is_killed_between_request_and_answer_loses_nothing(
         assert transaction.state is CommitmentState.WAITING and transaction.lease_owner is not None
         process = rig.children["listener"].process
         rig.kill9("listener")
-        assert process is not None and process.wait(20) == -9
+        assert process is not None and process.wait(120) == -9
         archive(rig.gw, row=row)
         rig.wait("the answer", lambda: bool(requester.reports))
         assert requester.reports[0][0] == 1 and kept(requester.reports[0]) == {row.sop_uid}
@@ -427,7 +427,7 @@ def test_an_answer_that_is_lost_on_the_way_is_told_again(
 ) -> None:
     with FaultProxy(("127.0.0.1", requester.port), Fault(kind, at=In.pdu(2), way="down")) as proxy:
         node = Destination(name="modality", port=proxy.port, ae_title=MODALITY, forward=False)
-        gateway = make_gateway(destinations=(node,), network_timeout_seconds=1.0)
+        gateway = make_gateway(destinations=(node,), network_timeout_seconds=3.0)
         listener, row = listen(gateway), archive(gateway)
         assert ask(listener, wish(row.sop_uid)).Status == 0x0000
         assert until(lambda: gateway.index.commitments()[0].state is CommitmentState.REPORTED)
@@ -450,10 +450,14 @@ def test_of_several_processes_one_tells(
 
 
 def test_a_sender_in_the_middle_of_its_objects_is_not_interrupted(
-    make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
+    make_gateway: Callable[..., Gateway],
+    listen: Callable[[Gateway], Listener],
+    requester: Requester,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = make_gateway()
+    gateway = make_gateway(network_timeout_seconds=60.0)
     listener, row = listen(gateway), archive(gateway)
+    monkeypatch.setattr(listener_commitment_tell, "QUIET_SECONDS", 50.0)  # more than any store takes
     heard: list[int] = []
 
     def hear(event: Any) -> tuple[int, None]:
@@ -472,6 +476,7 @@ def test_a_sender_in_the_middle_of_its_objects_is_not_interrupted(
         time.sleep(0.05)
         assert assoc.send_c_store(dcmread(BytesIO(part10()))).Status == 0x0000
     assert heard == [] and requester.reports == []
+    monkeypatch.setattr(listener_commitment_tell, "QUIET_SECONDS", 0.5)
     assert until(lambda: heard == [1])
     assoc.release()
 

@@ -182,8 +182,9 @@ def soon(gateway: Gateway) -> None:
 
 
 def test_the_word_of_the_destination_comes_on_the_same_association(
-    make_gateway: Callable[..., Gateway], pacs: Provider
+    make_gateway: Callable[..., Gateway], pacs: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commitment, "ANSWER_WAIT_SECONDS", 120.0)  # it ends with the answer
     pacs.same = True
     gateway = make_gateway(pacs.here)
     row = sent(gateway)
@@ -315,7 +316,7 @@ def test_a_destination_that_falls_silent_inside_a_pdu_holds_nobody(
     make_gateway: Callable[..., Gateway], pacs: Provider
 ) -> None:
     with FaultProxy(("127.0.0.1", pacs.here), Fault("silent", at=In.pdu(2), way="down")) as proxy:
-        gateway = make_gateway(proxy.port, network_timeout_seconds=1.0)
+        gateway = make_gateway(proxy.port, network_timeout_seconds=3.0)
         row = sent(gateway)
         assert (row.state, row.reason) == (ForwardState.WAITING, "no-response")
         soon(gateway)
