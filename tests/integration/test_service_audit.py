@@ -178,7 +178,7 @@ def test_questions_to_the_trail_take_turns(gateway: Gateway, monkeypatch: pytest
         with lock:
             running[0] += 1
             running[1] = max(running)
-        go.wait(60)
+        go.wait(240)
         append(event)
         with lock:
             running[0] -= 1
