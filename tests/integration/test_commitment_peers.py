@@ -65,7 +65,7 @@ def uid_of(peer: Orthanc, orthanc_id: str) -> str:
 
 def post(peer: Orthanc, path: str, body: bytes) -> dict[str, Any]:
     request = urllib.request.Request(f"http://127.0.0.1:{peer.http_port}{path}", data=body)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         found: dict[str, Any] = json.loads(answer.read())
     return found
 
@@ -119,7 +119,7 @@ def test_orthanc_is_asked_and_has_lost_one(site: tuple[Gateway, Orthanc]) -> Non
     lost = gateway.index.forward_get(rows[0].id).sent_uid
     [orthanc_id] = [each for each in json.loads(peer.get("/instances")[0]) if uid_of(peer, each) == lost]
     request = urllib.request.Request(f"http://127.0.0.1:{peer.http_port}/instances/{orthanc_id}", method="DELETE")
-    urllib.request.urlopen(request, timeout=30).close()
+    urllib.request.urlopen(request, timeout=120).close()
     with gateway.index.write() as conn:  # as if it had not been asked yet
         values = {"state": ForwardState.SENT, "commit_due_at": 1.0}
         conn.execute(sa.update(table).where(table.c.id.in_([row.id for row in rows])).values(**values))

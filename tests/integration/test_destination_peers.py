@@ -33,7 +33,7 @@ VIEWABLE = 'version=1\n[[delivery]]\nname="v"\nrepresentation="viewable"\nsyntax
 
 
 def probed(tmp_path: Path, place: Destination, receive: tuple[str, int] | None = None) -> ProbeResult:
-    settings = load_settings(home=tmp_path / "home", network_timeout_seconds=30.0)
+    settings = load_settings(home=tmp_path / "home", network_timeout_seconds=120.0)
     for folder in settings.folders:
         folder.mkdir(parents=True, exist_ok=True)
     return run_probe(settings, place, receive=receive)

@@ -49,13 +49,13 @@ def base(gateway: Gateway) -> Iterator[str]:
 def post(peer: Orthanc, path: str, body: bytes | dict[str, Any]) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"http://127.0.0.1:{peer.http_port}{path}", data=data, method="POST")
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.loads(answer.read())
 
 
 def delete(peer: Orthanc, path: str) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{peer.http_port}{path}", method="DELETE")
-    urllib.request.urlopen(request, timeout=60).close()
+    urllib.request.urlopen(request, timeout=120).close()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_orthanc_stores_here_searches_here_and_fetches_again(gateway: Gateway, o
 
 def errors_of(path: Path) -> set[str]:
     """Errors that dciodvfy finds, without what differs between two files of one object."""
-    done = subprocess.run([need("dciodvfy"), str(path)], capture_output=True, text=True, errors="replace", timeout=60)
+    done = subprocess.run([need("dciodvfy"), str(path)], capture_output=True, text=True, errors="replace", timeout=120)
     return {re.sub(r"\s+", " ", line) for line in done.stderr.splitlines() if line.startswith("Error")}
 
 
@@ -114,13 +114,13 @@ def test_what_comes_out_is_as_sound_as_what_went_in(gateway: Gateway, base: str,
             headers={"Authorization": f"Bearer {token}", "Accept": f"application/dicom; transfer-syntax={syntax}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 out.write_bytes(answer.read())
         except urllib.error.HTTPError as error:  # pixels of 32 bits have no such form
             assert (error.code, name) == (406, "rtdose.dcm") and syntax not in ("*", EXPLICIT_LE)
             continue
         for program in ("dcmftest", "dcmdump"):
-            done = subprocess.run([find_dcmtk(program), str(out)], capture_output=True, timeout=60)
+            done = subprocess.run([find_dcmtk(program), str(out)], capture_output=True, timeout=120)
             assert done.returncode == 0 and not done.stderr.strip(), (program, syntax, done.stderr[-300:])
         if syntax != ts.HTJ2K:  # dciodvfy of 2023 takes what it does not know for native pixels
             assert errors_of(out) - before == set(), (name, syntax)

@@ -89,7 +89,7 @@ def client(place: Place, identity: Identity | None = None, authority: Authority 
 
 def associate(port: int | None, context: ssl.SSLContext, calling: str = "CT1") -> Any:
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = 15
+    entity.acse_timeout = entity.dimse_timeout = 120
     entity.add_requested_context(Verification, ImplicitVRLittleEndian)
     entity.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     assert port is not None
@@ -219,7 +219,7 @@ def need(program: str) -> str:
 def dcmtk(program: str, place: Place, port: int | None, *options: str, identity: Identity | None) -> int:
     tls = ["+tls", str(identity.key), str(identity.certificate)] if identity else ["+tla"]
     command = [need(program), *tls, "+cf", str(place.authority.file), "-aec", "PALIMPSEST", "127.0.0.1", str(port)]
-    return subprocess.run([*command, *options], capture_output=True, timeout=60).returncode
+    return subprocess.run([*command, *options], capture_output=True, timeout=120).returncode
 
 
 @pytest.mark.peers
@@ -259,7 +259,7 @@ def test_objects_go_out_over_tls_and_to_nobody_else(place: Place) -> None:
         assert len(list(folder.iterdir())) == 1
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def test_the_destinations_own_files_count(place: Place) -> None:

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from email.parser import BytesParser
@@ -36,6 +35,7 @@ from gateway.instance import Form, ForwardState
 from gateway.jobs import MemoryQueue
 from gateway.settings import Destination, load_settings
 from tests.fakes import NoStego
+from tests.running import free_port, until
 from tests.weightfiles import without_weights
 from worker.delivery import forward_instance
 from worker.pipeline import process_instance
@@ -74,18 +74,12 @@ def missing(program: str) -> NoReturn:
     pytest.skip(f"{program} is not installed")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the peer ended at once"
@@ -102,7 +96,7 @@ def run_peer(command: list[str], log: Path, port: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 class Orthanc:
@@ -127,13 +121,13 @@ class Orthanc:
     def get(self, path: str, accept: str = "*/*") -> tuple[bytes, str]:
         """Body and content type of one GET."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", headers={"Accept": accept})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.read(), answer.headers["Content-Type"]
 
     def ready(self) -> bool:
         try:
             return bool(self.get("/system"))
-        except urllib.error.URLError:
+        except OSError:  # URLError is one; so is an answer that breaks off
             return False
 
 
@@ -142,10 +136,7 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     program, folder = need("Orthanc"), tmp_path_factory.mktemp("orthanc")
     peer = Orthanc(folder)
     for _ in run_peer([program, str(peer.file)], folder / "log", peer.http_port):
-        deadline = time.monotonic() + 60
-        while not peer.ready():
-            assert time.monotonic() < deadline, "Orthanc does not answer"
-            time.sleep(0.05)
+        assert until(peer.ready), "Orthanc does not answer"
         yield peer
 
 

@@ -47,7 +47,7 @@ def _programs() -> None:
 
 
 def dcmtk(program: str, *arguments: str) -> str:
-    done = subprocess.run([program, "-v", *arguments], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([program, "-v", *arguments], capture_output=True, timeout=120, check=False)
     return (done.stdout + done.stderr).decode("utf-8", "replace")
 
 
