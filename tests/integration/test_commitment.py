@@ -80,7 +80,7 @@ def make_gateway(tmp_path: Path, requester: Requester) -> Iterator[Callable[...,
 
     def make(**overrides: Any) -> Gateway:
         node = Destination(name="modality", port=requester.port, ae_title=MODALITY, forward=False)
-        values = {"destinations": (node,), "dicom_port": 0, "watermark_bytes": 0, "network_timeout_seconds": 10.0}
+        values = {"destinations": (node,), "dicom_port": 0, "watermark_bytes": 0, "network_timeout_seconds": 60.0}
         made.append(build(load_settings(home=tmp_path / "home", **(values | overrides)), queue=MemoryQueue()))
         return made[-1]
 
@@ -314,7 +314,7 @@ def test_wrong_requests_are_refused_with_their_reason(
 def test_a_message_beyond_all_bounds_ends_the_association_and_nothing_else(
     make_gateway: Callable[..., Gateway], listen: Callable[[Gateway], Listener], requester: Requester
 ) -> None:
-    gateway = make_gateway(network_timeout_seconds=60.0)
+    gateway = make_gateway()
     listener, row = listen(gateway), archive(gateway)
     hostile = wish(*(f"1.2.3.{n}" for n in range(20_000)))
     assoc = associate(listener)
@@ -455,7 +455,7 @@ def test_a_sender_in_the_middle_of_its_objects_is_not_interrupted(
     requester: Requester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway = make_gateway(network_timeout_seconds=60.0)
+    gateway = make_gateway()
     listener, row = listen(gateway), archive(gateway)
     monkeypatch.setattr(listener_commitment_tell, "QUIET_SECONDS", 50.0)  # more than any store takes
     heard: list[int] = []

@@ -127,7 +127,7 @@ def make_gateway(tmp_path: Path) -> Iterator[Callable[..., Gateway]]:
 
     def make(port: int, *, wanted: bool = True, **overrides: Any) -> Gateway:
         node = Destination(name="pacs", port=port, ae_title="PACS", commitment=wanted)
-        values = {"destinations": (node,), "dicom_port": 0, "watermark_bytes": 0, "network_timeout_seconds": 10.0}
+        values = {"destinations": (node,), "dicom_port": 0, "watermark_bytes": 0, "network_timeout_seconds": 60.0}
         made.append(build(load_settings(home=tmp_path / "home", **(values | overrides)), queue=MemoryQueue()))
         return made[-1]
 
