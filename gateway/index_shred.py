@@ -49,8 +49,9 @@ _SCRUBBED = (
 )  # fmt: skip
 SHRED_UNFINISHED: Final = "shred-unfinished"
 _RUN_AGAIN: Final = (
-    "the shredding of this patient key is not over: run `palimpsest keys shred` again (--images-too for what is sealed "
-    "whole); its objects stay in the spool, and are refused when they come again"
+    "the shredding of this patient key is not over: what is released the sweep forgets by itself, for the rest run "
+    "`palimpsest keys shred` again (--images-too for what is sealed whole); its objects stay in the spool, and are "
+    "refused when they come again"
 )
 T = TypeVar("T")
 
@@ -148,9 +149,10 @@ class Shredding(Database):
         if patient_id:
             with self.write() as conn:
                 forget_corrections(conn, [], [], [patient_id])
-        for page in _pages([row for row in rows if row.shredded_at is None]):
-            ids = [row.id for row in page]
+        for part in _pages([row for row in rows if row.shredded_at is None]):
             with self.write() as conn:
+                page = _living(conn, part)  # the sweep and a person may forget the same
+                ids = [row.id for row in page]
                 patients = sa.select(_original_id()).select_from(
                     attributes.outerjoin(coercion, coercion.c.instance_id == attributes.c.instance_id)
                 )
@@ -184,6 +186,11 @@ class Shredding(Database):
         done = sorted(key_ids - _unforgotten(conn, sorted(key_ids)))
         open_ = (alert.c.kind == SHRED_UNFINISHED, alert.c.subject.in_(done), alert.c.acked_at.is_(None))
         conn.execute(sa.update(alert).where(*open_).values(acked_at=self.now(), acked_by="shred"))
+
+    def unforgotten(self, key_ids: Sequence[str]) -> list[str]:
+        """Of these patient keys, those to which archived instances are sealed that were not forgotten, in order."""
+        with self.read() as conn:
+            return sorted(each for part in _pages(key_ids) for each in _unforgotten(conn, part))
 
     def sealed_after(self, last: int, key_ids: Sequence[str], limit: int) -> list[InstanceRow]:
         """Archived instances under these patient keys that were not forgotten, by number, behind `last`."""
@@ -249,6 +256,12 @@ def _unforgotten(conn: Connection, key_ids: Sequence[str]) -> set[str]:
     c = instance.c
     query = sa.select(c.patient_key).where(c.patient_key.in_(key_ids), c.archive_key.is_not(None))
     return {str(found) for found in conn.scalars(query.where(c.shredded_at.is_(None)).distinct())}
+
+
+def _living(conn: Connection, rows: Sequence[InstanceRow]) -> list[InstanceRow]:
+    c = instance.c
+    ids = set(conn.scalars(sa.select(c.id).where(c.id.in_([row.id for row in rows]), c.shredded_at.is_(None))))
+    return [row for row in rows if row.id in ids]
 
 
 def _original_id() -> sa.ColumnElement[str]:

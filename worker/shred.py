@@ -1,8 +1,8 @@
 """Crypto-shredding: one patient's identity made unreadable for good, everywhere we can reach; the pixels stay.
 
 Invariants
-- Intent is audited before anything is destroyed; every step may be repeated, and a run that was killed is finished by
-  running it again.
+- Intent is audited before anything is destroyed; every step may be repeated. A run that was killed is finished by
+  running it again, or, where no source is left to lose, by the sweep.
 - The keys go first: what fails afterwards leaves copies of names, never a key that opens more.
 - Rows are forgotten last, because their digests say which spool and cache files are theirs.
 - Nothing that is still on its way is touched: an object that only the spool holds must not be lost. What came between
@@ -18,6 +18,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -29,9 +30,12 @@ from gateway.index import InstanceRow, Subject
 from gateway.instance import UNFINISHED, Form, State
 from gateway.keys import KeyRing
 from gateway.pseudonym import pseudonym_patient, pseudonym_uid
+from worker.reopen import moment
 from worker.sealing import patient_label
 
-__all__ = ["Patient", "ShredReport", "find_patient", "forget_rows", "shred", "verify_statement"]
+__all__ = ["Patient", "ShredReport", "find_patient", "finish_shreddings", "forget_rows", "shred", "verify_statement"]
+
+QUIET: Final = 900.0  # seconds after a key's destruction in which whoever destroyed it is left to go on
 
 _SIGNED = b"palimpsest/tombstone/v1\x00"
 _STATEMENT = "palimpsest-tombstone"
@@ -109,6 +113,34 @@ def shred(
     for key_id in {row.patient_key for row in kept if row.patient_key is not None}:
         gw.index.shred_unfinished(key_id)
     return ShredReport(patient.pseudonym, len(patient.key_ids), len(rows), len(still_open), len(kept))
+
+
+def finish_shreddings(gw: Gateway) -> int:
+    """A duty of the sweep: forget RELEASED instances under keys that were destroyed, whose shredding was killed; how
+    many. Nobody could open them any more, so nothing is lost.
+
+    What has a source still stays: under such a key that is for a person, whom `shred_unfinished` tells. So does what a
+    destination waits for. Raises Unavailable.
+    """
+    forgotten = 0
+    before = gw.index.now() - QUIET
+    for key_id in gw.index.unforgotten([each.id for each in gw.keys.tombstones() if moment(each.destroyed) < before]):
+        if gw.keys.patients.half_destroyed(key_id):
+            gw.keys.destroy_patient_key(key_id, b"")  # the tombstone that there is stays as it is
+        found = gw.index.subject([key_id], "", "")
+        rows = [row for row in found.rows if row.state is State.RELEASED and row.shredded_at is None]
+        if rows := [row for row in rows if row.id not in found.unfinished]:
+            gw.index.shred_begin("sweep", len(rows), "unfinished", None)
+            _drop_copies(gw, rows)
+            forget_rows(gw, rows)
+            _drop_cached(gw, rows)
+            partial = any(row.id in found.shared for row in rows)
+            gw.index.shred_done("sweep", len(rows), "unfinished", None, partial=partial)
+            forgotten += len(rows)
+        gw.index.shred_unfinished(key_id)  # if something is left
+    if forgotten:
+        gw.index.scrub_freed()
+    return forgotten
 
 
 def _check(subject: Subject, *, partial: bool, images_too: bool) -> None:

@@ -36,6 +36,7 @@ from gateway.settings import load_settings
 from worker.audit_export import run_audit_export
 from worker.backlog import recode_when_idle
 from worker.scrub import run_scrub
+from worker.shred import finish_shreddings
 from worker.webhooks import run_webhooks
 
 __all__ = ["DUTIES", "main", "sweep_once"]
@@ -240,6 +241,7 @@ SLOW_DUTIES: tuple[Duty, ...] = (
     prune_cache,
     name_audit_subjects,
     recheck_trail,
+    finish_shreddings,
     forget_events,
     note_disks,
 )

@@ -39,7 +39,7 @@ from worker.indexing import index_instance
 from worker.pipeline import Work, make_candidate, process_instance, prove, record_failure
 from worker.restore import exact_image, restore
 from worker.retrieve import original_bytes, retrieve
-from worker.shred import Patient, find_patient, shred, verify_statement
+from worker.shred import Patient, find_patient, forget_rows, shred, verify_statement
 from worker.sweep import release_spool, sweep_once
 
 PATIENT, OTHER = "SHRED-4711", "KEEP-1815"
@@ -221,6 +221,52 @@ def test_a_run_that_was_killed_is_finished_by_the_next(gw: Gateway, step: str, m
         assert not gw.spool.exists(row.digest)
         with pytest.raises(Gone):
             original_bytes(gw, now)
+
+
+@pytest.mark.parametrize("step", ["set_released", "let_go", "forget"])
+def test_the_sweep_finishes_a_run_that_was_killed_but_takes_no_source(
+    gw: Gateway, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = archived(gw, made_file(OTHER, 1))
+    rows = [archived(gw, made_file(PATIENT, number), released=False) for number in (1, 2)]
+    gw.index.set_released(rows[1].id)
+    assert gw.index.let_go(rows[1].digest, gw.spool.remove)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gw.index, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            do_shred(gw)
+    assert sweep_once(gw)["finish_shreddings"] == 0  # whoever began may still be at it
+    assert not any(gw.index.get(row.id).shredded_at for row in rows)
+    monkeypatch.setattr("worker.shred.QUIET", -5.0)
+    done = sweep_once(gw)
+    assert sweep_once(gw)["finish_shreddings"] == done["adopt_orphans"] == 0
+    now = [gw.index.get(row.id) for row in rows]
+    assert now[1].shredded_at is not None and now[1].sop_uid != rows[1].sop_uid
+    assert [each["detail"]["reason"] for each in tail(gw.index) if each["event"] == "shredded"] == ["unfinished"]
+    assert gw.index.get(other.id) == other
+    if step == "set_released":  # its source is here: a person must say that it may go
+        assert done["finish_shreddings"] == 1 and now[0].shredded_at is None and gw.spool.exists(rows[0].digest)
+        assert [alert.kind for alert in gw.index.alerts()] == ["shred-unfinished"]
+        do_shred(gw)
+    else:
+        assert done["finish_shreddings"] == 2
+    assert all(gw.index.get(row.id).shredded_at is not None and not gw.spool.exists(row.digest) for row in rows)
+    assert gw.index.alerts() == [] and gw.index.unforgotten([str(rows[0].patient_key)]) == []
+
+
+def test_what_was_forgotten_and_has_come_again_is_not_forgotten_by_who_comes_late(gw: Gateway) -> None:
+    row = archived(gw, made_file(PATIENT, 1))
+    do_shred(gw)
+    again = archived(gw, made_file(PATIENT, 1))
+    gw.index.studies_find()
+    studies = gw.index.study_list(10)
+    assert row.id != again.id and row.study_uid in dict(studies)
+    forget_rows(gw, [row], PATIENT)  # as it was read before the first came
+    assert gw.index.get(again.id) == again and gw.index.study_list(10) == studies
 
 
 def test_an_unknown_patient_is_said_so(gw: Gateway) -> None:
