@@ -29,7 +29,7 @@ def lane(port: int, number: int, acknowledged: list[str], failures: list[str]) -
         uid = next(source)
         while True:
             try:
-                sender = sender or Sender(port, "PALIMPSEST", timeout=30)
+                sender = sender or Sender(port, "PALIMPSEST", timeout=60)
                 sender.send(uid)
                 break
             except (Refused, OSError):
@@ -72,7 +72,7 @@ def test_what_was_acknowledged_survives_every_kill(tmp_path: Path) -> None:
             assert all(rig.gw.index.by_sop(uid) is not None for uid in there), "an acknowledged object has no row"
         rig.wait("all sent", lambda: len(acknowledged) == total)
         for thread in lanes:
-            thread.join(30)
+            thread.join(120)
         assert failures, "the kills met nobody"
         assert until(lambda: len(parent.children()) == 2)
         assert rig.gw.index.counts().total == total == len(set(acknowledged))

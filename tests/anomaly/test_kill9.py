@@ -22,7 +22,7 @@ from gateway.audit_notary import check_trail
 from gateway.instance import UNFINISHED, Form, ForwardState
 from gateway.part10 import read_meta
 from gateway.settings import Destination
-from tests.running import Rig
+from tests.running import Rig, alive
 from tests.weightfiles import without_weights
 from worker.retrieve import original_bytes
 
@@ -132,15 +132,8 @@ def kill_in_the_middle(rig: Rig, modality: Modality) -> list[str]:
         offspring = psutil.Process(rig.pid(name)).children(recursive=True)
         rig.kill9(name)
         killed.append(name)
-        rig.wait(f"what {name} started is gone", lambda pids=offspring: not any(map(alive, pids)), 10.0)  # type: ignore[misc]
+        rig.wait(f"what {name} started is gone", lambda pids=offspring: not any(map(alive, pids)))  # type: ignore[misc]
     return killed
-
-
-def alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def archive_count(rig: Rig) -> int:

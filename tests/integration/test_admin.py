@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.integration
-PATIENCE_MS = 30_000
+PATIENCE_MS = 120_000
 AXE = "axe-core@4.11.1"  # MPL-2.0; https://www.npmjs.com/package/axe-core; for tests only
 
 
@@ -219,7 +219,10 @@ def test_replay_of_one_some_those_of_a_reason_and_all(filled: tuple[Gateway, dic
 def test_the_stream_sends_parts_that_changed(filled: tuple[Gateway, dict[str, Any]]) -> None:
     gateway, _ = filled
     headers = {"Authorization": f"Bearer {mint_token(gateway, 'admin', 'root')}"}
-    with serving(gateway) as base, httpx.stream("GET", f"{base}/admin/events?page=failures", headers=headers) as answer:
+    with (
+        serving(gateway) as base,
+        httpx.stream("GET", f"{base}/admin/events?page=failures", headers=headers, timeout=120) as answer,
+    ):
         assert answer.headers["content-type"].startswith("text/event-stream")
         names: list[str] = []
         for line in answer.iter_lines():
@@ -276,13 +279,14 @@ def signed_in(browser: Browser, base: str, gateway: Gateway, **options: Any) -> 
 
 @pytest.mark.peers
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_in_a_browser(filled: tuple[Gateway, dict[str, Any]]) -> None:
     program = browser_program()
     from playwright.sync_api import sync_playwright
 
     gateway, facts = filled
     with serving(gateway) as base, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"], timeout=PATIENCE_MS)
         page, seen = signed_in(browser, base, gateway, viewport={"width": 1180, "height": 800})
         live_and_replayed(page, base, gateway)
         by_keyboard(page, base)
@@ -309,7 +313,8 @@ def test_another_machines_browser_may_sign_in_and_send_forms_over_http(filled: t
     if not elsewhere:
         pytest.skip("this machine has no address but its own")
     with serving(gateway, elsewhere[0]) as base, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--no-proxy-server"])
+        options = ["--no-sandbox", "--no-proxy-server"]
+        browser = playwright.chromium.launch(executable_path=program, args=options, timeout=PATIENCE_MS)
         page, _ = signed_in(browser, base, gateway)
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url(f"{base}/login")

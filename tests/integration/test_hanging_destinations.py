@@ -30,7 +30,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
             server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))  # connects; nobody ever reads
             places.insert(0, Destination(name=name, kind="dicom", port=server.getsockname()[1], ae_title="HANGS"))
         home = tmp_path / "home"
-        settings = {"destinations": tuple(places), "network_timeout_seconds": 120.0, "forward_processes": 1}
+        settings = {"destinations": tuple(places), "network_timeout_seconds": 280.0, "forward_processes": 1}
         yield stack.enter_context(Rig(home, **settings))
 
 

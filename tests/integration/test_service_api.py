@@ -43,7 +43,7 @@ from gateway.tokens import mint_token
 from service.access import PUBLIC, RULES
 from service.api import RETRIEVING, create_app
 from service.multipart import close_delimiter, frame_part
-from tests.running import WAIT_SECONDS, until
+from tests.running import WAIT_SECONDS, free_port, until
 
 pytestmark = [
     pytest.mark.integration,
@@ -594,22 +594,21 @@ def test_a_body_that_stops_is_a_408(tmp_path: Path) -> None:
     settings = load_settings(home=tmp_path / "idle", watermark_bytes=1, network_timeout_seconds=0.2)
     gateway = build(settings, queue=MemoryQueue())
 
-    def stalling() -> Iterator[bytes]:
-        yield related(instance())[:5000]
-        time.sleep(1.0)
-
+    body, token = related(instance()), bearer(gateway, "service")["Authorization"]
+    lines = ["POST /dicomweb/studies HTTP/1.1", "Host: x", f"Authorization: {token}", f"Content-Type: {RELATED}"]
+    request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "Connection: close", "", ""]).encode()
     with serving(gateway) as base:
-        headers = {**bearer(gateway, "service"), "Content-Type": RELATED}
-        answer = httpx.post(f"{base}/dicomweb/studies", content=stalling(), headers=headers, timeout=20)
-    assert (answer.status_code, answer.json()["reason"]) == (408, "idle-timeout")
+        address = httpx.URL(base)
+        with socket.create_connection((address.host, address.port or 80), timeout=WAIT_SECONDS) as peer:
+            peer.sendall(request + body[:5000])
+            answer = b"".join(iter(lambda: peer.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 408 ") and b'"idle-timeout"' in answer
     assert incoming(gateway) == []
     gateway.close()
 
 
 def test_the_process_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = load_settings(home=tmp_path / "process", http_port=port, watermark_bytes=1)
     env = {
         **child_environment(settings),
@@ -621,7 +620,7 @@ def test_the_process_serves_and_stops_on_sigterm(tmp_path: Path) -> None:
 
         def alive() -> bool:
             try:
-                return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False).status_code == 200
+                return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False, timeout=20).status_code == 200
             except httpx.HTTPError:
                 return False
 

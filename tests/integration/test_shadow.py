@@ -27,7 +27,7 @@ from pydicom.uid import generate_uid
 from palimpsest.shadow_follow import Association, Seen
 from palimpsest.shadow_relay import Copies, Relay, Relayed
 from palimpsest.shadow_report import Report, Sums
-from tests.running import ROOT, free_port, until, warm_kernels
+from tests.running import ROOT, command_of, free_port, until, warm_kernels
 
 pytestmark = pytest.mark.integration
 CT = get_testdata_file("CT_small.dcm", download=False)
@@ -51,7 +51,7 @@ def running(argv: list[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -131,7 +131,9 @@ def measuring(relay: subprocess.Popen[bytes]) -> psutil.Process:
     found: list[psutil.Process] = []
 
     def there() -> bool:
-        found[:] = [each for each in psutil.Process(relay.pid).children() if "shadow_watch" in " ".join(each.cmdline())]
+        found[:] = [
+            each for each in psutil.Process(relay.pid).children() if "shadow_watch" in " ".join(command_of(each))
+        ]
         return bool(found)
 
     assert until(there)
@@ -139,6 +141,7 @@ def measuring(relay: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 @pytest.mark.peers
+@pytest.mark.timeout(600)
 def test_traffic_passes_untouched_and_is_measured(pacs: tuple[int, Path], tmp_path: Path) -> None:
     port, folder = pacs
     images = series(tmp_path / "in", 3)
@@ -169,6 +172,7 @@ def test_traffic_passes_untouched_and_is_measured(pacs: tuple[int, Path], tmp_pa
 
 
 @pytest.mark.peers
+@pytest.mark.timeout(600)
 def test_a_killed_or_frozen_measuring_side_harms_nothing(pacs: tuple[int, Path], tmp_path: Path) -> None:
     port, folder = pacs
     images = series(tmp_path / "in", 6)
@@ -200,10 +204,10 @@ def relaying(to: int, tap: Any, relayed: Relayed) -> Iterator[int]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(120)
     yield ports[0]
     loop.call_soon_threadsafe(stop.set)
-    thread.join(10)
+    thread.join(120)
 
 
 class Stuck:
@@ -383,6 +387,7 @@ def test_the_report_counts_on_and_its_page_shows_it(tmp_path: Path) -> None:
     assert "came back wrong" in report.page()
 
 
+@pytest.mark.timeout(600)
 def test_a_folder_is_measured_and_left_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     series(folder, 1)
@@ -392,7 +397,7 @@ def test_a_folder_is_measured_and_left_as_it_is(tmp_path: Path) -> None:
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     argv = [sys.executable, "-m", "palimpsest", "shadow", "--folder", str(folder)]
     argv += ["--json", str(tmp_path / "s.json"), "--page", str(tmp_path / "s.html")]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=290)
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
     report = json.loads((tmp_path / "s.json").read_text())
