@@ -9,7 +9,7 @@ from typing import Final
 from gateway.bootstrap import Gateway
 from gateway.hotcache import cache_of
 from gateway.index import InstanceRow
-from gateway.instance import State
+from gateway.instance import Form, State
 from gateway.pseudonym import pseudonym_uid
 from worker.reopen import moment
 from worker.sealing import patient_label
@@ -26,7 +26,8 @@ def shred_again(gw: Gateway, actor: str) -> int:
     happens. What a backup holds unfinished, only the archive may tell of: `Index.restore_over` is the caller's, once
     that was read.
 
-    What is not archived and still in the spool stays: it is sealed to another key. Raises Unavailable.
+    What is not archived and still in the spool stays: it is sealed to another key; so does what is sealed whole and
+    still in the spool: nobody said yet that its image may go, too. Raises Unavailable.
     """
     forgotten = 0
     for rows in chain(_sealed(gw), _abandoned(gw)):
@@ -48,7 +49,16 @@ def _sealed(gw: Gateway) -> Iterator[list[InstanceRow]]:
         last = 0
         while rows := gw.index.sealed_after(last, key_ids[at : at + PAGE], PAGE):
             last = rows[-1].id
-            yield rows
+            kept = {row.id for row in rows if _kept(gw, row)}
+            for key_id in {row.patient_key for row in rows if row.id in kept and row.patient_key is not None}:
+                gw.index.shred_unfinished(key_id)
+            if len(kept) < len(rows):
+                yield [row for row in rows if row.id not in kept]
+
+
+def _kept(gw: Gateway, row: InstanceRow) -> bool:
+    """Whether a shredding left it (worker/shred.py): sealed whole, the source is all there is of its image."""
+    return row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and gw.spool.exists(row.digest)
 
 
 def _abandoned(gw: Gateway) -> Iterator[list[InstanceRow]]:
@@ -64,11 +74,12 @@ def _abandoned(gw: Gateway) -> Iterator[list[InstanceRow]]:
 
 
 def _taken(gw: Gateway, row: InstanceRow, patient_id: str | None, destroyed: Mapping[str, float]) -> bool:
-    """Whether its patient was shredded after it came: by its key, by its patient's keys, or, where it was not indexed
-    yet and nothing tells whose it is, by what the archive's object of the same instance says (after a rebuild).
+    """Whether its patient was shredded after it came: by its key, or before it has one by its patient's keys, or, where
+    it was not indexed yet and nothing tells whose it is, by what the archive's object of the same instance says (after
+    a rebuild).
     """
-    if row.patient_key in destroyed:
-        return True
+    if row.patient_key is not None:
+        return row.patient_key in destroyed  # under a living one the candidate is finished without a source
     since = row.received_at - SLACK
     if patient_id is not None:
         label = patient_label(patient_id, row.study_uid or f"palimpsest/no-study/{row.digest}")

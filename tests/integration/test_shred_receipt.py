@@ -13,14 +13,17 @@ from pydicom.data import get_testdata_file
 
 from gateway.audit import tail
 from gateway.bootstrap import Gateway, build
-from gateway.errors import PolicyRefused, Unavailable
-from gateway.index import InstanceRow
+from gateway.errors import NotFound, PolicyRefused, Unavailable
+from gateway.index import CandidateFacts, InstanceRow
 from gateway.instance import Form, State
 from gateway.jobs import MemoryQueue
 from gateway.settings import Settings
 from tests.fakes import take_in
 from tests.integration.test_shred import PATIENT, archived, do_shred, made_file
+from worker.indexing import index_instance
+from worker.reshred import shred_again
 from worker.retrieve import original_bytes
+from worker.sealing import patient_label
 from worker.shred import find_patient, shred
 from worker.sweep import adopt_orphans, release_spool
 
@@ -145,7 +148,8 @@ def test_what_came_meanwhile_and_is_sealed_whole_is_kept_and_told_until_the_shre
     done = shred(gw, find_patient(gw, PATIENT), actor="admin", reason="erasure-request")
     monkeypatch.undo()
     assert (done.instances, done.kept) == (1, 1) and late[0].form is Form.PASSTHROUGH
-    assert release_spool(gw) == 0 and gw.spool.exists(late[0].digest)
+    assert (release_spool(gw), shred_again(gw, "rebuild")) == (0, 0)
+    assert gw.spool.exists(late[0].digest) and original_bytes(gw, gw.index.get(late[0].id)) == out.getvalue()
     assert [(alert.kind, alert.subject, alert.count) for alert in gw.index.alerts()] == [
         ("shred-unfinished", late[0].patient_key, 1)
     ]
@@ -154,3 +158,19 @@ def test_what_came_meanwhile_and_is_sealed_whole_is_kept_and_told_until_the_shre
     do_shred(gw, images_too=True)
     assert gw.index.alerts() == [] and not gw.spool.exists(late[0].digest)
     assert_new_again(gw, out.getvalue(), late[0].id)
+
+
+def test_what_was_sealed_anew_is_finished_without_its_source(gw: Gateway) -> None:
+    row = take_in(gw, made_file(PATIENT, 1)).row
+    index_instance(gw, row.id)
+    label = patient_label(PATIENT, str(row.study_uid))
+    gw.keys.destroy_patient_key(gw.keys.patient_key(label)[0], b"")
+    gw.spool.remove(row.digest)  # the disk's loss
+    assert gw.index.claim(row.id, "w", 60.0) is not None
+    key_id = gw.keys.patient_key(label)[0]
+    gw.index.set_candidate(row.id, "w", CandidateFacts("0" * 64, 4, Form.CODED, None, "2.25.1", patient_key=key_id))
+    assert shred_again(gw, "rebuild") == 0 and gw.index.get(row.id).shredded_at is None
+    gw.keys.destroy_patient_key(key_id, b"")
+    assert shred_again(gw, "rebuild") == 1
+    with pytest.raises(NotFound):
+        gw.index.get(row.id)
