@@ -132,5 +132,5 @@ def test_production_names_who_may_query_and_reject(tmp_path: Path) -> None:
 def test_a_refusal_to_start_is_said_in_words(tmp_path: Path) -> None:
     env = {**os.environ, "PALIMPSEST_HOME": str(tmp_path), "PALIMPSEST_PROFILE": "production"}
     env |= {"PALIMPSEST_HTTP_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "service.api"], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "service.api"], env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "PALIMPSEST_HTTP_PROXY=trusted" in done.stderr and "insecure-http" in done.stderr

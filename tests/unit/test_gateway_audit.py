@@ -114,7 +114,7 @@ def test_what_nobody_catches_is_logged_without_its_message() -> None:
         "def fail(): raise ValueError('Doe^John')\n"
         "t = threading.Thread(target=fail); t.start(); t.join(); fail()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
     assert ended.returncode == 1
     assert [line["exception"] for line in lines] == ["ValueError", "ValueError"]

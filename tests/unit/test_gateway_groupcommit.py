@@ -23,18 +23,18 @@ def test_who_comes_while_one_is_at_work_shares_the_next_batch() -> None:
     def work(items: Sequence[int]) -> list[int]:
         batches.append(list(items))
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         return [item * 10 for item in items]
 
     group = GroupCommit(work)
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(group.submit, 0)
-        assert begun.wait(20)
+        assert begun.wait(120)
         rest = [pool.submit(group.submit, number) for number in range(1, 9)]
         while len(group._waiting) < 8:
             pass
         go_on.set()
-        assert [first.result(20), *(each.result(20) for each in rest)] == [number * 10 for number in range(9)]
+        assert [first.result(120), *(each.result(120) for each in rest)] == [number * 10 for number in range(9)]
     assert batches[0] == [0] and sorted(batches[1]) == list(range(1, 9)) and len(batches) == 2
 
 
@@ -66,21 +66,21 @@ def test_after_an_error_of_all_nothing_is_repeated() -> None:
         if len(batches) > 1:
             raise Unavailable("storage-error")
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
         return list(items)
 
     group = GroupCommit(work, shared=(Unavailable,))
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(group.submit, 0)
-        assert begun.wait(20)
+        assert begun.wait(120)
         rest = [pool.submit(group.submit, number) for number in range(1, 9)]
         while len(group._waiting) < 8:
             pass
         go_on.set()
-        assert first.result(20) == 0
+        assert first.result(120) == 0
         for each in rest:
             with pytest.raises(Unavailable, match="storage-error"):
-                each.result(20)
+                each.result(120)
     assert batches == [1, 8]
 
 

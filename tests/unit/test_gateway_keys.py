@@ -217,9 +217,9 @@ def test_processes_that_start_together_share_one_ring(folder: Path) -> None:
     processes = [context.Process(target=_start, args=(str(folder), gate, found)) for _ in range(4)]
     for process in processes:
         process.start()
-    keks = {found.get(timeout=30) for _ in processes}
+    keks = {found.get(timeout=120) for _ in processes}
     for process in processes:
-        process.join(30)
+        process.join(120)
         assert process.exitcode == 0
     ring = KeyRing.open_readonly(folder)
     assert keks == {ring.kek_current()[1]}
@@ -242,5 +242,5 @@ def test_threads_read_while_another_rotates(folder: Path) -> None:
         ring.rotate("kek")
     stop.set()
     for reader in readers:
-        reader.join(30)
+        reader.join(120)
     assert not wrong and ring.kek_current()[0] == "kek-16"

@@ -102,9 +102,9 @@ def test_processes_agree_on_one_key(ring: KeyRing) -> None:
     processes = [context.Process(target=_make, args=(str(ring.folder), gate, found)) for _ in range(4)]
     for process in processes:
         process.start()
-    answers = [found.get(timeout=60) for _ in processes]
+    answers = [found.get(timeout=120) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join(120)
     assert all(answer == answers[0] for answer in answers) and len(files(ring)) == 20
 
 

@@ -241,7 +241,7 @@ def promtool() -> Callable[..., str]:
 
     def run(*arguments: str | Path, stdin: str | None = None) -> str:
         argv = [program, *map(str, arguments)]
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 

@@ -53,8 +53,8 @@ def alive(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> None:
-    """At most 20 s, then fail."""
-    for _ in range(400):
+    """At most two minutes, then fail."""
+    for _ in range(2400):
         if not alive(pid):
             return
         time.sleep(0.05)

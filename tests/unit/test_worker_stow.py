@@ -196,7 +196,7 @@ def test_a_connection_that_breaks_or_never_was_is_down(service: Service, quick: 
 
 def test_a_service_that_never_answers_is_left_after_the_idle_time(service: Service, tmp_path: Path) -> None:
     over = threading.Event()
-    service.before = lambda: (over.wait(30), None)[1]
+    service.before = lambda: (over.wait(120), None)[1]
     impatient = load_settings(home=tmp_path, network_timeout_seconds=0.2)
     assert send(impatient, service.destination()) == Delivery("down", "timeout")
     over.set()
