@@ -23,8 +23,8 @@ from palimpsest.samples import SAMPLES
 from tests.running import ROOT, alive, command_of, free_port
 from tests.weightfiles import without_weights
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
-START_SECONDS = 240.0  # compiling every kernel from nothing on a busy machine
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
+START_SECONDS = 480.0  # compiling every kernel from nothing on a busy machine
 
 
 class Front:
