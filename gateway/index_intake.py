@@ -113,6 +113,8 @@ class Intake(Database):
 
         Every removal comes through here: it holds the writers' lock, and a receipt looks for its file with that lock
         held. So the receipt was committed before, and its file stays; or it comes later, and finds the file gone.
+        Removed after the commit, a file could go that was received anew, and acknowledged, in between. (Where the file
+        system hangs, PostgreSQL takes the lock back after `database.FROZEN_SECONDS`, and this raises Unavailable.)
         """
         with self.write(durable=False) as conn:
             state = conn.scalar(sa.select(instance.c.state).where(instance.c.digest == digest))

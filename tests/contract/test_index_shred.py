@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from gateway.audit import tail
 from gateway.blobs import BlobStore
 from gateway.errors import LeaseLost, NotFound, Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
+from gateway.index_rows import Accepted
 from gateway.instance import Form, State
 from tests.fakes import CT, EXPLICIT_LE
 
@@ -193,6 +195,23 @@ def test_an_unfinished_row_whose_file_is_lost_stands_for_the_same_data_set_under
     assert not index.let_go(other.digest, lambda _: None) and index.let_go(row.digest, lambda _: None)
     assert index.claim(row.id, "another", 60) is not None
     assert [event["event"] for event in tail(index)].count("duplicate") == 1
+
+
+def test_a_receipt_waits_while_its_file_is_removed_and_finds_it_gone(index: Index) -> None:
+    """Were the file removed behind the lock, a receipt that was acknowledged in between would lose it."""
+    new, receipts = _new(1), list[Future[Accepted]]()
+    there = {new.digest}
+
+    def remove(gone: str) -> None:
+        receipts.append(pool.submit(index.add_received, new, spooled=there.__contains__))
+        wait(receipts, timeout=0.3)  # long enough for one that does not wait for the lock
+        there.discard(gone)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert index.let_go(new.digest, remove)
+        with pytest.raises(Unavailable, match="removed before it had a row"):
+            receipts[0].result()
+    assert index.by_digest(new.digest) is None
 
 
 def test_trouble_of_the_disk_under_the_lock_is_not_the_databases(
