@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from gateway.errors import PalimpsestError
 from gateway.index_worker import BEAT_SECONDS, Beating, WorkerRow
@@ -31,6 +32,7 @@ class Alive:
             owner=owner[:128], name=name[:128], host=host, device=device[:128], task="", pid=os.getpid(),
             subject=None, task_since=None, started_at=now, seen_at=now, done=0, failed=0,
         )  # fmt: skip
+        self._changing = threading.Lock()  # tasks and the device's load come from threads of their own
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="alive", daemon=True)
 
@@ -40,11 +42,11 @@ class Alive:
 
     def on(self, device: str) -> None:
         """The device is known by its name now."""
-        self._row = replace(self._row, device=device[:128])
+        self._change(device=device[:128])
 
     def load(self, memory_used: int | None, memory_total: int | None, busy: int | None) -> None:
         """What the device is used for, by everybody: bytes, bytes, percent; None: not known."""
-        self._row = replace(self._row, memory_used=memory_used, memory_total=memory_total, busy=busy)
+        self._change(memory_used=memory_used, memory_total=memory_total, busy=busy)
 
     def close(self) -> None:
         """Say goodbye: what ends as it should is not missed."""
@@ -57,13 +59,17 @@ class Alive:
     @contextmanager
     def working(self, task: str, subject: int | None) -> Iterator[None]:
         """Around one task. subject: the instance or forward that it is about."""
-        self._row = replace(self._row, task=task[:128], subject=subject, task_since=time.time())
+        self._change(task=task[:128], subject=subject, task_since=time.time())
         try:
             yield
-            self._row = replace(self._row, task="", subject=None, task_since=None, done=self._row.done + 1)
+            self._change(task="", subject=None, task_since=None, done=self._row.done + 1)
         except BaseException:
-            self._row = replace(self._row, task="", subject=None, task_since=None, failed=self._row.failed + 1)
+            self._change(task="", subject=None, task_since=None, failed=self._row.failed + 1)
             raise
+
+    def _change(self, **values: Any) -> None:
+        with self._changing:
+            self._row = replace(self._row, **values)
 
     def _run(self) -> None:
         while not self._stop.is_set():

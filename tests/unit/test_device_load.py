@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,23 @@ def test_page_and_metrics_show_it(gw: Gateway) -> None:
     gw.index.worker_beat(gpu._row)
     assert "– busy, –" in page()
     assert "palimpsest_gpu_busy_ratio{" not in metrics_read.exposition(gw, gw.queue.depths, dict).decode()
+
+
+def test_a_load_that_comes_while_a_task_ends_loses_nothing_of_it(gw: Gateway) -> None:
+    alive, stop = Alive(gw.index, "gpu-0-a", "gpu-0"), threading.Event()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        watch = threading.Thread(target=lambda: [alive.load(1, 2, 3) for _ in iter(stop.is_set, True)])
+        watch.start()
+        for _ in range(2000):
+            with alive.working("encode", 1):
+                pass
+    finally:
+        sys.setswitchinterval(before)
+        stop.set()
+        watch.join()
+    assert (alive._row.done, alive._row.task, alive._row.subject) == (2000, "", None)
 
 
 def test_an_api_that_serves_is_no_worker(gw: Gateway) -> None:
