@@ -522,7 +522,7 @@ def test_eight_processes_write_at_once(database_url: str) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0] * 8
     index = Index(database_url)
     assert index.counts().total == 81

@@ -126,7 +126,7 @@ def test_kernels_are_cached_only_in_a_folder_named_for_their_sources() -> None:
     def folder(**more: str) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"} | more
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120,
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=240,
             cwd=Path(__file__).parents[2],
         )  # fmt: skip
         return done.stdout.strip()

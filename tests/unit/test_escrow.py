@@ -203,7 +203,7 @@ def test_a_changed_file_is_named(folder: Path, only_numpy: Path) -> None:
     path.write_bytes(kept + b" ")
     try:
         code = COMPARE.format(numpy=str(only_numpy), script=str(folder / "verify.py"))
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, timeout=240)
     finally:
         path.write_bytes(kept)
     assert (done.returncode, done.stdout.split()) == (1, ["CHANGED", "docs/bitstream.md"])

@@ -52,7 +52,7 @@ def server() -> Iterator[Server]:
     made.listening.close()
 
 
-def talk(port: int, data: bytes, timeout: float = 10.0) -> bytes | str:
+def talk(port: int, data: bytes, timeout: float = 120.0) -> bytes | str:
     """What comes back, or how it failed."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as peer:
         try:

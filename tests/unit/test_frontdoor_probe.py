@@ -121,7 +121,7 @@ def peer() -> Iterator[Archive]:
 
 @pytest.fixture
 def quick(tmp_path: Path) -> Settings:
-    settings = load_settings(home=tmp_path / "home", network_timeout_seconds=20.0)
+    settings = load_settings(home=tmp_path / "home", network_timeout_seconds=120.0)
     for folder in settings.folders:
         folder.mkdir(parents=True, exist_ok=True)
     return settings
