@@ -26,7 +26,7 @@ __all__ = ["Fault", "FaultProxy", "In"]
 
 CHUNK = 16 << 10
 PDU_HEADER = 6  # bytes
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
