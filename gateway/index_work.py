@@ -256,10 +256,10 @@ class Work(Database):
             conn.execute(sa.update(instance).where(instance.c.id.in_(ids)).values(queued_at=self.now()))
 
     def releasable(
-        self, limit: int, *, need_sent: bool = True, archived_before: float | None = None
+        self, limit: int, *, need_sent: bool = True, archived_before: float | None = None, after: int = 0
     ) -> list[InstanceRow]:
         """Archived, indexed instances whose forwards are all sent, and committed to where that is wanted (need_sent),
-        or at least not waiting any more.
+        or at least not waiting any more; by number, behind `after`.
 
         archived_before: seconds since the epoch; None: whenever. Not while the archive object is known to be damaged:
         the source may be the last copy.
@@ -269,8 +269,9 @@ class Work(Database):
         open_forward = sa.exists().where(forward.c.instance_id == instance.c.id, blocking)
         broken = sa.exists().where(damage.c.archive_key == instance.c.archive_key, damage.c.mended_at.is_(None))
         query = sa.select(instance).where(
-            instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward, ~broken
-        )
+            instance.c.state == State.ARCHIVED, instance.c.indexed_at.is_not(None), ~open_forward, ~broken,
+            instance.c.id > after,
+        )  # fmt: skip
         if archived_before is not None:
             query = query.where(instance.c.archived_at < archived_before)
         return self._list(query.order_by(instance.c.id).limit(limit))

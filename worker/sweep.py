@@ -25,7 +25,7 @@ from gateway.audit_subject import audit_subject
 from gateway.bootstrap import Gateway, build
 from gateway.errors import PalimpsestError, Unavailable
 from gateway.hotcache import cache_of
-from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK
+from gateway.index import ENCODE_TASK, FORWARD_TASK, INDEX_TASK, InstanceRow
 from gateway.instance import State
 from gateway.jobs import flush_outbox, new_owner
 from gateway.keyfile import erase
@@ -145,18 +145,25 @@ def release_spool(gw: Gateway) -> int:
         until = gw.keys.backed_up_until()
         if until is None:
             return 0
-    rows = gw.index.releasable(BATCH, archived_before=until)
-    if until is not None:
+    released = last = 0
+    while released < BATCH and (rows := gw.index.releasable(BATCH, archived_before=until, after=last)):
+        last = rows[-1].id  # however many stay, they do not keep the others back
+        for row in _openable(gw, rows, backed_up=until is not None):
+            gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
+            gw.index.let_go(row.digest, gw.spool.remove)
+            released += 1
+    return released
+
+
+def _openable(gw: Gateway, rows: Sequence[InstanceRow], *, backed_up: bool) -> list[InstanceRow]:
+    """Those whose archive object a key opens; with `backed_up`, one that is in the last backup, too."""
+    if backed_up:
         saved = gw.keys.backed_up({row.patient_key for row in rows if row.patient_key is not None})
         rows = [row for row in rows if row.patient_key is None or row.patient_key in saved]
     shut = {row.patient_key for row in rows if row.patient_key and gw.keys.patients.destroyed(row.patient_key)}
     for key_id in shut:
         gw.index.shred_unfinished(key_id)
-    rows = [row for row in rows if row.patient_key not in shut]
-    for row in rows:
-        gw.index.set_released(row.id)  # commit first: a kill here leaves a file, which `adopt_orphans` removes
-        gw.index.let_go(row.digest, gw.spool.remove)
-    return len(rows)
+    return [row for row in rows if row.patient_key not in shut]
 
 
 def adopt_orphans(gw: Gateway) -> int:

@@ -349,10 +349,15 @@ def test_what_is_sealed_but_not_archived_when_the_key_goes_is_sealed_anew(gw: Ga
     assert not gw.spool.exists(after.digest) and original_bytes(gw, gw.index.get(row.id)) == data
 
 
-def test_a_source_whose_key_was_destroyed_is_kept_until_the_shredding_is_repeated(gw: Gateway) -> None:
+def test_a_source_whose_key_was_destroyed_is_kept_until_the_shredding_is_repeated(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sweep.BATCH", 1)
     row = archived(gw, made_file(PATIENT, 1), released=False)
+    other = archived(gw, made_file(OTHER, 1), released=False)
     gw.keys.destroy_patient_key(str(row.patient_key), b"")  # archived in the very moment
-    assert release_spool(gw) == 0 and gw.spool.exists(row.digest)
+    assert release_spool(gw) == 1 and gw.spool.exists(row.digest), "it keeps no other back"
+    assert gw.index.get(other.id).state is State.RELEASED and release_spool(gw) == 0
     assert [(alert.kind, alert.subject) for alert in gw.index.alerts()] == [("shred-unfinished", row.patient_key)]
     text = [found.text for found in examine(gw.keys, named=gw.index.patient_keys(), shredded=gw.index.shredded_keys())]
     assert any("the index still knows" in line for line in text)
