@@ -48,10 +48,9 @@ _SCRUBBED = (
     study_event, study_evidence,
 )  # fmt: skip
 SHRED_UNFINISHED: Final = "shred-unfinished"
-_RUN_AGAIN: Final = (
-    "the shredding of this patient key is not over: what is released the sweep forgets by itself, for the rest run "
-    "`palimpsest keys shred` again (--images-too for what is sealed whole); its objects stay in the spool, and are "
-    "refused when they come again"
+_RUN_AGAIN: Final = (  # an alert has room for 200 characters
+    "the shredding of this patient key is not over: run `palimpsest keys shred` again (--images-too for what is sealed "
+    "whole); what is left stays in the spool, and is refused when it comes again"
 )
 T = TypeVar("T")
 

@@ -153,6 +153,7 @@ def test_what_came_meanwhile_and_is_sealed_whole_is_kept_and_told_until_the_shre
     assert [(alert.kind, alert.subject, alert.count) for alert in gw.index.alerts()] == [
         ("shred-unfinished", late[0].patient_key, 1)
     ]
+    assert gw.index.alerts()[0].message.endswith("refused when it comes again"), "it is not cut"
     with pytest.raises(PolicyRefused, match="sealed whole"):
         do_shred(gw)
     do_shred(gw, images_too=True)
