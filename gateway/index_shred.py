@@ -235,20 +235,15 @@ class Shredding(Database):
         """Let freed pages and the write-ahead log forget what was deleted (`secure_delete` zeroes it at deletion).
 
         PostgreSQL: dead rows are vacuumed; what the server's own log and file system keep is the administrator's.
-        Raises Unavailable 'database-busy' when a reader kept the log from being emptied for half a minute.
+        Raises Unavailable, 'database-busy' when a reader kept the log from being emptied for half a minute;
+        OutOfResources.
         """
-        if self.dialect == "sqlite":
-            raw = self._engine.raw_connection()  # the statement may not stand in a transaction
-            try:
-                busy = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            finally:
-                raw.close()
-            if busy:
+        with self.session() as conn:  # neither statement may stand in a transaction that has read anything
+            if self.dialect != "sqlite":
+                for table in _SCRUBBED:
+                    conn.exec_driver_sql(f"VACUUM {table.name}")
+            elif conn.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one():
                 raise Unavailable("database-busy", "the database's log holds what was deleted still: run it again")
-            return
-        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-            for table in _SCRUBBED:
-                conn.exec_driver_sql(f"VACUUM {table.name}")
 
 
 def _unforgotten(conn: Connection, key_ids: Sequence[str]) -> set[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from gateway import database
 from gateway.audit import tail
 from gateway.blobs import BlobStore
-from gateway.errors import LeaseLost, NotFound, Unavailable
+from gateway.errors import LeaseLost, NotFound, OutOfResources, Unavailable
 from gateway.index import CandidateFacts, Index, InstanceRow, NewInstance
 from gateway.index_rows import Accepted
 from gateway.instance import Form, State
@@ -133,6 +135,25 @@ def test_a_log_that_could_not_be_emptied_is_said_so(index: Index, monkeypatch: p
         with pytest.raises(Unavailable) as caught:
             impatient.scrub_freed()
     assert caught.value.reason == "database-busy"
+    impatient.scrub_freed()
+    impatient.close()
+
+
+def test_a_disk_or_a_lock_that_keeps_the_log_full_is_an_error_of_the_database(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(database._DEAD_CLIENT, "lock_timeout", 100)
+    impatient = Index(str(index._url.render_as_string(hide_password=False)))
+    impatient.shred_begin("admin", 1, "asked", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ExitStack() as undo:
+        if index.dialect == "sqlite":
+            undo.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        else:
+            undo.enter_context(index.read()).exec_driver_sql("LOCK TABLE study IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises((Unavailable, OutOfResources), match="did not answer|no space"):
+            impatient.scrub_freed()
     impatient.scrub_freed()
     impatient.close()
 
