@@ -152,12 +152,9 @@ class Shredding(Database):
             with self.write() as conn:
                 page = _living(conn, part)  # the sweep and a person may forget the same
                 ids = [row.id for row in page]
-                patients = sa.select(_original_id()).select_from(
-                    attributes.outerjoin(coercion, coercion.c.instance_id == attributes.c.instance_id)
-                )
-                known = conn.execute(patients.where(_of(attributes, ids)).distinct()).scalars()
+                known = _patients(conn, ids)
                 studies = {row.study_uid: rename(row.study_uid) for row in page if row.study_uid}
-                forget_corrections(conn, ids, list(studies), [each for each in known if each])
+                forget_corrections(conn, ids, list(studies), known)
                 forget_studies(conn, studies, rename)
                 conn.execute(sa.delete(attributes).where(_of(attributes, ids)))
                 conn.execute(sa.update(stego_export).where(_of(stego_export, ids)).values(wraps="[]"))
@@ -190,6 +187,14 @@ class Shredding(Database):
         """Of these patient keys, those to which archived instances are sealed that were not forgotten, in order."""
         with self.read() as conn:
             return sorted(each for part in _pages(key_ids) for each in _unforgotten(conn, part))
+
+    def merges_into(self, ids: Sequence[int]) -> list[int]:
+        """Ids of corrections that show objects under the identity of these instances' patients: whoever forgets the
+        correction with them leaves it shown.
+        """
+        with self.read() as conn:
+            names = {name for part in _pages(ids) for name in _patients(conn, part)}
+            return sorted({number for name in names for number, shown in corrections_to(conn, name) if shown})
 
     def sealed_after(self, last: int, key_ids: Sequence[str], limit: int) -> list[InstanceRow]:
         """Archived instances under these patient keys that were not forgotten, by number, behind `last`."""
@@ -256,6 +261,13 @@ def _living(conn: Connection, rows: Sequence[InstanceRow]) -> list[InstanceRow]:
     c = instance.c
     ids = set(conn.scalars(sa.select(c.id).where(c.id.in_([row.id for row in rows]), c.shredded_at.is_(None))))
     return [row for row in rows if row.id in ids]
+
+
+def _patients(conn: Connection, ids: Sequence[int]) -> list[str]:
+    """The Patient IDs, as received, of these instances."""
+    joined = attributes.outerjoin(coercion, coercion.c.instance_id == attributes.c.instance_id)
+    query = sa.select(_original_id()).select_from(joined).where(_of(attributes, ids), _original_id() != "")
+    return list(conn.scalars(query.distinct()))
 
 
 def _original_id() -> sa.ColumnElement[str]:

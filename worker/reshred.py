@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Final
 
 from gateway.bootstrap import Gateway
+from gateway.errors import NotFound
 from gateway.hotcache import cache_of
 from gateway.index import InstanceRow
 from gateway.instance import Form, State
@@ -90,9 +92,21 @@ def _taken(gw: Gateway, row: InstanceRow, patient_id: str | None, destroyed: Map
 
 
 def _forget(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:
+    _shown_as_themselves(gw, rows, actor)
     for row in rows:
         if row.state is State.ARCHIVED:
             gw.index.set_released(row.id, actor)
         gw.index.let_go(row.digest, gw.spool.remove)
     cache_of(gw.settings).drop_instances(row.digest for row in rows)
     forget_rows(gw, rows)
+
+
+def _shown_as_themselves(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:
+    """Take back what shows other patients' objects under these identities: a shredding is refused until that is done,
+    so it was, after the backup.
+    """
+    if merges := gw.index.merges_into([row.id for row in rows]):
+        for number in merges:
+            with suppress(NotFound):  # revoked, and not taken back everywhere yet
+                gw.index.correction_revoke(number, actor)
+        gw.index.corrections_run()

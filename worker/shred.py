@@ -120,7 +120,7 @@ def finish_shreddings(gw: Gateway) -> int:
     many. Nobody could open them any more, so nothing is lost.
 
     What has a source still stays: under such a key that is for a person, whom `shred_unfinished` tells. So does what a
-    destination waits for. Raises Unavailable.
+    destination waits for, and a patient as whom others are shown by now. Raises Unavailable.
     """
     forgotten = 0
     before = gw.index.now() - QUIET
@@ -129,7 +129,8 @@ def finish_shreddings(gw: Gateway) -> int:
             gw.keys.destroy_patient_key(key_id, b"")  # the tombstone that there is stays as it is
         found = gw.index.subject([key_id], "", "")
         rows = [row for row in found.rows if row.state is State.RELEASED and row.shredded_at is None]
-        if rows := [row for row in rows if row.id not in found.unfinished]:
+        rows = [row for row in rows if row.id not in found.unfinished]
+        if rows and not gw.index.merges_into([row.id for row in found.rows]):
             gw.index.shred_begin("sweep", len(rows), "unfinished", None)
             _drop_copies(gw, rows)
             forget_rows(gw, rows)

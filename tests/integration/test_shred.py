@@ -37,6 +37,7 @@ from worker import retrieve as retrieving
 from worker.envelope import parse_envelope
 from worker.indexing import index_instance
 from worker.pipeline import Work, make_candidate, process_instance, prove, record_failure
+from worker.reshred import shred_again
 from worker.restore import exact_image, restore
 from worker.retrieve import original_bytes, retrieve
 from worker.shred import Patient, find_patient, forget_rows, shred, verify_statement
@@ -256,6 +257,27 @@ def test_the_sweep_finishes_a_run_that_was_killed_but_takes_no_source(
         assert done["finish_shreddings"] == 2
     assert all(gw.index.get(row.id).shredded_at is not None and not gw.spool.exists(row.digest) for row in rows)
     assert gw.index.alerts() == [] and gw.index.unforgotten([str(rows[0].patient_key)]) == []
+
+
+def test_nobody_is_left_shown_as_a_patient_whose_shredding_was_killed(
+    gw: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row, other = archived(gw, made_file(PATIENT, 1)), archived(gw, made_file(OTHER, 1, "Bleibt^Hier"))
+    with monkeypatch.context() as patch:
+        patch.setattr(gw.index, "forget", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            do_shred(gw)
+    gw.index.correction_add("admin", {"PatientID": PATIENT, "PatientName": NAME}, patient_id=OTHER)
+    gw.index.corrections_run()
+    monkeypatch.setattr("worker.shred.QUIET", -5.0)
+    assert sweep_once(gw)["finish_shreddings"] == 0 and gw.index.get(row.id).shredded_at is None
+    assert [alert.kind for alert in gw.index.alerts()] == ["shred-unfinished"]
+    with pytest.raises(PolicyRefused, match="show other patients"):  # that is for a person, who takes it back
+        do_shred(gw)
+    assert shred_again(gw, "rebuild") == 1  # an older database, where it was not taken back yet
+    assert gw.index.get(row.id).shredded_at is not None and gw.index.corrections() == gw.index.alerts() == []
+    assert [study["PatientName"] for study in gw.index.search("study", {})] == ["Bleibt^Hier"]
+    assert NAME not in str(gw.index.metadata(other.id)) and gw.index.get(other.id).coerced is None
 
 
 def test_what_was_forgotten_and_has_come_again_is_not_forgotten_by_who_comes_late(gw: Gateway) -> None:
