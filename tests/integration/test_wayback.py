@@ -28,6 +28,7 @@ from palimpsest.export import export_all
 from tests.fakes import take_in
 from tests.integration.test_care import archived, finish, opened, picture
 from tests.object_makers import packaged
+from tests.running import free_port
 from worker import reshred
 from worker.indexing import index_instance
 from worker.reshred import shred_again
@@ -222,6 +223,8 @@ def test_a_restore_that_was_killed_before_it_shredded_again_shows_nothing_until_
         raise KeyboardInterrupt
 
     monkeypatch.setattr("palimpsest.backup.shred_again", killed)
+    for door in ("HTTP", "DICOM", "DEMO_DESTINATION"):  # `run` looks first whether they are free
+        monkeypatch.setenv(f"PALIMPSEST_{door}_PORT", str(free_port()))
     run("restore", home.parent / "copy", "--passphrase-file", passfile, "--home", home)
     index = Index(f"sqlite:///{home / 'palimpsest.db'}")
     assert "Gone" in json.dumps(index.search("study", {}, limit=10))
