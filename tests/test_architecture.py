@@ -236,3 +236,11 @@ def test_import_does_no_io(room: str) -> None:
     code = IMPORT_PROBE.format(root=str(ROOT), names=names, banned=BANNED[room])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_sweep_starts_without_what_codes_images() -> None:
+    code = (
+        "import sys, worker.sweep; print(*({'numpy', 'numba', 'imagecodecs', 'pydicom', 'codec'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr[-2000:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gateway.errors import LeaseLost, PalimpsestError
 
@@ -31,6 +31,25 @@ class Beat:
 
 
 @contextmanager
+def _every(seconds: float, once: Callable[[], bool], over: threading.Event) -> Iterator[None]:
+    """Call `once` in a thread until it says True or the block, and with it `over`, ends. Trouble costs calls only."""
+
+    def run() -> None:
+        while not over.wait(seconds):
+            with suppress(PalimpsestError):
+                if once():
+                    return
+
+    thread = threading.Thread(target=run, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def heartbeat(beat_once: Callable[[], object], lease_seconds: float) -> Iterator[Beat]:
     """Call `beat_once` every quarter lease in a thread for as long as the block runs.
 
@@ -38,23 +57,15 @@ def heartbeat(beat_once: Callable[[], object], lease_seconds: float) -> Iterator
     """
     beat = Beat()
 
-    def run() -> None:
-        while not beat.stop.wait(lease_seconds / BEATS_PER_LEASE):
-            try:
-                beat_once()
-            except LeaseLost:
-                beat.lost.set()
-                return
-            except PalimpsestError:
-                continue
+    def once() -> bool:
+        try:
+            beat_once()
+        except LeaseLost:
+            beat.lost.set()
+        return beat.lost.is_set()
 
-    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
-    thread.start()
-    try:
+    with _every(lease_seconds / BEATS_PER_LEASE, once, beat.stop):
         yield beat
-    finally:
-        beat.stop.set()
-        thread.join()
 
 
 @contextmanager
@@ -63,27 +74,16 @@ def told_of_stop(stopping: Callable[[], bool], tell: Callable[[], object]) -> It
 
     A failing database is asked again; LeaseLost ends it.
     """
-    over = threading.Event()
 
-    def run() -> None:
-        while not over.wait(LOOK_SECONDS):
-            if not stopping():
-                continue
-            try:
-                tell()
-            except LeaseLost:
-                return
-            except PalimpsestError:
-                continue
-            return
+    def once() -> bool:
+        if not stopping():
+            return False
+        with suppress(LeaseLost):
+            tell()
+        return True
 
-    thread = threading.Thread(target=run, name="told-of-stop", daemon=True)
-    thread.start()
-    try:
+    with _every(LOOK_SECONDS, once, threading.Event()):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def backoff_seconds(attempts: int, *, base: float = BACKOFF_BASE, cap: float = BACKOFF_CAP) -> float:

@@ -10,7 +10,6 @@ import mmap
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +26,7 @@ from gateway.index_rebuild import FoundExport, FoundInstance
 from gateway.index_rows import NewInstance
 from gateway.instance import Form
 from gateway.keystate import UnknownKey
+from gateway.moment import moment
 from gateway.part10 import peek, pixel_digest
 from gateway.patientkeys import PREFIX
 from stego.errors import SealError
@@ -48,7 +48,7 @@ from worker.stegoside import open_restoration, parse_restoration_envelope, stego
 from worker.weightobject import FORMAT_NAME as WEIGHTS_FORMAT
 from worker.weightobject import needed_weights
 
-__all__ = ["TEMPORARY", "Reopened", "generation_of", "moment", "reopen"]
+__all__ = ["TEMPORARY", "Reopened", "generation_of", "reopen"]
 
 TEMPORARY: Final = "rebuilding-"  # temporary files in the run folder begin so; after a kill the sweep finds them by it
 RESTORATION: Final = {SectionType.CONTEXT, SectionType.WRAPS, SectionType.RECORD, SectionType.SIDE}
@@ -262,14 +262,6 @@ def generation_of(gw: Gateway, file_sha256: str, key_id: str | None, uid: str | 
             if envelope_uid(file_sha256, pseudonyms, key_id or "", number) == uid:
                 return age * MAX_GENERATION + number
     return 0
-
-
-def moment(text: str) -> float:
-    """Seconds since the epoch, 0 for what is no time."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _coders(sections: Sections) -> tuple[list[str], Sequence[memoryview]]:

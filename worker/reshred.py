@@ -9,13 +9,11 @@ from typing import Final
 
 from gateway.bootstrap import Gateway
 from gateway.errors import NotFound
-from gateway.hotcache import cache_of
 from gateway.index import InstanceRow
-from gateway.instance import Form, State
+from gateway.moment import moment
 from gateway.pseudonym import pseudonym_uid
-from worker.reopen import moment
 from worker.sealing import patient_label
-from worker.shred import forget_rows
+from worker.shred import forget_all, keeps_source
 
 __all__ = ["shred_again"]
 
@@ -60,7 +58,7 @@ def _sealed(gw: Gateway) -> Iterator[list[InstanceRow]]:
 
 def _kept(gw: Gateway, row: InstanceRow) -> bool:
     """Whether a shredding left it (worker/shred.py): sealed whole, the source is all there is of its image."""
-    return row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and gw.spool.exists(row.digest)
+    return keeps_source(row) and gw.spool.exists(row.digest)
 
 
 def _abandoned(gw: Gateway) -> Iterator[list[InstanceRow]]:
@@ -93,12 +91,7 @@ def _taken(gw: Gateway, row: InstanceRow, patient_id: str | None, destroyed: Map
 
 def _forget(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:
     _shown_as_themselves(gw, rows, actor)
-    for row in rows:
-        if row.state is State.ARCHIVED:
-            gw.index.set_released(row.id, actor)
-        gw.index.let_go(row.digest, gw.spool.remove)
-    cache_of(gw.settings).drop_instances(row.digest for row in rows)
-    forget_rows(gw, rows)
+    forget_all(gw, rows, actor)
 
 
 def _shown_as_themselves(gw: Gateway, rows: list[InstanceRow], actor: str) -> None:

@@ -29,11 +29,14 @@ from gateway.hotcache import cache_of
 from gateway.index import InstanceRow, Subject
 from gateway.instance import UNFINISHED, Form, State
 from gateway.keys import KeyRing
+from gateway.moment import moment
 from gateway.pseudonym import pseudonym_patient, pseudonym_uid
-from worker.reopen import moment
 from worker.sealing import patient_label
 
-__all__ = ["Patient", "ShredReport", "find_patient", "finish_shreddings", "forget_rows", "shred", "verify_statement"]
+__all__ = [
+    "Patient", "ShredReport", "find_patient", "finish_shreddings", "forget_all", "forget_rows", "keeps_source", "shred",
+    "verify_statement",
+]  # fmt: skip
 
 QUIET: Final = 900.0  # seconds after a key's destruction in which whoever destroyed it is left to go on
 
@@ -105,9 +108,7 @@ def shred(
         gw.keys.destroy_patient_key(key_id, statement)
     late, kept = _late(gw, patient, images_too=images_too)
     rows = (*subject.rows, *late)
-    _drop_copies(gw, rows)
-    forget_rows(gw, rows, patient.patient_id)
-    _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
+    forget_all(gw, rows, "shred", patient.patient_id)
     gw.index.scrub_freed()
     gw.index.shred_done(actor, len(rows), reason, patient.pseudonym, partial=bool(still_open))
     for key_id in {row.patient_key for row in kept if row.patient_key is not None}:
@@ -132,9 +133,7 @@ def finish_shreddings(gw: Gateway) -> int:
         rows = [row for row in rows if row.id not in found.unfinished]
         if rows and not gw.index.merges_into([row.id for row in found.rows]):
             gw.index.shred_begin("sweep", len(rows), "unfinished", None)
-            _drop_copies(gw, rows)
-            forget_rows(gw, rows)
-            _drop_cached(gw, rows)
+            forget_all(gw, rows, "shred")
             partial = any(row.id in found.shared for row in rows)
             gw.index.shred_done("sweep", len(rows), "unfinished", None, partial=partial)
             forgotten += len(rows)
@@ -175,8 +174,13 @@ def _late(gw: Gateway, patient: Patient, *, images_too: bool) -> tuple[list[Inst
     """
     known = {row.id for row in patient.subject.rows}
     rows = [row for row in gw.index.subject(patient.key_ids, "", "").rows if row.id not in known]
-    kept = [row for row in rows if row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED and not images_too]
+    kept = [row for row in rows if keeps_source(row) and not images_too]
     return [row for row in rows if row.state not in UNFINISHED and row not in kept], kept
+
+
+def keeps_source(row: InstanceRow) -> bool:
+    """Whether it was sealed whole and may have its source still: all there is of its image once the key is gone."""
+    return row.form is Form.PASSTHROUGH and row.state is State.ARCHIVED
 
 
 def verify_statement(data: bytes, ring: KeyRing) -> dict[str, object]:
@@ -213,6 +217,13 @@ def _canonical(document: dict[str, object]) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
 
 
+def forget_all(gw: Gateway, rows: Sequence[InstanceRow], actor: str, patient_id: str = "") -> None:
+    """Received files, restored ones, and rows, of which the digests say which files are theirs."""
+    _drop_copies(gw, rows, actor)
+    forget_rows(gw, rows, patient_id)
+    _drop_cached(gw, rows)  # again: a reader may have been at work meanwhile
+
+
 def forget_rows(gw: Gateway, rows: Sequence[InstanceRow], patient_id: str = "") -> None:
     """`Index.forget` with keyed pseudonyms for UIDs, keyed digests for digests."""
     pseudonyms = gw.keys.pseudonym_key()
@@ -224,13 +235,13 @@ def forget_rows(gw: Gateway, rows: Sequence[InstanceRow], patient_id: str = "") 
     )
 
 
-def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow]) -> None:
+def _drop_copies(gw: Gateway, rows: Sequence[InstanceRow], actor: str) -> None:
     """Received files and restored ones. A row is RELEASED before its file goes, as in the sweep."""
     for row in rows:
         if row.shredded_at is not None:
             continue
         if row.state is State.ARCHIVED:
-            gw.index.set_released(row.id, "shred")
+            gw.index.set_released(row.id, actor)
         gw.index.let_go(row.digest, gw.spool.remove)
     _drop_cached(gw, rows)
 
